@@ -1,0 +1,5 @@
+"""`python -m service` is `resnet-service`."""
+
+from service.cli import main
+
+main(prog_name="resnet-service")

@@ -1,0 +1,43 @@
+"""Wire the application: a loaded service in, a FastAPI application out."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
+from starlette.requests import ClientDisconnect
+
+from service import __version__
+from service.api import operations, predict, problems
+from service.api.middleware import CLIENT_CLOSED, Observe
+from service.api.service import Service
+
+
+def create_app(service: Service) -> FastAPI:
+    """Build the application; its lifespan warms the engine up and closes it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.engine.start()
+        yield
+        await service.engine.close(timeout_s=1.0)  # the server has drained: only a stuck batch is left
+
+    app = FastAPIOffline(
+        title="resnet-service",
+        version=__version__,
+        summary="Classify pictures: POST one to /predict.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(predict.router)
+    app.include_router(operations.router)
+    problems.install(app)
+    app.add_exception_handler(ClientDisconnect, _client_is_gone)
+    app.add_middleware(Observe, metrics=service.metrics, access_log=service.settings.access_log)
+    return app
+
+
+async def _client_is_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED)  # for the log and the metrics; nobody reads it

@@ -1,0 +1,157 @@
+"""POST /predict and /predict/batch: pictures in, classes out."""
+
+import asyncio
+import time
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from service import errors
+from service.api import problems
+from service.api.disconnect import while_connected
+from service.api.schemas import BatchItem, Predicted, PredictedBatch, Prediction, Timing
+from service.api.service import Service, ServiceDep
+from service.api.uploads import Limits, Part, read_pictures
+from service.engine import Classification
+
+router = APIRouter(tags=["predict"])
+
+_PICTURE: Final = {"type": "string", "format": "binary", "contentMediaType": "image/*"}
+_REFUSED: Final = (
+    errors.InvalidRequest,
+    errors.InvalidImage,
+    errors.UnsupportedMedia,
+    errors.PayloadTooLarge,
+    errors.ReadTimeout,
+)
+_FAILED: Final = (errors.Overloaded, errors.DeadlineExceeded, errors.NotReady, errors.InferenceFailed)
+
+TopK = Annotated[
+    int | None,
+    Query(
+        ge=1,
+        description="How many classes, at most as many as the model has; by default the service's choice.",
+    ),
+]
+
+
+def _form(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"schema": {"type": "object", "required": ["file"], "properties": {"file": schema}}}
+
+
+@router.post(
+    "/predict",
+    response_model=Predicted,
+    summary="Classify one picture",
+    responses=problems.responses(*_REFUSED, *_FAILED),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": _form(_PICTURE), "image/*": {"schema": _PICTURE}},
+        }
+    },
+)
+async def predict(request: Request, service: ServiceDep, top_k: TopK = None) -> Response:
+    """Send the picture as the form field `file`, or as the whole body with an image/* content type.
+
+    JPEG, PNG, WebP, GIF (first frame), BMP and TIFF; upright by EXIF orientation.
+    """
+    started = time.perf_counter()
+    pictures = await _read(request, service)
+    read_s = time.perf_counter() - started
+    if len(pictures) > 1:
+        raise errors.InvalidRequest(f"/predict takes one picture, got {len(pictures)}; use /predict/batch")
+    result = await while_connected(request, _classify(service, pictures[0], top_k))
+    total_s = time.perf_counter() - started
+    body = Predicted(
+        predictions=_predictions(result),
+        model=service.engine.model.name,
+        device=service.engine.runtime.device,
+        timing_ms=_timing(result, total_s),
+    )
+    stages = {
+        "read": read_s,
+        "decode": result.decode_s,
+        "queue": result.queue_s,
+        "device": result.device_s,
+        "total": total_s,
+    }
+    server_timing = ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in stages.items())
+    return _json(body, {"Server-Timing": server_timing})
+
+
+@router.post(
+    "/predict/batch",
+    response_model=PredictedBatch,
+    summary="Classify several pictures",
+    responses=problems.responses(
+        errors.InvalidRequest, errors.UnsupportedMedia, errors.PayloadTooLarge, errors.ReadTimeout
+    ),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": _form({"type": "array", "items": _PICTURE})},
+        }
+    },
+)
+async def predict_batch(request: Request, service: ServiceDep, top_k: TopK = None) -> Response:
+    """Send each picture as a form field `file`; each is answered in order, with its own error if need be."""
+    started = time.perf_counter()
+    pictures = await _read(request, service)
+    results = await while_connected(request, _items(service, pictures, top_k, started))
+    body = PredictedBatch(
+        results=results, model=service.engine.model.name, device=service.engine.runtime.device
+    )
+    return _json(body)
+
+
+async def _read(request: Request, service: Service) -> list[Part]:
+    settings = service.settings
+    limits = Limits(int(settings.max_upload_mb * 1e6), settings.max_files, settings.read_timeout_s)
+    with service.metrics.stage_seconds.labels("read").time():
+        return await read_pictures(request, limits)
+
+
+async def _classify(service: Service, picture: Part, top_k: int | None) -> Classification:
+    deadline = asyncio.get_running_loop().time() + service.settings.request_timeout_s
+    if top_k is None:
+        top_k = min(service.settings.top_k, len(service.engine.model.labels))
+    return await service.engine.classify(picture.data, top_k, deadline)
+
+
+async def _items(
+    service: Service, pictures: list[Part], top_k: int | None, started: float
+) -> list[BatchItem]:
+    return await asyncio.gather(*(_item(service, picture, top_k, started) for picture in pictures))
+
+
+async def _item(service: Service, picture: Part, top_k: int | None, started: float) -> BatchItem:
+    try:
+        result = await _classify(service, picture, top_k)
+    except errors.ServiceError as error:
+        return BatchItem(filename=picture.filename, error=problems.problem_of(error))
+    return BatchItem(
+        filename=picture.filename,
+        predictions=_predictions(result),
+        timing_ms=_timing(result, time.perf_counter() - started),
+    )
+
+
+def _predictions(result: Classification) -> list[Prediction]:
+    return [
+        Prediction(class_id=ranked.class_id, label=ranked.label, probability=ranked.probability)
+        for ranked in result.ranking
+    ]
+
+
+def _timing(result: Classification, total_s: float) -> Timing:
+    decode, queue, device, total = (
+        round(seconds * 1e3, 3) for seconds in (result.decode_s, result.queue_s, result.device_s, total_s)
+    )
+    return Timing(decode=decode, queue=queue, device=device, total=total)
+
+
+def _json(body: Predicted | PredictedBatch, headers: dict[str, str] | None = None) -> Response:
+    """Serialise once; returned as a model, FastAPI would validate it again first."""
+    return Response(body.model_dump_json(exclude_none=True), headers=headers, media_type="application/json")

@@ -1,0 +1,137 @@
+"""Errors over HTTP: one table from error to status, one body shape (RFC 9457), and who writes it."""
+
+import asyncio
+import math
+import re
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from service import errors
+from service.api.schemas import Problem
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+STATUS: Final[dict[type[errors.ServiceError], int]] = {
+    errors.InvalidRequest: 422,
+    errors.InvalidImage: 422,
+    errors.UnsupportedMedia: 415,
+    errors.PayloadTooLarge: 413,
+    errors.ReadTimeout: 408,
+    errors.Busy: 409,
+    errors.Overloaded: 429,
+    errors.DeadlineExceeded: 504,
+    errors.NotReady: 503,
+    errors.InferenceFailed: 500,
+}
+
+_NOT_READY_RETRY_S: Final = 2
+# How long, and how much, a refused upload is still read, so that the client reads the answer instead of
+# finding its connection reset.
+_LINGER_S: Final = 2.0
+_LINGER_BYTES: Final = 64 * 2**20
+
+
+def status_of(error: errors.ServiceError) -> int:
+    """Return the status for an error: its own, or that of the nearest class above it."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+
+
+def problem_of(error: errors.ServiceError) -> Problem:
+    """Describe an error of the service's own tree; its message was written for the caller."""
+    status = status_of(error)
+    kind = next((kind for kind in type(error).__mro__ if kind in STATUS), errors.InferenceFailed)
+    words = re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
+    return Problem(
+        type=f"urn:resnet-service:problem:{words}",
+        title=words.replace("-", " ").capitalize(),
+        status=status,
+        detail=str(error),
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make every error that leaves a route a problem, the framework's own included."""
+    app.add_exception_handler(errors.ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """Describe for OpenAPI the answers that these errors become."""
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    described: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        text = (kind.__doc__ or "").splitlines()[0].split(":")[0].rstrip(".")
+        earlier = described.get(STATUS[kind])
+        description = f"{earlier['description']}; or: {text}" if earlier else text
+        described[STATUS[kind]] = {"description": description, "content": {MEDIA_TYPE: schema}}
+        if kind in (errors.Overloaded, errors.NotReady):
+            described[STATUS[kind]]["headers"] = {
+                "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
+            }
+    return described
+
+
+async def _service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.ServiceError)
+    response = _respond(problem_of(error))
+    if isinstance(error, errors.Overloaded):
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, errors.NotReady):
+        response.headers["Retry-After"] = str(_NOT_READY_RETRY_S)
+    return response
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return _respond(problem_of(errors.InvalidRequest(details)))
+
+
+async def _http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    problem = Problem(type="about:blank", title=title, status=error.status_code, detail=str(error.detail))
+    response = _respond(problem)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unexpected(_: Request, __: Exception) -> Response:
+    # Starlette raises it again after this answer, so the server logs it with its traceback.
+    return _respond(problem_of(errors.InferenceFailed("an unexpected error; the log has its traceback")))
+
+
+def _respond(problem: Problem) -> Response:
+    kind = _RefusedUpload if problem.status in (408, 413) else Response
+    return kind(problem.model_dump_json(exclude_none=True), problem.status, media_type=MEDIA_TYPE)
+
+
+class _RefusedUpload(Response):
+    """Answer while the client may still be sending: reads on for a moment, then closes the connection.
+
+    Closing at once would reset the connection with the answer unread; nginx's lingering_close does the same.
+    """
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        self.headers["Connection"] = "close"
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": bytes(self.body), "more_body": True})
+        discarded = 0
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while discarded < _LINGER_BYTES:
+                    message = await receive()
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        break
+                    discarded += len(message.get("body", b""))
+        except TimeoutError:
+            pass  # it had its moment
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,100 @@
+"""Run the application under uvicorn, and end it without losing what was accepted."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from typing import Final
+
+import structlog
+import uvicorn
+
+from service.api.app import create_app
+from service.api.service import Service
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
+
+# After SIGTERM, bytes already on their way to an open connection still become a request that is answered.
+_LINGER_S: Final = 0.5
+_CLOSING_S: Final = 2.0
+"""Kept from the drain timeout for the steps after the last request."""
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's server that says where it listens, ends with the engine, and drains without resets.
+
+    On SIGTERM it stops listening and stops being ready, and lets each open connection finish the request it
+    is in or about to send; only then are idle connections closed.
+    """
+
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._service = service
+        self.failed = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say where."""
+        await super().startup(sockets)
+        engine = self._service.engine
+        for server in self.servers:
+            for listener in server.sockets:
+                host, port = listener.getsockname()[:2]
+                shown = f"[{host}]" if ":" in host else host
+                _log.info(
+                    "serving",
+                    url=f"http://{shown}:{port}",
+                    model=engine.model.name,
+                    device=engine.runtime.device,
+                    precision=engine.runtime.precision,
+                )
+
+    async def on_tick(self, counter: int) -> bool:
+        """End the server once the engine has failed for good."""
+        failure = self._service.engine.failure
+        if failure is not None:
+            _log.critical("the engine has failed; ending", exc_info=failure)
+            self.failed = True
+            return True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain: see the class."""
+        _log.info("draining", connections=len(self.server_state.connections))
+        self._service.engine.begin_drain()
+        for server in self.servers:
+            server.close()
+        # Any answer from now on asks its client to open a new connection, elsewhere.
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        await asyncio.sleep(_LINGER_S)
+        await super().shutdown(sockets)
+
+
+def run(service: Service) -> int:
+    """Serve until a signal ends it; return the exit status: 0, or 1 where the engine or the socket failed."""
+    settings = service.settings
+    config = uvicorn.Config(
+        create_app(service),
+        host=settings.host,
+        port=settings.port,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s - _LINGER_S - _CLOSING_S)),
+    )
+    server = Server(service, config)
+    # Uvicorn raises the signals it handled again when it has ended; by then they have been obeyed.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        server.run()
+    except SystemExit:
+        return 1  # uvicorn has logged why: the port is taken, say
+    _log.info("stopped")
+    if service.engine.busy:
+        # Python would wait for the device's thread, which may never return.
+        logging.shutdown()
+        os._exit(1)
+    return 1 if server.failed else 0

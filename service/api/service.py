@@ -1,0 +1,54 @@
+"""What one process serves, and how routes get at it."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from service import hardware, models
+from service.engine import Engine
+from service.metrics import Metrics
+from service.runtimes.pytorch import TorchRuntime
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Service:
+    """A loaded model with its settings and metrics, for the life of the process."""
+
+    settings: Settings
+    engine: Engine
+    metrics: Metrics
+    bench_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+def load(settings: Settings) -> Service:
+    """Load the model onto the device, as the settings say; this may download, and may take seconds.
+
+    Raises ModelUnavailable or DeviceUnavailable with a message for people.
+    """
+    device = hardware.choose_device(settings.device)
+    precision = hardware.choose_precision(device, settings.precision)
+    model = models.load(settings.model, settings.weights)
+    runtime = TorchRuntime(model.network, model.preprocessing, device, precision, settings.model_threads)
+    metrics = Metrics()
+    engine = Engine(
+        model,
+        runtime,
+        metrics,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        max_wait_s=settings.max_wait_ms / 1e3,
+        max_pixels=int(settings.max_pixels_mp * 1e6),
+        decode_threads=settings.decode_threads,
+        stall_timeout_s=settings.stall_timeout_s,
+    )
+    return Service(settings, engine, metrics)
+
+
+def _of_request(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+ServiceDep = Annotated[Service, Depends(_of_request)]

@@ -1,0 +1,144 @@
+"""Read pictures out of a request body, within limits, in memory.
+
+A body over its limit is refused while it is being read, not after; nothing goes to a temporary file.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.errors import InvalidRequest, PayloadTooLarge, ReadTimeout, UnsupportedMedia
+
+FIELD: Final = "file"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on one request: its body in bytes, its parts, and the seconds the client has to send it."""
+
+    max_bytes: int
+    max_parts: int
+    timeout_s: float
+
+
+@dataclass
+class Part:
+    """One part of a form: its field's name, the client's file name (never opened), and its bytes."""
+
+    name: str = ""
+    filename: str | None = None
+    data: bytearray = field(default_factory=bytearray)
+
+
+async def read_pictures(request: Request, limits: Limits) -> list[Part]:
+    """Return the `file` parts of a form, or the one picture that is the whole body.
+
+    Raises PayloadTooLarge, ReadTimeout, UnsupportedMedia for another content type and InvalidRequest for a
+    malformed form or one without a `file` part; ClientDisconnect where the client hangs up.
+    """
+    content_type, options = parse_options_header(request.headers.get("content-type"))
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            if content_type == b"multipart/form-data":
+                parts = await _read_form(request, options.get(b"boundary", b""), limits)
+            elif content_type.startswith(b"image/") or content_type == b"application/octet-stream":
+                parts = [await _read_raw(request, limits)]
+            else:
+                raise UnsupportedMedia(
+                    f"send multipart/form-data with the field {FIELD!r}, or a picture as an image/* body"
+                )
+    except TimeoutError as error:
+        raise ReadTimeout(f"the request was not sent within {limits.timeout_s:g} s") from error
+    pictures = [part for part in parts if part.name == FIELD]
+    if not pictures:
+        found = ", ".join(sorted({repr(part.name) for part in parts})) or "no fields"
+        raise InvalidRequest(f"the form needs the field {FIELD!r}; it has {found}")
+    return pictures
+
+
+async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
+    too_large = PayloadTooLarge(f"the request is larger than {limits.max_bytes:,} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared) > limits.max_bytes:
+        raise too_large
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limits.max_bytes:
+            raise too_large
+        yield chunk
+
+
+async def _read_raw(request: Request, limits: Limits) -> Part:
+    part = Part(name=FIELD)
+    async for chunk in _chunks(request, limits):
+        part.data += chunk
+    return part
+
+
+async def _read_form(request: Request, boundary: bytes, limits: Limits) -> list[Part]:
+    if not boundary:
+        raise InvalidRequest("the content type multipart/form-data lacks its boundary")
+    form = _Form(limits.max_parts)
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": form.begin_part,
+                "on_part_data": form.add_data,
+                "on_header_field": form.add_header_name,
+                "on_header_value": form.add_header_value,
+                "on_header_end": form.end_header,
+                "on_end": form.end,
+            },
+        )
+        async for chunk in _chunks(request, limits):
+            parser.write(chunk)
+        parser.finalize()
+    except FormParserError as error:
+        raise InvalidRequest(f"the form is malformed: {error}") from error
+    if not form.complete:
+        raise InvalidRequest("the form is empty or cut off before its closing boundary")
+    return form.parts
+
+
+class _Form:
+    """Collects what the parser calls back with."""
+
+    def __init__(self, max_parts: int) -> None:
+        self.parts: list[Part] = []
+        self.complete = False
+        self._max_parts = max_parts
+        self._header = bytearray()
+        self._value = bytearray()
+
+    def begin_part(self) -> None:
+        if len(self.parts) == self._max_parts:
+            raise PayloadTooLarge(f"the form has more than {self._max_parts} parts")
+        self.parts.append(Part())
+
+    def add_data(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1].data += data[start:end]
+
+    def add_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def add_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            _, options = parse_options_header(bytes(self._value))
+            self.parts[-1].name = options.get(b"name", b"").decode("utf-8", "replace")
+            if b"filename" in options:
+                self.parts[-1].filename = options[b"filename"].decode("utf-8", "replace")
+        self._header.clear()
+        self._value.clear()
+
+    def end(self) -> None:
+        self.complete = True

@@ -1,0 +1,255 @@
+"""The way of one picture: decode -> micro-batcher -> runtime -> answer.
+
+Owns the threads: a bounded pool that decodes, and the one thread that talks to the device. Knows no HTTP.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import structlog
+
+from service import __version__, hardware, images
+from service.batching import MicroBatcher
+from service.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidImage,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    PayloadTooLarge,
+    ServiceError,
+    UnsupportedMedia,
+)
+from service.images import Crop
+from service.metrics import Metrics
+from service.models import Model
+from service.runtimes import Runtime, TopK
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
+
+_OUTCOMES: Final[dict[type[ServiceError], str]] = {
+    InvalidRequest: "invalid",
+    InvalidImage: "invalid",
+    UnsupportedMedia: "invalid",
+    PayloadTooLarge: "invalid",
+    Overloaded: "rejected",
+    NotReady: "rejected",
+    DeadlineExceeded: "expired",
+}
+
+
+class _Job(NamedTuple):
+    crop: Crop
+    top_k: int
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One class of an answer: its index, its label and its probability (0..1)."""
+
+    class_id: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A picture's best classes, best first, and the seconds of each stage it went through."""
+
+    ranking: tuple[Ranked, ...]
+    decode_s: float
+    queue_s: float
+    device_s: float
+
+
+class Engine:
+    """Serves one model on one device, from `start` to `close`, on one event loop."""
+
+    def __init__(
+        self,
+        model: Model,
+        runtime: Runtime,
+        metrics: Metrics,
+        *,
+        max_batch: int = 32,
+        max_queue: int = 256,
+        max_wait_s: float = 0.0,
+        max_pixels: int = images.DEFAULT_MAX_PIXELS,
+        decode_threads: int | None = None,
+        stall_timeout_s: float = 60.0,
+    ) -> None:
+        self.model = model
+        self.runtime = runtime
+        self._metrics = metrics
+        self._max_pixels = max_pixels
+        self._stall_timeout_s = stall_timeout_s
+        self._closing = False
+        self._starting: asyncio.Task[None] | None = None
+        self._decoders = ThreadPoolExecutor(decode_threads or hardware.cores(), "decode")
+        self._device = ThreadPoolExecutor(1, "device")
+        self._latest: Future[TopK] | None = None
+        self._batcher: MicroBatcher[_Job, TopK] = MicroBatcher(
+            [self._run_batch],
+            max_batch=max_batch,
+            max_queue=max_queue,
+            max_wait_s=max_wait_s,
+            on_failure=_log_failure,
+        )
+        size = model.preprocessing.crop
+        noise = np.random.default_rng(0)
+        self._synthetic = noise.integers(0, 256, (max_batch, size, size, 3), dtype=np.uint8)
+        metrics.queue_depth.set_function(lambda: self._batcher.depth)
+        metrics.ready.set_function(lambda: self.ready)
+        metrics.device_memory.set_function(lambda: runtime.memory_bytes() or 0)
+        info = (model.name, runtime.device, runtime.precision, runtime.name, __version__)
+        metrics.model_info.labels(*info).set(1)
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch given to the device."""
+        return self._batcher.max_batch
+
+    @property
+    def ready(self) -> bool:
+        """Whether pictures are accepted: warmed up, not closing, not failed."""
+        return self._warm and not self._closing and self.failure is None
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What has stopped the engine for good: a failed warm-up or a failed device; else None."""
+        if self._starting is not None and self._starting.done() and not self._starting.cancelled():
+            return self._starting.exception() or self._batcher.failure
+        return self._batcher.failure
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a batch has been on the device for longer than the stall timeout."""
+        return self._batcher.running_for_s > self._stall_timeout_s
+
+    @property
+    def busy(self) -> bool:
+        """Whether the device's thread still has work, after `close` a batch that does not end."""
+        return self._latest is not None and not self._latest.done()
+
+    @property
+    def _warm(self) -> bool:
+        return self._starting is not None and self._starting.done()
+
+    def start(self) -> None:
+        """Begin to warm up in the background; `ready` says when pictures are accepted."""
+        self._starting = asyncio.create_task(self._start())
+
+    async def classify(
+        self, data: bytes | bytearray, top_k: int, deadline: float | None = None
+    ) -> Classification:
+        """Classify one encoded picture; `deadline` is on the event loop's clock.
+
+        Raises what `service.images.decode` and `MicroBatcher.submit` raise, and InvalidRequest for a `top_k`
+        outside 1 to the number of classes.
+        """
+        with self._outcome():
+            if not 1 <= top_k <= len(self.model.labels):
+                raise InvalidRequest(f"top_k must be from 1 to {len(self.model.labels)}, got {top_k}")
+            # Before decoding: what will be refused costs nothing, and what is decoded is not refused.
+            with self._batcher.reserve(deadline) as place, self._metrics.in_flight.track_inprogress():
+                started = time.perf_counter()
+                crop = await self._decode(data, deadline)
+                decode_s = time.perf_counter() - started
+                answer = await place.submit(_Job(crop, top_k))
+            observe = self._metrics.stage_seconds.labels
+            observe("decode").observe(decode_s)
+            observe("queue").observe(answer.queue_s)
+            observe("device").observe(answer.run_s)
+            ranking = self._rank(answer.result, top_k)
+            return Classification(ranking, decode_s, answer.queue_s, answer.run_s)
+
+    async def run_synthetic(self, batch_size: int) -> None:
+        """Run one batch of noise through the device thread, between the batches of requests."""
+        await self._on_device(list(self._synthetic[:batch_size]), 1)
+
+    def begin_drain(self) -> None:
+        """Stop being ready, so that load balancers go elsewhere; requests are still answered."""
+        self._closing = True
+
+    async def close(self, timeout_s: float) -> None:
+        """Refuse new pictures, answer those accepted, and return within `timeout_s` seconds."""
+        self._closing = True
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+        await self._batcher.close(timeout_s)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._device.shutdown(wait=False, cancel_futures=True)
+
+    async def _start(self) -> None:
+        started = time.perf_counter()
+        # Sizes in between cost nothing more: after 1 and 2, a first batch of 3 is as fast as a second.
+        sizes = [1]
+        while sizes[-1] < self.max_batch:
+            sizes.append(min(2 * sizes[-1], self.max_batch))
+        for size in sizes:
+            await self.run_synthetic(size)
+        self._batcher.start()
+        _log.info("ready", warmed_batches=sizes, seconds=round(time.perf_counter() - started, 2))
+
+    async def _decode(self, data: bytes | bytearray, deadline: float | None) -> Crop:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await loop.run_in_executor(
+                    self._decoders, images.decode, data, self.model.preprocessing, self._max_pixels
+                )
+        except TimeoutError as error:
+            raise DeadlineExceeded("the picture was not decoded before the deadline") from error
+
+    async def _run_batch(self, jobs: list[_Job]) -> list[TopK]:
+        self._metrics.batch_size.observe(len(jobs))
+        best = await self._on_device([job.crop for job in jobs], max(job.top_k for job in jobs))
+        return [
+            TopK(ids, probabilities)
+            for ids, probabilities in zip(best.class_ids, best.probabilities, strict=True)
+        ]
+
+    async def _on_device(self, crops: list[Crop], k: int) -> TopK:
+        self._latest = self._device.submit(self.runtime.run, crops, k)
+        return await asyncio.wrap_future(self._latest)
+
+    def _rank(self, best: TopK, top_k: int) -> tuple[Ranked, ...]:
+        ids, probabilities = best.class_ids[:top_k].tolist(), best.probabilities[:top_k].tolist()
+        if not all(map(math.isfinite, probabilities)):
+            raise InferenceFailed("the network's answer is not a number; try --precision fp32")
+        return tuple(
+            Ranked(class_id, self.model.labels[class_id], probability)
+            for class_id, probability in zip(ids, probabilities, strict=True)
+        )
+
+    @contextmanager
+    def _outcome(self) -> Iterator[None]:
+        """Count the picture by how it ended."""
+        outcome = "failed"
+        try:
+            yield
+            outcome = "ok"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except ServiceError as error:
+            outcome = _OUTCOMES.get(type(error), "failed")
+            if isinstance(error, Overloaded):
+                self._metrics.rejected.labels(error.reason).inc()
+            elif isinstance(error, NotReady):
+                self._metrics.rejected.labels("not_ready").inc()
+            raise
+        finally:
+            self._metrics.images.labels(outcome).inc()
+
+
+def _log_failure(error: BaseException, batch_size: int) -> None:
+    _log.error("batch failed", batch_size=batch_size, exc_info=error)

@@ -1,0 +1,90 @@
+"""Every error the service raises on purpose.
+
+ServiceError
+├── InvalidRequest        the request is not what the API describes
+├── InvalidImage          the bytes are a known picture format, but broken or empty
+├── UnsupportedMedia      the bytes are no picture format the service reads
+├── PayloadTooLarge       too many bytes, pixels or parts
+├── ReadTimeout           the client took too long to send its request
+├── Busy                  the one thing of its kind is already running
+├── Overloaded            the queue is full, or the deadline cannot be met; carries retry_after_s
+├── DeadlineExceeded      accepted, but no answer before the deadline
+├── NotReady              starting, draining or closed
+├── ModelUnavailable      the model cannot be had; stops the start
+├── DeviceUnavailable     the device or precision asked for is not there; stops the start
+└── InferenceFailed       the model or the device failed on accepted work
+    ├── DeviceOutOfMemory     the batch did not fit; a smaller one may
+    └── DeviceFailed          the device will not recover within this process
+
+Nothing here knows HTTP: `service.api.problems` holds the one table from error to status.
+"""
+
+from typing import Literal
+
+
+class ServiceError(Exception):
+    """The root of the tree; its message is written for the caller and holds no internals."""
+
+
+class InvalidRequest(ServiceError):
+    """The request is not what the API describes."""
+
+
+class InvalidImage(ServiceError):
+    """The bytes start like a known picture format but cannot be decoded."""
+
+
+class UnsupportedMedia(ServiceError):
+    """The bytes are no picture format the service reads."""
+
+
+class PayloadTooLarge(ServiceError):
+    """The upload has too many bytes, pixels or parts."""
+
+
+class ReadTimeout(ServiceError):
+    """The client took too long to send its request."""
+
+
+class Busy(ServiceError):
+    """Something of which one may run at a time is running."""
+
+
+class Overloaded(ServiceError):
+    """Refused at once: `reason` is "queue_full" or "deadline" (it cannot be met).
+
+    `retry_after_s` is when the work now waiting should be done, in seconds, at the measured rate.
+    """
+
+    def __init__(self, message: str, reason: Literal["queue_full", "deadline"], retry_after_s: float) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ServiceError):
+    """Accepted, but not answered before its deadline."""
+
+
+class NotReady(ServiceError):
+    """The service is starting, draining or closed."""
+
+
+class ModelUnavailable(ServiceError):
+    """The model cannot be had; the message names the ways out."""
+
+
+class DeviceUnavailable(ServiceError):
+    """The device or precision asked for is not to be had on this machine."""
+
+
+class InferenceFailed(ServiceError):
+    """The model or the device failed on accepted work."""
+
+
+class DeviceOutOfMemory(InferenceFailed):
+    """The batch did not fit into the device's memory; a smaller one may."""
+
+
+class DeviceFailed(InferenceFailed):
+    """The device failed in a way that only a new process can mend."""

@@ -1,0 +1,68 @@
+"""Every Prometheus metric of the service, on a registry of its own.
+
+Names are a contract with dashboards and alerts. Base units: seconds and bytes.
+"""
+
+from functools import partial
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+# From a decoded thumbnail (1 ms) to the default deadline (30 s).
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_PICTURES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """One set of metrics; a process has one for each application it serves."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+
+        self.request_seconds = histogram(
+            "inference_request_seconds",
+            "Time from a request's head to the end of its answer.",
+            ("route", "method", "status"),
+            buckets=_SECONDS,
+        )
+        self.stage_seconds = histogram(
+            "inference_stage_seconds",
+            "Time of one stage: read (of a request), decode, queue, device (of a picture).",
+            ("stage",),
+            buckets=_SECONDS,
+        )
+        self.batch_size = histogram("inference_batch_size", "Pictures in a device batch.", buckets=_PICTURES)
+        self.queue_depth = gauge("inference_queue_depth", "Pictures that wait for the device.")
+        self.in_flight = gauge("inference_in_flight", "Pictures accepted and not yet answered.")
+        self.images = counter(
+            "inference_images_total",
+            "Pictures by outcome: ok, invalid, rejected, failed, expired, cancelled.",
+            ("outcome",),
+        )
+        self.rejected = counter(
+            "inference_rejected_total",
+            "Pictures refused before any work: queue_full, deadline, not_ready.",
+            ("reason",),
+        )
+        self.ready = gauge("inference_ready", "1 while /readyz says yes.")
+        self.model_info = gauge(
+            "inference_model_info",
+            "1, with what is served as labels.",
+            ("model", "device", "precision", "runtime", "version"),
+        )
+        self.device_memory = gauge(
+            "inference_device_memory_bytes", "Bytes held on the device; 0 on the CPU, which has no own."
+        )

@@ -1,0 +1,126 @@
+"""What is served: a network with its weights, its labels and its preprocessing.
+
+`load` is the one door: a torchvision name, a checkpoint's path, or `bundled`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from service.errors import ModelUnavailable
+from service.images import Preprocessing
+from service.models import catalog, checkpoint, weights
+from service.models.networks import NETWORKS
+
+BUNDLED: Final = "bundled"
+_BUNDLED_FILE: Final = "cifar10.safetensors"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier ready to be put on a device: fp32, on the CPU, in eval mode.
+
+    `network` takes [N, 3, S, S] normalised float, S = preprocessing.crop, and gives logits
+    [N, len(labels)]. `source` says where the weights come from.
+    """
+
+    name: str
+    network: nn.Module
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    source: str
+
+
+def load(name: str, weights_source: str | None = None) -> Model:
+    """Load the model called `name`: a torchvision classifier, a checkpoint's path, or "bundled".
+
+    `weights_source`, for torchvision names only, replaces the published weights: a path, an http(s)
+    URL or the name of another published set (IMAGENET1K_V1). Raises ModelUnavailable with a message that
+    names the ways out.
+    """
+    try:
+        model = _load(name, weights_source)
+        _check_output(model)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(f"cannot load the model {name!r}: {error}\n{_ways_out(name)}") from error
+    return model
+
+
+def _load(name: str, weights_source: str | None) -> Model:
+    if name in catalog.names():
+        return _from_torchvision(name, weights_source)
+    if weights_source is not None:
+        raise ModelUnavailable(f"weights can be given for torchvision's networks only, and {name!r} is none")
+    if name == BUNDLED:
+        with resources.as_file(resources.files(__name__) / "bundled" / _BUNDLED_FILE) as path:
+            return _from_checkpoint(name, path)
+    path = Path(name).expanduser()
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return _from_checkpoint(path.stem, path)
+    close = get_close_matches(name, [BUNDLED, *catalog.names()], n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise ModelUnavailable(f"no torchvision classifier and no file has this name{hint}")
+
+
+def _from_torchvision(name: str, weights_source: str | None) -> Model:
+    if weights_source is None or weights_source in catalog.published(name):
+        entry = catalog.entry(name, weights_source)
+        network, source = entry.download(), entry.url
+    else:
+        entry = catalog.entry(name)
+        network, source = entry.build(), weights_source
+        _fill(network, weights.read_state(weights_source), name)
+    return Model(name, network.eval(), entry.labels, entry.preprocessing, source)
+
+
+def _from_checkpoint(name: str, path: Path) -> Model:
+    trained = checkpoint.load(path)
+    if trained.network in NETWORKS:
+        network = NETWORKS[trained.network](len(trained.labels))
+    elif trained.network in catalog.names():
+        network = catalog.entry(trained.network).build(len(trained.labels))
+    else:
+        raise ModelUnavailable(f"{path} holds a network {trained.network!r} that this version does not know")
+    _fill(network, trained.state, trained.network)
+    return Model(name, network.eval(), trained.labels, trained.preprocessing, path.name)
+
+
+def _fill(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        shown = " ".join(" ".join(reasons[:3])[:500].split())
+        raise ModelUnavailable(f"these weights do not fit {name}: {shown}") from error
+
+
+@torch.inference_mode()
+def _check_output(model: Model) -> None:
+    size = model.preprocessing.crop
+    try:
+        output = model.network(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:
+        raise ModelUnavailable(f"the network cannot run on a picture of {size}x{size}: {error}") from error
+    if output.shape != (1, len(model.labels)):
+        raise ModelUnavailable(f"it answers {list(output.shape)} for {len(model.labels)} labels")
+
+
+def _ways_out(name: str) -> str:
+    ways = [
+        "--model bundled serves the model that ships with the package and needs no download",
+        "--model FILE.safetensors serves a checkpoint of this project's trainer",
+    ]
+    if name in catalog.names():
+        file_name = Path(catalog.entry(name).url).name
+        ways += [
+            "--weights FILE or URL takes the weights from there",
+            f"or put {file_name} into {weights.cache_folder()}",
+            "behind a proxy, set HTTPS_PROXY",
+        ]
+    return "Ways out:\n" + "\n".join(f"  - {way}" for way in ways)

@@ -1,0 +1,61 @@
+"""Networks for small pictures (32x32) that torchvision does not have.
+
+They live beside the loader, not in `training`, because a checkpoint names its network and serving
+must be able to build it without importing the trainer.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+
+class CifarResNet(nn.Module):
+    """A ResNet for 32x32 pictures: 3x3 first convolution, no max-pooling, four stages of BasicBlock.
+
+    The change to the stem is that of He et al. (2016), section 4.2; the four stages and the
+    module names (conv1, layer1 .. layer4, fc) are those of torchvision's ResNet. With two blocks
+    a stage and width 64 it has 11,173,962 parameters for 10 classes.
+
+    Takes [N, 3, H, W] float, gives logits [N, classes].
+    """
+
+    def __init__(self, classes: int, blocks: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(width, width, blocks, stride=1)
+        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.layer4 = _stage(4 * width, 8 * width, blocks, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, 3, H, W] -> logits [N, classes]."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
+
+
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    downsample = None
+    if stride != 1 or inputs != outputs:
+        downsample = nn.Sequential(
+            nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+    first = BasicBlock(inputs, outputs, stride, downsample)
+    return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(blocks - 1)))
+
+
+NETWORKS: Final[dict[str, Callable[[int], nn.Module]]] = {
+    "cifar-resnet10": partial(CifarResNet, blocks=1, width=32),
+    "cifar-resnet18": partial(CifarResNet, blocks=2, width=64),
+}
+"""Name in a checkpoint -> builder that takes the number of classes."""

@@ -1,0 +1,99 @@
+"""Run a network with PyTorch itself: batch norm folded, channels last, in the precision given."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from service.errors import DeviceFailed, DeviceOutOfMemory
+from service.hardware import Precision
+from service.images import Crop, Preprocessing
+from service.runtimes import TopK
+
+_DTYPES: Final = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_OUT_OF_MEMORY: Final = ("can't allocate memory", "out of memory")
+
+
+class TorchRuntime:
+    """A network on one device, from construction to the end of the process."""
+
+    name: str = "torch"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        precision: Precision,
+        threads: int | None = None,
+    ) -> None:
+        self.device = str(device)
+        self.precision: str = precision
+        self._device = device
+        self._dtype = _DTYPES[precision]
+        self._threads = threads
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+            torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        with _translated_errors():
+            # Folded in fp32 before the weights are rounded: batch norm's own statistics never are.
+            folded = fuse(copy.deepcopy(network).eval())
+            self._network = folded.to(device, self._dtype).to(memory_format=torch.channels_last)
+            # The pictures are 0..255, so mean and std, which are for 0..1, are scaled up instead.
+            self._mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1) * 255
+            self._std = torch.tensor(preprocessing.std, device=device).view(3, 1, 1) * 255
+
+    @torch.inference_mode()
+    def run(self, crops: Sequence[Crop], k: int) -> TopK:
+        """Classify a batch: see `Runtime.run`."""
+        if self._threads is not None:
+            # Here, not in __init__: OpenMP keeps the number for each calling thread.
+            torch.set_num_threads(self._threads)
+        with _translated_errors():
+            probabilities = self._forward(np.stack(crops)).softmax(1)
+            best = probabilities.topk(k)
+            return TopK(best.indices.cpu().numpy(), best.values.cpu().numpy())
+
+    def memory_bytes(self) -> int | None:
+        """Return the bytes held by torch on the device; None on the CPU."""
+        if self._device.type == "cuda":
+            return torch.cuda.memory_reserved(self._device)
+        if self._device.type == "mps":
+            return torch.mps.driver_allocated_memory()
+        return None
+
+    def _forward(self, pictures: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Tensor:
+        """[N, S, S, 3] uint8 -> logits [N, classes] fp32. Channels last is the layout it already has."""
+        batch = torch.from_numpy(pictures)
+        if self._device.type == "cuda":
+            batch = batch.pin_memory().to(self._device, non_blocking=True)
+        batch = batch.to(self._device).permute(0, 3, 1, 2)
+        normalised = (batch - self._mean) / self._std
+        logits: Tensor = self._network(normalised.to(self._dtype))
+        return logits.float()
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Turn torch's exceptions into the service's own, where they say something about the device."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory("the device is out of memory") from error
+    except torch.AcceleratorError as error:
+        # CUDA's own errors stick: every later call in the process fails as well.
+        raise DeviceFailed("the device has failed") from error
+    except RuntimeError as error:
+        if any(text in str(error) for text in _OUT_OF_MEMORY):  # the CPU and MPS have no class for it
+            raise DeviceOutOfMemory("the device is out of memory") from error
+        raise

@@ -1,0 +1,65 @@
+"""Every setting of `resnet-service serve`, declared once.
+
+Each field is an environment variable SERVICE_<NAME> and a flag --<name>; the flag wins. Units are in the
+names.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The service's configuration, checked at the start and never changed."""
+
+    model_config = SettingsConfigDict(env_prefix="SERVICE_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 lets the system choose one.")
+
+    model: str = Field("resnet50", description="A torchvision classifier, a checkpoint's path, or 'bundled'.")
+    weights: str | None = Field(
+        None, description="Weights for a torchvision classifier: a path, a URL, or a published set's name."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+        "auto", description="Arithmetic of the network; auto is the fastest that costs no accuracy."
+    )
+
+    max_batch: int = Field(32, ge=1, le=4096, description="Largest batch given to the device.")
+    max_wait_ms: float = Field(
+        0.0, ge=0, le=10_000, description="Time to wait for a batch to fill, from its oldest picture on."
+    )
+    max_queue: int = Field(256, ge=1, description="Pictures that may wait; more are refused with 429.")
+    request_timeout_s: float = Field(
+        30.0, gt=0, description="Time for a request's answer, after its body was read; then 504."
+    )
+    read_timeout_s: float = Field(30.0, gt=0, description="Time for a client to send its request; then 408.")
+    drain_timeout_s: float = Field(
+        25.0, gt=0, description="Time to finish accepted work after SIGTERM; then it is given up."
+    )
+    stall_timeout_s: float = Field(
+        60.0, gt=0, description="A batch that runs longer than this makes /healthz fail."
+    )
+
+    max_upload_mb: float = Field(20.0, gt=0, description="Largest request body, in MB (10^6 bytes).")
+    max_pixels_mp: float = Field(50.0, gt=0, description="Largest picture, in megapixels (10^6).")
+    max_files: int = Field(64, ge=1, description="Most pictures in one /predict/batch request.")
+    top_k: int = Field(5, ge=1, description="Classes in an answer when the request does not say.")
+    bench_max_images: int = Field(
+        4096, ge=1, description="Most pictures one /bench request may run through the device."
+    )
+
+    decode_threads: int | None = Field(
+        None, ge=1, description="Threads that decode pictures; by default one for each core."
+    )
+    model_threads: int | None = Field(
+        None, ge=1, description="Threads of the network on the CPU; by default torch's own choice."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto is readable on a terminal and JSON elsewhere."
+    )
+    access_log: bool = Field(True, description="Log one line for each request.")

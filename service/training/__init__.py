@@ -1,0 +1,1 @@
+"""Training: pictures in folders in, a checkpoint that can be served out."""
