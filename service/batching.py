@@ -19,6 +19,7 @@ Knows asyncio, the error tree and the clock; no HTTP, no torch, no metrics.
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class Answer(Generic[Result]):
 class _Entry(Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Answer[Result]]
-    since: float
+    since: float  # on the performance counter: a loop's clock may tick in whole milliseconds
     deadline: float | None
 
 
@@ -117,7 +118,7 @@ class MicroBatcher(Generic[Item, Result]):
         """How long the oldest batch on a device has been running, in seconds; 0 when none is."""
         if not self._running:
             return 0.0
-        return asyncio.get_running_loop().time() - min(batch.since for batch in self._running.values())
+        return time.perf_counter() - min(batch.since for batch in self._running.values())
 
     def start(self) -> None:
         """Begin to accept and to run; one worker task for each runner."""
@@ -163,7 +164,7 @@ class MicroBatcher(Generic[Item, Result]):
 
     def seconds_until_answered(self, ahead: int) -> float:
         """Estimate when an item with `ahead` items before it would be answered; 0 before any measurement."""
-        now = asyncio.get_running_loop().time()
+        now = time.perf_counter()
         idle = len(self._workers) - len(self._running)
         remaining = (
             max(0.0, self._duration.seconds(len(batch.entries)) - (now - batch.since))
@@ -195,7 +196,7 @@ class MicroBatcher(Generic[Item, Result]):
         if not self._workers:  # closed, or every device failed, while the item was being made
             raise NotReady(str(self._refusal)) from self.failure
         loop = asyncio.get_running_loop()
-        entry = _Entry[Item, Result](item, loop.create_future(), loop.time(), deadline)
+        entry = _Entry[Item, Result](item, loop.create_future(), time.perf_counter(), deadline)
         self._waiting[entry] = None
         self._wake.set()
         timer = asyncio.timeout_at(deadline)
@@ -214,7 +215,7 @@ class MicroBatcher(Generic[Item, Result]):
         assert worker is not None
         try:
             while batch := await self._next_batch():
-                self._running[worker] = _Running(batch, asyncio.get_running_loop().time())
+                self._running[worker] = _Running(batch, time.perf_counter())
                 try:
                     await self._run(runner, batch)
                 finally:
@@ -245,9 +246,8 @@ class MicroBatcher(Generic[Item, Result]):
         if not self._max_wait_s:
             return
         oldest = next(iter(self._waiting))
-        timer = asyncio.timeout_at(oldest.since + self._max_wait_s)
         try:
-            async with timer:
+            async with asyncio.timeout(oldest.since + self._max_wait_s - time.perf_counter()):
                 while 0 < len(self._waiting) < self._max_batch and self._refusal is None:
                     self._wake.clear()
                     await self._wake.wait()
@@ -271,8 +271,7 @@ class MicroBatcher(Generic[Item, Result]):
         batch = [entry for entry in batch if not entry.future.done()]
         if not batch:
             return
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = time.perf_counter()
         try:
             results = await runner([entry.item for entry in batch])
         except (Exception, asyncio.CancelledError) as error:
@@ -286,13 +285,15 @@ class MicroBatcher(Generic[Item, Result]):
             if isinstance(error, DeviceOutOfMemory):
                 self._max_batch = min(self._max_batch, max(1, len(batch) // 2))
             if len(batch) == 1:
-                _fail(batch, InferenceFailed("the model failed on this item"), error)
+                memory = isinstance(error, DeviceOutOfMemory)
+                reason = "does not fit into the device's memory" if memory else "made the model fail"
+                _fail(batch, InferenceFailed(f"this item alone {reason}"), error)
                 return
             middle = len(batch) // 2
             await self._run(runner, batch[:middle])
             await self._run(runner, batch[middle:])
             return
-        ended = loop.time()
+        ended = time.perf_counter()
         if len(results) != len(batch):
             # Nobody can tell which result belongs to whom.
             _fail(batch, InferenceFailed(f"{len(results)} results came back for {len(batch)} items"))

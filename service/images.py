@@ -7,6 +7,7 @@ typed error. Knows no HTTP, no torch and no model: only what `Preprocessing` say
 
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -23,6 +24,10 @@ Crop = npt.NDArray[np.uint8]
 # The limit below is checked on the header of every picture, so Pillow's own, which is global and
 # partly only a warning, would do nothing but get in its way.
 Image.MAX_IMAGE_PIXELS = None
+
+# Pillow warns of odd metadata, in words that the picture's maker chooses: nothing to act on, and each new
+# wording would be remembered for ever by Python's registry of warnings.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 DEFAULT_MAX_PIXELS: Final = 50_000_000
 

@@ -14,6 +14,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 
 # From a decoded thumbnail (1 ms) to the default deadline (30 s).
@@ -25,6 +26,7 @@ class Metrics:
     """One set of metrics; a process has one for each application it serves."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each one, of no use to anyone here
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)

@@ -1,0 +1,57 @@
+# make serve | make test are all a newcomer needs; the rest is for those who change the code.
+PYTHON ?= python3
+PORT ?= 8000
+MODEL ?= bundled
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+        --custom-compile-command "make lock"
+
+.PHONY: help install serve test check format lint types lock bundled-model clean
+
+help:  ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed  ## Make .venv with what serving needs, from the lock
+
+serve: install  ## Serve MODEL (default: the bundled one) on PORT (default: 8000)
+	$(BIN)/resnet-service serve --model $(MODEL) --port $(PORT)
+
+test: $(VENV)/.installed-dev  ## Run the whole test suite
+	$(BIN)/pytest
+
+check: format lint types test  ## All that CI checks: format, lint, types, tests
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; versions locked already stay
+	$(LOCK) pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+
+bundled-model: install  ## Train the bundled model anew on CIFAR (a folder with train/ and test/)
+	@test -d "$(CIFAR)" || { echo "usage: make bundled-model CIFAR=path/to/cifar10"; exit 2; }
+	$(BIN)/resnet-service train --data "$(CIFAR)" --out service/models/bundled/cifar10.safetensors
+
+clean:  ## Remove .venv and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; give one with make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock
+	@touch $@

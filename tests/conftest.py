@@ -1,0 +1,177 @@
+"""Fixtures: pictures made here, real pictures where they are, and a real server on a port of its own."""
+
+import io
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from service.api.app import create_app
+from service.api.server import Server
+from service.api.service import Service, load
+from service.engine import Engine
+from service.images import Crop
+from service.runtimes import Runtime, TopK
+from service.settings import Settings
+
+REPOSITORY = Path(__file__).parent.parent
+REAL_PICTURES = Path(os.environ.get("REAL_PICTURES", REPOSITORY.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_pictures() -> Path:
+    """The folder of real photographs, which are not part of the repository."""
+    if not REAL_PICTURES.is_dir():
+        pytest.skip(f"needs real pictures in {REAL_PICTURES} (or where REAL_PICTURES says)")
+    return REAL_PICTURES
+
+
+@pytest.fixture(scope="session")
+def dog(real_pictures: Path) -> bytes:
+    """A photograph of a dog, 1546x1213."""
+    return (real_pictures / "dog.jpg").read_bytes()
+
+
+def make_image(width: int = 64, height: int = 48, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """Draw smooth colours with a little noise, so that codecs and filters have something to do."""
+    random = np.random.default_rng(seed)
+    across = np.linspace(0, 255, width)[None, :, None]
+    down = np.linspace(0, 255, height)[:, None, None]
+    pixels = across * random.uniform(0.2, 0.5, 3) + down * random.uniform(0.2, 0.5, 3)
+    pixels = np.clip(pixels + random.normal(0, 4, (height, width, 3)), 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def encode(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:  # noqa: A002
+    """Return the image's file as bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> bytes:
+    """A small JPEG."""
+    return encode(make_image())
+
+
+class GatedRuntime:
+    """A real runtime whose batches wait until `gate` is open; counts them once they have begun."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Semaphore(0)
+        self.error: Exception | None = None
+
+    def run(self, crops: Sequence[Crop], k: int) -> TopK:
+        self.begun.release()
+        assert self.gate.wait(30), "the test never opened the gate"
+        if self.error is not None:
+            raise self.error
+        return self._runtime.run(crops, k)
+
+    def memory_bytes(self) -> int | None:
+        return self._runtime.memory_bytes()
+
+
+@dataclass
+class Running:
+    """A server that runs in a thread of this process."""
+
+    url: str
+    service: Service
+    runtime: GatedRuntime
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return a sample of /metrics by its name and labels; 0 where it does not exist yet."""
+        text = httpx.get(f"{self.url}/metrics").text
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in text.splitlines():
+            found = re.match(rf"{name}(?:{{(.*)}})? (\S+)$", line)
+            if found and wanted <= set((found[1] or "").split(",")):
+                return float(found[2])
+        return 0.0
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Ask the server until the condition holds; each question is a request, so nothing sleeps."""
+        for _ in range(10_000):
+            httpx.get(f"{self.url}/healthz")
+            if condition():
+                return
+        raise AssertionError("the condition never came true")
+
+
+class _ThreadedServer(Server):
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(service, config)
+        self.listening = threading.Event()
+        self.url = ""
+
+    async def startup(self, sockets: object = None) -> None:
+        await super().startup()
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        self.url = f"http://{host}:{port}"
+        self.listening.set()
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[Running]:
+    """Serve for real, on a port that the system chooses, until the block ends."""
+    loaded = load(settings)
+    runtime = GatedRuntime(loaded.engine.runtime)
+    engine = Engine(
+        loaded.engine.model,
+        runtime,
+        loaded.metrics,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        max_pixels=int(settings.max_pixels_mp * 1e6),
+        stall_timeout_s=settings.stall_timeout_s,
+    )
+    service = Service(settings, engine, loaded.metrics)
+    config = uvicorn.Config(
+        create_app(service), port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=10
+    )
+    server = _ThreadedServer(service, config)
+    thread = threading.Thread(target=server.run, name="server")
+    thread.start()
+    try:
+        assert server.listening.wait(30)
+        running = Running(server.url, service, runtime)
+        running.wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 200)
+        while runtime.begun.acquire(blocking=False):
+            pass  # the warm-up's batches
+        yield running
+    finally:
+        runtime.gate.set()
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def bundled_settings() -> Settings:
+    """The bundled model with everything else by default."""
+    return Settings(model="bundled")
+
+
+@pytest.fixture(scope="module")
+def server(bundled_settings: Settings) -> Iterator[Running]:
+    """A real server with the bundled model, shared by the tests of a module."""
+    with serving(bundled_settings) as running:
+        yield running

@@ -1,0 +1,41 @@
+"""The model of a batch's duration: what it learns, and that noise does not make it absurd."""
+
+import pytest
+
+from service.batch_duration import BatchDuration
+
+
+def test_knows_nothing_at_first() -> None:
+    """Before any batch the estimate is 0, so that nobody is refused on a guess."""
+    assert BatchDuration().seconds(8) == 0
+
+
+def test_learns_a_line() -> None:
+    """From batches that take 10 ms and 2 ms an item it estimates sizes it has not seen."""
+    duration = BatchDuration()
+    for n in (1, 2, 4, 8, 16):
+        duration.observe(n, 0.010 + 0.002 * n)
+    assert duration.seconds(32) == pytest.approx(0.074)
+
+
+def test_one_size_only() -> None:
+    """After one size, smaller batches cost the same and larger ones in proportion."""
+    duration = BatchDuration()
+    duration.observe(4, 0.4)
+    assert [duration.seconds(n) for n in (1, 4, 8)] == pytest.approx([0.4, 0.4, 0.8])
+
+
+def test_never_falls_with_size() -> None:
+    """Noise that makes a larger batch seem faster does not tilt the line downwards or below zero."""
+    duration = BatchDuration()
+    duration.observe(1, 0.5)
+    duration.observe(32, 0.1)
+    assert duration.seconds(32) >= duration.seconds(1) > 0
+
+
+def test_follows_a_change() -> None:
+    """When the device slows down for good, the estimate follows within some tens of batches."""
+    duration = BatchDuration()
+    for seconds in [0.1] * 100 + [0.4] * 60:
+        duration.observe(8, seconds)
+    assert duration.seconds(8) == pytest.approx(0.4, rel=0.06)

@@ -1,0 +1,227 @@
+"""Decoding: what is accepted, what it becomes, and that every bad input is a typed error."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from torchvision.models import ResNet50_Weights, ViT_H_14_Weights
+from torchvision.transforms import functional
+
+from service.errors import InvalidImage, PayloadTooLarge, ServiceError, UnsupportedMedia
+from service.images import Preprocessing, decode
+from tests.conftest import encode, make_image
+
+SMALL = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+EXACT = Preprocessing(48, 48, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""For pictures of 48x48: the crop is the picture."""
+
+
+def difference(left: npt.ArrayLike, right: npt.ArrayLike) -> float:
+    return float(np.abs(np.asarray(left, int) - np.asarray(right, int)).mean())
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_reads_every_format(format: str) -> None:  # noqa: A002
+    """Each format gives the picture, within the loss of its codec."""
+    image = make_image(48, 48)
+    crop = decode(encode(image, format), EXACT)
+    assert crop.shape == (48, 48, 3)
+    assert crop.dtype == np.uint8
+    assert difference(crop, image) < 8
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_reads_every_png_mode(mode: str) -> None:
+    """Grey, grey with alpha, palette and colour with alpha all become the RGB that a viewer shows."""
+    image = make_image(48, 48, mode)
+    assert difference(decode(encode(image, "PNG"), EXACT), image.convert("RGB")) == 0
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_reads_cmyk(format: str) -> None:  # noqa: A002
+    """CMYK becomes the RGB it was made from, within JPEG's loss: not its negative."""
+    image = make_image(48, 48)
+    assert difference(decode(encode(image.convert("CMYK"), format), EXACT), image) < 8
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_scales_16_bit_samples(format: str) -> None:  # noqa: A002
+    """16-bit grey is scaled to 8 bits, not clipped at white."""
+    grey = np.asarray(make_image(48, 48, "L"))
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert difference(decode(encode(deep, format), EXACT)[:, :, 0], grey) == 0
+
+
+def test_transparent_parts_are_white() -> None:
+    """What shows through is white paper, whatever colour hides under the transparency."""
+    assert decode(encode(Image.new("RGBA", (48, 48), (255, 0, 0, 0)), "PNG"), EXACT).min() == 255
+
+
+def test_a_transparent_palette_entry_is_white() -> None:
+    """A palette picture's transparent index shows white as well."""
+    image = Image.new("P", (48, 48), 1)
+    image.putpalette([0, 0, 0, 200, 0, 0])
+    assert decode(encode(image, "PNG", transparency=1), EXACT).min() == 255
+
+
+def test_takes_the_first_frame() -> None:
+    """Of an animation the first frame counts."""
+    frames = [Image.new("RGB", (48, 48), colour) for colour in ("red", "blue")]
+    crop = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), EXACT)
+    assert difference(crop, frames[0]) < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turns_upright_by_exif(orientation: int) -> None:
+    """A picture stored in any of the eight EXIF orientations comes out as it was taken."""
+    upright = make_image(48, 48)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert difference(decode(encode(stored, "PNG", exif=exif), EXACT), upright) == 0
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*"])
+def test_absurd_exif_is_ignored(exif: bytes) -> None:
+    """Sound pixels with broken EXIF are shown as stored."""
+    image = make_image(48, 48)
+    assert difference(decode(encode(image, exif=exif), EXACT), image) < 8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (31, 33), (33, 31)])
+def test_any_shape_gives_the_crop(size: tuple[int, int]) -> None:
+    """Tiny and extreme shapes are enlarged and cropped like any other."""
+    assert decode(encode(make_image(*size), "PNG"), SMALL).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("weights", [ResNet50_Weights.IMAGENET1K_V1, ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1])
+def test_equals_the_transforms_of_the_published_weights(weights: object, real_pictures: Path) -> None:
+    """On real photographs a crop is within 1 grey level of torchvision's own, bilinear and bicubic."""
+    transform = weights.transforms()  # type: ignore[attr-defined]
+    preprocessing = Preprocessing(
+        transform.resize_size[0], transform.crop_size[0], (0, 0, 0), (1, 1, 1), transform.interpolation.value
+    )
+    means = []
+    for path in [*sorted((real_pictures / "imagenet-sample").glob("*.JPEG")), real_pictures / "dog.jpg"]:
+        crop = decode(path.read_bytes(), preprocessing).astype(int)
+        with Image.open(path) as image:
+            resized = functional.resize(
+                image.convert("RGB"), transform.resize_size, transform.interpolation, antialias=True
+            )
+        expected = np.asarray(functional.center_crop(resized, transform.crop_size), int)
+        assert np.abs(crop - expected).max() <= 1, path.name
+        means.append(np.abs(crop - expected).mean())
+    assert np.mean(means) < 0.02
+
+
+def test_text_is_unsupported() -> None:
+    """Bytes of no picture format are UnsupportedMedia, whatever their name or type claims."""
+    with pytest.raises(UnsupportedMedia, match="JPEG"):
+        decode(b"This is not a picture. " * 100, SMALL)
+
+
+def test_empty_is_invalid() -> None:
+    """No bytes at all are an invalid image that says so."""
+    with pytest.raises(InvalidImage, match="empty"):
+        decode(b"", SMALL)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_truncated_picture_is_a_typed_error(format: str) -> None:  # noqa: A002
+    """Cut off at every 16th byte, a picture is a typed error or (GIF's trailer) still a picture."""
+    whole = encode(make_image(), format)
+    for length in range(1, len(whole) - 8, 16):
+        try:
+            decode(whole[:length], SMALL)
+        except ServiceError as error:
+            assert isinstance(error, InvalidImage | UnsupportedMedia | PayloadTooLarge), length
+
+
+def test_a_truncated_jpeg_is_invalid() -> None:
+    """Half a JPEG is InvalidImage, not a picture with a grey half."""
+    jpeg = encode(make_image(640, 480))
+    with pytest.raises(InvalidImage, match="truncated"):
+        decode(jpeg[: len(jpeg) // 2], SMALL)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_flipped_bits_are_a_typed_error_or_a_picture(seed: int, jpeg: bytes) -> None:
+    """Damage anywhere in the file never leaves the error tree."""
+    random = np.random.default_rng(seed)
+    for original in (jpeg, encode(make_image(), "PNG"), encode(make_image(), "TIFF")):
+        damaged = np.frombuffer(original, np.uint8).copy()
+        damaged[random.integers(0, len(damaged), 8)] ^= random.integers(1, 256, 8, dtype=np.uint8)
+        try:
+            assert decode(damaged.tobytes(), SMALL).shape == (32, 32, 3)
+        except ServiceError:
+            pass
+
+
+def bomb(width: int, height: int) -> bytes:
+    """Write a PNG of one colour row by row: a few KB that would decode to gigabytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    row = b"\0" * (1 + (width + 7) // 8)
+    compressor = zlib.compressobj(9)
+    body = b"".join(compressor.compress(row * 100) for _ in range(height // 100)) + compressor.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    """A 30,000 x 30,000 PNG is PayloadTooLarge before a pixel is decoded."""
+    picture = bomb(30_000, 30_000)
+    assert len(picture) < 200_000
+    with pytest.raises(PayloadTooLarge, match="30000 x 30000"):
+        decode(picture, SMALL)
+
+
+def test_the_pixel_limit_is_exact() -> None:
+    """A picture of exactly the limit passes; one row more does not."""
+    assert decode(encode(make_image(100, 10), "PNG"), SMALL, max_pixels=1000).shape == (32, 32, 3)
+    with pytest.raises(PayloadTooLarge):
+        decode(encode(make_image(100, 11), "PNG"), SMALL, max_pixels=1000)
+
+
+def test_other_formats_of_pillow_stay_closed() -> None:
+    """Formats that Pillow could open but the service does not promise (here PPM) are unsupported."""
+    with pytest.raises(UnsupportedMedia):
+        decode(encode(make_image(), "PPM"), SMALL)
+
+
+def test_float_samples_are_refused() -> None:
+    """32-bit samples have no agreed range, so they are an error instead of a guess."""
+    buffer = io.BytesIO()
+    Image.new("F", (48, 48), 0.5).save(buffer, "TIFF")
+    with pytest.raises(InvalidImage, match="32-bit"):
+        decode(buffer.getvalue(), SMALL)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"resize": 10, "crop": 11},
+        {"resize": 0, "crop": 0},
+        {"resize": 10, "crop": 10, "std": (1.0, 0.0, 1.0)},
+    ],
+)
+def test_impossible_preprocessing_is_refused(values: dict[str, object]) -> None:
+    """A checkpoint cannot ask for a crop larger than the picture or a division by zero."""
+    with pytest.raises(ValueError, match="crop|std"):
+        Preprocessing(**{"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **values})  # type: ignore[arg-type]
