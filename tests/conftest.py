@@ -3,7 +3,9 @@
 import io
 import os
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,19 +67,19 @@ def jpeg() -> bytes:
 
 
 class GatedRuntime:
-    """A real runtime whose batches wait until `gate` is open; counts them once they have begun."""
+    """A real runtime whose batches can be held on the device; `begun` counts those that got there."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
-        self.gate = threading.Event()
-        self.gate.set()
+        self._gate = threading.Event()
+        self._gate.set()
         self.begun = threading.Semaphore(0)
         self.error: Exception | None = None
 
     def run(self, crops: Sequence[Crop], k: int) -> TopK:
         self.begun.release()
-        assert self.gate.wait(30), "the test never opened the gate"
+        assert self._gate.wait(30), "the test never opened the gate"
         if self.error is not None:
             raise self.error
         return self._runtime.run(crops, k)
@@ -85,21 +87,32 @@ class GatedRuntime:
     def memory_bytes(self) -> int | None:
         return self._runtime.memory_bytes()
 
+    def release(self) -> None:
+        self._gate.set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold every batch from now until `release` or the end of the block."""
+        while self.begun.acquire(blocking=False):
+            pass  # batches of earlier requests
+        self._gate.clear()
+        try:
+            yield
+        finally:
+            self._gate.set()
+
 
 @dataclass
 class Running:
     """A server that runs in a thread of this process."""
 
     url: str
-    service: Service
+    client: httpx.Client
     runtime: GatedRuntime
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return a sample of /metrics by its name and labels; 0 where it does not exist yet."""
-        text = httpx.get(f"{self.url}/metrics").text
+        text = self.client.get("/metrics").text
         wanted = {f'{key}="{value}"' for key, value in labels.items()}
         for line in text.splitlines():
             found = re.match(rf"{name}(?:{{(.*)}})? (\S+)$", line)
@@ -109,11 +122,10 @@ class Running:
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Ask the server until the condition holds; each question is a request, so nothing sleeps."""
-        for _ in range(10_000):
-            httpx.get(f"{self.url}/healthz")
-            if condition():
-                return
-        raise AssertionError("the condition never came true")
+        ends = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < ends, "the condition never came true"
+            self.client.get("/healthz")
 
 
 class _ThreadedServer(Server):
@@ -122,8 +134,8 @@ class _ThreadedServer(Server):
         self.listening = threading.Event()
         self.url = ""
 
-    async def startup(self, sockets: object = None) -> None:
-        await super().startup()
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self.url = f"http://{host}:{port}"
         self.listening.set()
@@ -152,13 +164,13 @@ def serving(settings: Settings) -> Iterator[Running]:
     thread.start()
     try:
         assert server.listening.wait(30)
-        running = Running(server.url, service, runtime)
-        running.wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 200)
-        while runtime.begun.acquire(blocking=False):
-            pass  # the warm-up's batches
-        yield running
+        limits = httpx.Limits(max_connections=None)
+        with httpx.Client(base_url=server.url, timeout=30, limits=limits) as client:
+            running = Running(server.url, client, runtime)
+            running.wait_for(lambda: client.get("/readyz").status_code == 200)
+            yield running
     finally:
-        runtime.gate.set()
+        runtime.release()
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()

@@ -48,9 +48,7 @@ class Device:
 
 @asynccontextmanager
 async def batching(*devices: Any, **options: Any) -> AsyncIterator[MicroBatcher[int, int]]:
-    batcher: MicroBatcher[int, int] = MicroBatcher(
-        devices, **{"max_batch": 4, "max_queue": 100, **options}
-    )
+    batcher: MicroBatcher[int, int] = MicroBatcher(devices, **{"max_batch": 4, "max_queue": 100, **options})
     batcher.start()
     try:
         yield batcher
@@ -445,9 +443,8 @@ async def test_a_reserved_place_counts() -> None:
     """A place taken before its item exists is held for it, and given back when no item comes."""
     device = Device(open_gate=True)
     async with batching(device, max_queue=1) as batcher:
-        with batcher.reserve():
-            with pytest.raises(Overloaded), batcher.reserve():
-                pass
+        with batcher.reserve(), pytest.raises(Overloaded), batcher.reserve():
+            pass
         with batcher.reserve() as place:
             assert (await place.submit(1)).result == 10
 

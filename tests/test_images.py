@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ EXACT = Preprocessing(48, 48, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """For pictures of 48x48: the crop is the picture."""
 
 
-def difference(left: npt.ArrayLike, right: npt.ArrayLike) -> float:
-    return float(np.abs(np.asarray(left, int) - np.asarray(right, int)).mean())
+def difference(crop: npt.ArrayLike, expected: npt.ArrayLike | Image.Image) -> float:
+    return float(np.abs(np.asarray(crop, int) - np.asarray(expected).astype(int)).mean())
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -145,10 +146,8 @@ def test_a_truncated_picture_is_a_typed_error(format: str) -> None:  # noqa: A00
     """Cut off at every 16th byte, a picture is a typed error or (GIF's trailer) still a picture."""
     whole = encode(make_image(), format)
     for length in range(1, len(whole) - 8, 16):
-        try:
-            decode(whole[:length], SMALL)
-        except ServiceError as error:
-            assert isinstance(error, InvalidImage | UnsupportedMedia | PayloadTooLarge), length
+        with suppress(InvalidImage, UnsupportedMedia, PayloadTooLarge):
+            assert decode(whole[:length], SMALL).shape == (32, 32, 3)
 
 
 def test_a_truncated_jpeg_is_invalid() -> None:
@@ -165,10 +164,8 @@ def test_flipped_bits_are_a_typed_error_or_a_picture(seed: int, jpeg: bytes) -> 
     for original in (jpeg, encode(make_image(), "PNG"), encode(make_image(), "TIFF")):
         damaged = np.frombuffer(original, np.uint8).copy()
         damaged[random.integers(0, len(damaged), 8)] ^= random.integers(1, 256, 8, dtype=np.uint8)
-        try:
+        with suppress(ServiceError):
             assert decode(damaged.tobytes(), SMALL).shape == (32, 32, 3)
-        except ServiceError:
-            pass
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -223,5 +220,5 @@ def test_float_samples_are_refused() -> None:
 )
 def test_impossible_preprocessing_is_refused(values: dict[str, object]) -> None:
     """A checkpoint cannot ask for a crop larger than the picture or a division by zero."""
-    with pytest.raises(ValueError, match="crop|std"):
+    with pytest.raises(ValueError, match=r"crop|std"):
         Preprocessing(**{"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **values})  # type: ignore[arg-type]
