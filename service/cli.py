@@ -58,10 +58,6 @@ def serve(**given: Any) -> None:
     """
     from pydantic import ValidationError
 
-    from service import logs
-    from service.api import server
-    from service.api.service import load
-    from service.errors import ServiceError
     from service.settings import Settings
 
     try:
@@ -69,6 +65,12 @@ def serve(**given: Any) -> None:
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise click.UsageError("\n".join(problems)) from error
+
+    from service import logs
+    from service.api import server
+    from service.api.service import load
+    from service.errors import ServiceError
+
     logs.configure(settings.log_level, settings.log_format)
     try:
         service = load(settings)

@@ -5,7 +5,9 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import count
+from typing import Any
 
 import httpx
 import pytest
@@ -23,9 +25,16 @@ def client(server: Running) -> httpx.Client:
     return server.client
 
 
+@cache
+def documented(origin: str) -> dict[str, Any]:
+    return dict(httpx.get(f"{origin}/openapi.json").json()["paths"])
+
+
 def problem(response: httpx.Response, status: int, kind: str) -> str:
-    """Check that the response is a problem of this status and kind, and return its detail."""
+    """Check that this is a problem of this status and kind, and documented; return its detail."""
     assert response.status_code == status, response.text
+    operation = documented(str(response.url.join("/")).rstrip("/"))[response.url.path]
+    assert str(status) in operation[response.request.method.lower()]["responses"]
     assert response.headers["content-type"] == PROBLEM
     body = response.json()
     assert body["status"] == status

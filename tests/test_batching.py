@@ -453,7 +453,7 @@ async def test_a_reserved_place_counts() -> None:
 async def test_retry_after_follows_the_measured_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """With batches of one second, a queue of two full batches is two seconds and its own batch long."""
     clock = 0.0
-    monkeypatch.setattr("service.batching.time.perf_counter", lambda: clock)
+    monkeypatch.setattr("service.batching.batcher.time.perf_counter", lambda: clock)
     device = Device()
 
     async with batching(device, max_batch=2, max_queue=4) as batcher:
@@ -481,7 +481,7 @@ async def test_retry_after_follows_the_measured_rate(monkeypatch: pytest.MonkeyP
 async def test_a_deadline_that_cannot_be_met_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a batch is known to take a second, nobody is accepted who has less."""
     clock = 0.0
-    monkeypatch.setattr("service.batching.time.perf_counter", lambda: clock)
+    monkeypatch.setattr("service.batching.batcher.time.perf_counter", lambda: clock)
     device = Device()
     async with batching(device) as batcher:
         (task,) = submit(batcher, 1)

@@ -48,6 +48,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file({key: value.contiguous() for key, value in checkpoint.state.items()}, temporary, metadata)
+        temporary.chmod(0o644)  # safetensors makes it 0600, which a service's own user cannot read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

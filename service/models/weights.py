@@ -8,6 +8,7 @@ import hashlib
 import pickle
 import re
 import socket
+import struct
 import urllib.error
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,21 @@ from service.errors import ModelUnavailable
 
 _HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]{8,64})\.[^.]+$")
 _CONNECTION_TIMEOUT_S: Final = 30.0
+
+# What torch's restricted unpickler and its archive reader raise on bytes that are something else.
+_BROKEN: Final = (
+    SafetensorError,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+)
 
 DOWNLOAD_ERRORS: Final = (urllib.error.URLError, HTTPException, OSError)
 """What urllib raises where a file cannot be fetched; torch raises RuntimeError for a wrong hash."""
@@ -114,7 +130,7 @@ def _open(path: Path) -> object:
             f"{path} is damaged or holds more than tensors, and pickled code is never run; "
             "save network.state_dict(), or use safetensors"
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _BROKEN as error:
         raise ModelUnavailable(f"{path} is no readable weights file: {error}") from error
 
 

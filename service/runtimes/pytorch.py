@@ -1,6 +1,5 @@
 """Run a network with PyTorch itself: batch norm folded, channels last, in the precision given."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -47,7 +46,7 @@ class TorchRuntime:
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
         with _translated_errors():
             # Folded in fp32 before the weights are rounded: batch norm's own statistics never are.
-            folded = fuse(copy.deepcopy(network).eval())
+            folded = fuse(network)  # a copy
             self._network = folded.to(device, self._dtype).to(memory_format=torch.channels_last)
             # The pictures are 0..255, so mean and std, which are for 0..1, are scaled up instead.
             self._mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1) * 255

@@ -76,16 +76,22 @@ def train(
         nesterov=True,
     )
     # Whole batches only: batch norm's statistics of a small remainder would be noise.
-    steps = len(train_set) // options.batch_size
+    batch_size = min(options.batch_size, len(train_set))
+    steps = len(train_set) // batch_size
+    total_steps = max(3, options.epochs * steps)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.max_lr, epochs=options.epochs, steps_per_epoch=steps, pct_start=0.25
+        # A quarter of the run warms up, but two steps at least: OneCycleLR divides by zero after one.
+        optimizer,
+        options.max_lr,
+        total_steps=total_steps,
+        pct_start=min(0.5, max(0.25, 2 / total_steps)),
     )
     for number in range(1, options.epochs + 1):
         started = time.perf_counter()
         network.train()
-        order = torch.randperm(len(train_set), generator=generator)[: steps * options.batch_size]
+        order = torch.randperm(len(train_set), generator=generator)[: steps * batch_size]
         total = torch.zeros((), device=device)
-        batches = tqdm(order.split(options.batch_size), f"epoch {number}/{options.epochs}", leave=False)
+        batches = tqdm(order.split(batch_size), f"epoch {number}/{options.epochs}", leave=False)
         for indices in batches:
             pictures = augment(normalise(train_set.pictures[indices].to(device)), generator)
             targets = train_set.targets[indices].to(device)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.batch_duration import BatchDuration
+from service.batching.duration import BatchDuration
 
 
 def test_knows_nothing_at_first() -> None:

@@ -1,32 +1,14 @@
-"""The micro-batcher: many concurrent callers in, few batches out.
-
-Its contract, a test for each line in tests/test_batching.py:
-
-1. Work-conserving. As soon as a runner is free, whatever waits goes, up to `max_batch`; the next
-   batch fills while one runs. Several runners feed from one queue, each pulling when it is free.
-   `max_wait_s` counts from the oldest item and is 0 by default.
-2. First in, first out; no polling, no timer when idle, no busy loop.
-3. A caller that has gone (cancelled, or past its deadline) is dropped before the batch is formed;
-   its batch-mates do not notice.
-4. Every future resolves: with its result, its own error, or the shutdown error. A wrong number of
-   results fails that batch. An exception fails that batch only, after its halves were retried, so
-   that one poisonous item fails alone; out-of-memory shrinks the batch instead.
-5. A full queue refuses at once, saying when to come back at the measured rate; a deadline that
-   cannot be met is refused early.
-6. `close` refuses new work, finishes what was accepted, and returns within a bound.
-
-Knows asyncio, the error tree and the clock; no HTTP, no torch, no metrics.
-"""
+"""Accept items, run batches of them, and see that every caller gets an answer."""
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic
 
-from service.batch_duration import BatchDuration
+from service.batching.duration import BatchDuration
+from service.batching.queue import Answer, Entry, Item, Queue, Result, fail
 from service.errors import (
     DeadlineExceeded,
     DeviceFailed,
@@ -36,34 +18,13 @@ from service.errors import (
     Overloaded,
 )
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 Runner = Callable[[list[Item]], Awaitable[Sequence[Result]]]
 """Runs one batch on one device and returns one result an item, in order."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[Result]):
-    """A result and where its time went, in seconds; `batch_size` counts the items it ran with."""
-
-    result: Result
-    queue_s: float
-    run_s: float
-    batch_size: int
-
-
-@dataclass(slots=True, eq=False)
-class _Entry(Generic[Item, Result]):
-    item: Item
-    future: asyncio.Future[Answer[Result]]
-    since: float  # on the performance counter: a loop's clock may tick in whole milliseconds
-    deadline: float | None
-
-
-@dataclass(slots=True, eq=False)
-class _Running(Generic[Item, Result]):
-    entries: list[_Entry[Item, Result]]
+class _Running:
+    size: int
     since: float
 
 
@@ -91,22 +52,18 @@ class MicroBatcher(Generic[Item, Result]):
         self._max_queue = max_queue
         self._max_wait_s = max_wait_s
         self._on_failure = on_failure
-        # Ordered by arrival; a mapping, so that one that goes away is removed at once, wherever it stands.
-        self._waiting: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
-        self._reserved = 0
-        self._running: dict[asyncio.Task[None], _Running[Item, Result]] = {}
-        self._duration = BatchDuration()
-        self._wake = asyncio.Event()
-        self._turn = asyncio.Lock()  # one worker at a time forms a batch; asyncio's lock is fair
+        self._queue: Queue[Item, Result] = Queue()
         self._workers: list[asyncio.Task[None]] = []
-        self._refusal: NotReady | None = NotReady("the batcher has not been started")
+        self._running: dict[asyncio.Task[None], _Running] = {}
+        self._duration = BatchDuration()
+        self._refusal: str | None = "the batcher has not been started"
         self.failure: DeviceFailed | None = None
         """Set once the last device has failed for good; nothing is accepted from then on."""
 
     @property
     def depth(self) -> int:
         """Items waiting for a device; those reserved but not yet submitted are not counted."""
-        return len(self._waiting)
+        return self._queue.depth
 
     @property
     def max_batch(self) -> int:
@@ -139,38 +96,37 @@ class MicroBatcher(Generic[Item, Result]):
         """
         self._admit(deadline)
         place = Place(self, deadline)
-        self._reserved += 1
+        self._queue.reserve()
         try:
             yield place
         finally:
             if not place.used:
-                self._reserved -= 1
-                self._wake.set()
+                self._queue.release()
 
     async def close(self, timeout_s: float) -> None:
         """Refuse new work, finish what was accepted, and return within `timeout_s` seconds.
 
         What is not finished by then gets NotReady.
         """
-        self._refusal = NotReady("the service is shutting down")
-        self._wake.set()
+        self._refusal = "the service is shutting down"
+        self._queue.close()
         if self._workers:
             _, unfinished = await asyncio.wait(self._workers, timeout=timeout_s)
             for worker in unfinished:
                 worker.cancel()
             await asyncio.gather(*self._workers, return_exceptions=True)
             self._workers = []
-        self._fail_waiting()
+        self._queue.fail_all(_shutdown_error())
 
     def seconds_until_answered(self, ahead: int) -> float:
         """Estimate when an item with `ahead` items before it would be answered; 0 before any measurement."""
         now = time.perf_counter()
-        idle = len(self._workers) - len(self._running)
         remaining = (
-            max(0.0, self._duration.seconds(len(batch.entries)) - (now - batch.since))
+            max(0.0, self._duration.seconds(batch.size) - (now - batch.since))
             for batch in self._running.values()
         )
-        until_free = 0.0 if idle > 0 else min(remaining, default=0.0)
+        idle = len(self._workers) > len(self._running)
+        until_free = 0.0 if idle else min(remaining, default=0.0)
         full_batches, rest = divmod(ahead, self._max_batch)
         rounds = full_batches // max(1, len(self._workers))
         return (
@@ -179,8 +135,8 @@ class MicroBatcher(Generic[Item, Result]):
 
     def _admit(self, deadline: float | None) -> None:
         if self._refusal is not None:
-            raise NotReady(str(self._refusal))
-        ahead = len(self._waiting) + self._reserved
+            raise NotReady(self._refusal)
+        ahead = self._queue.taken_places
         expected_s = self.seconds_until_answered(ahead)
         if ahead >= self._max_queue:
             raise Overloaded(f"the queue is full ({self._max_queue} waiting)", "queue_full", expected_s)
@@ -191,14 +147,11 @@ class MicroBatcher(Generic[Item, Result]):
                 expected_s,
             )
 
-    async def _enqueue(self, item: Item, deadline: float | None) -> Answer[Result]:
-        self._reserved -= 1
+    async def _submit_reserved(self, item: Item, deadline: float | None) -> Answer[Result]:
+        self._queue.release()
         if not self._workers:  # closed, or every device failed, while the item was being made
-            raise NotReady(str(self._refusal)) from self.failure
-        loop = asyncio.get_running_loop()
-        entry = _Entry[Item, Result](item, loop.create_future(), time.perf_counter(), deadline)
-        self._waiting[entry] = None
-        self._wake.set()
+            raise NotReady(self._refusal or "no device is at work") from self.failure
+        entry = self._queue.add(item, deadline)
         timer = asyncio.timeout_at(deadline)
         try:
             async with timer:
@@ -208,65 +161,27 @@ class MicroBatcher(Generic[Item, Result]):
                 raise DeadlineExceeded("no answer before the deadline") from error
             raise
         finally:
-            self._waiting.pop(entry, None)
+            self._queue.remove(entry)
 
     async def _work(self, runner: Runner[Item, Result]) -> None:
         worker = asyncio.current_task()
         assert worker is not None
         try:
-            while batch := await self._next_batch():
-                self._running[worker] = _Running(batch, time.perf_counter())
+            while batch := await self._queue.next_batch(self._max_batch, self._max_wait_s):
+                self._running[worker] = _Running(len(batch), time.perf_counter())
                 try:
                     await self._run(runner, batch)
                 finally:
                     del self._running[worker]
-                    _fail(batch, NotReady("the service shut down before the answer was ready"))
+                    fail(batch, _shutdown_error())  # only those the worker was cancelled with
         except DeviceFailed as error:
             self._workers.remove(worker)
             if not self._workers:
                 self.failure = error
-                self._refusal = NotReady("the device has failed")
-                self._fail_waiting()
+                self._refusal = "the device has failed"
+                self._queue.fail_all(NotReady(self._refusal), error)
 
-    async def _next_batch(self) -> list[_Entry[Item, Result]]:
-        """Wait for work and take it, oldest first; an empty list means closed and nothing left."""
-        async with self._turn:
-            while True:
-                while not self._waiting:
-                    if self._refusal is not None and not self._reserved:
-                        return []
-                    self._wake.clear()
-                    await self._wake.wait()
-                await self._fill()
-                if batch := self._take():
-                    return batch
-
-    async def _fill(self) -> None:
-        """With a `max_wait_s`, give the batch until then to fill, counted from its oldest item."""
-        if not self._max_wait_s:
-            return
-        oldest = next(iter(self._waiting))
-        try:
-            async with asyncio.timeout(oldest.since + self._max_wait_s - time.perf_counter()):
-                while 0 < len(self._waiting) < self._max_batch and self._refusal is None:
-                    self._wake.clear()
-                    await self._wake.wait()
-        except TimeoutError:
-            pass  # the window is over: go with what there is
-
-    def _take(self) -> list[_Entry[Item, Result]]:
-        now = asyncio.get_running_loop().time()
-        batch: list[_Entry[Item, Result]] = []
-        while self._waiting and len(batch) < self._max_batch:
-            entry, _ = self._waiting.popitem(last=False)
-            # A caller's own clean-up may be due only later in this turn of the loop: look for yourself.
-            if entry.deadline is not None and entry.deadline <= now:
-                _fail([entry], DeadlineExceeded("no answer before the deadline"))
-            if not entry.future.done():
-                batch.append(entry)
-        return batch
-
-    async def _run(self, runner: Runner[Item, Result], batch: list[_Entry[Item, Result]]) -> None:
+    async def _run(self, runner: Runner[Item, Result], batch: list[Entry[Item, Result]]) -> None:
         """Run a batch and resolve its futures; where it fails, its halves. Raises DeviceFailed only."""
         batch = [entry for entry in batch if not entry.future.done()]
         if not batch:
@@ -277,37 +192,37 @@ class MicroBatcher(Generic[Item, Result]):
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled():  # the worker itself, by `close`; a runner's own cancellation is its failure
                 raise
-            if self._on_failure is not None:
-                self._on_failure(error, len(batch))
-            if isinstance(error, DeviceFailed):
-                _fail(batch, InferenceFailed("the device has failed"), error)
-                raise
-            if isinstance(error, DeviceOutOfMemory):
-                self._max_batch = min(self._max_batch, max(1, len(batch) // 2))
-            if len(batch) == 1:
-                memory = isinstance(error, DeviceOutOfMemory)
-                reason = "does not fit into the device's memory" if memory else "made the model fail"
-                _fail(batch, InferenceFailed(f"this item alone {reason}"), error)
-                return
-            middle = len(batch) // 2
-            await self._run(runner, batch[:middle])
-            await self._run(runner, batch[middle:])
+            await self._recover(runner, batch, error)
             return
-        ended = time.perf_counter()
+        seconds = time.perf_counter() - started
         if len(results) != len(batch):
             # Nobody can tell which result belongs to whom.
-            _fail(batch, InferenceFailed(f"{len(results)} results came back for {len(batch)} items"))
+            fail(batch, InferenceFailed(f"{len(results)} results came back for {len(batch)} items"))
             return
-        self._duration.observe(len(batch), ended - started)
+        self._duration.observe(len(batch), seconds)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
-                entry.future.set_result(Answer(result, started - entry.since, ended - started, len(batch)))
+                entry.future.set_result(Answer(result, started - entry.since, seconds, len(batch)))
 
-    def _fail_waiting(self) -> None:
-        _fail(
-            list(self._waiting), NotReady("the service shut down before the answer was ready"), self.failure
-        )
-        self._waiting.clear()
+    async def _recover(
+        self, runner: Runner[Item, Result], batch: list[Entry[Item, Result]], error: BaseException
+    ) -> None:
+        """Find the item that fails by halving; a device that failed or is too small is no item's fault."""
+        if self._on_failure is not None:
+            self._on_failure(error, len(batch))
+        if isinstance(error, DeviceFailed):
+            fail(batch, InferenceFailed("the device has failed"), error)
+            raise error
+        if isinstance(error, DeviceOutOfMemory):
+            self._max_batch = min(self._max_batch, max(1, len(batch) // 2))
+        if len(batch) == 1:
+            memory = isinstance(error, DeviceOutOfMemory)
+            reason = "does not fit into the device's memory" if memory else "made the model fail"
+            fail(batch, InferenceFailed(f"this item alone {reason}"), error)
+            return
+        middle = len(batch) // 2
+        await self._run(runner, batch[:middle])
+        await self._run(runner, batch[middle:])
 
 
 class Place(Generic[Item, Result]):
@@ -327,20 +242,13 @@ class Place(Generic[Item, Result]):
         if self.used:
             raise RuntimeError("a place holds one item")
         self.used = True
-        return await self._batcher._enqueue(item, self._deadline)
+        return await self._batcher._submit_reserved(item, self._deadline)
+
+
+def _shutdown_error() -> NotReady:
+    return NotReady("the service shut down before the answer was ready")
 
 
 def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _fail(
-    entries: Sequence[_Entry[Item, Result]], error: Exception, cause: BaseException | None = None
-) -> None:
-    """Give each entry that has no answer yet an error of its own, so that no traceback is shared."""
-    for entry in entries:
-        if not entry.future.done():
-            own = type(error)(*error.args)
-            own.__cause__ = cause
-            entry.future.set_exception(own)

@@ -1,0 +1,149 @@
+"""`resnet-service serve` as a process: its start, its refusals to start, and its end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+COMMAND = [sys.executable, "-m", "service", "serve"]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SERVICE_")}
+    return {**clean, **variables}
+
+
+def events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
+    """Yield the lines of the process's log as they come."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        yield json.loads(line)
+
+
+def until(log: Iterator[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next(event for event in log if event["event"] == name)
+
+
+@contextmanager
+def started(*flags: str) -> Iterator[tuple["subprocess.Popen[str]", Iterator[dict[str, Any]], str]]:
+    """Start the service with the bundled model on a port of its own, and wait until it is ready."""
+    command = [*COMMAND, "--model", "bundled", "--port", "0", "--no-access-log", *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        try:
+            log = events(process)
+            url = until(log, "serving")["url"]
+            until(log, "ready")
+            yield process, log, url
+        finally:
+            process.kill()
+
+
+def refused(*flags: str, status: int, **variables: str) -> str:
+    """Run the command, which must end by itself with this status, and return what it says."""
+    result = subprocess.run(
+        [*COMMAND, *flags],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(**variables),
+        check=False,
+    )
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_sigterm_under_load_loses_nothing(jpeg: bytes) -> None:
+    """From SIGTERM on, requests already sent are answered and later ones find nobody; exit status 0."""
+    with started() as (process, log, url):
+        answered: Counter[int] = Counter()
+
+        def client() -> None:
+            with httpx.Client(base_url=url, timeout=30) as session:
+                while True:
+                    try:
+                        response = session.post("/predict", files={"file": jpeg})
+                    except httpx.ConnectError:
+                        return  # nobody listens any more: nothing was accepted, nothing is lost
+                    answered[response.status_code] += 1
+                    if answered.total() == 300:
+                        process.send_signal(signal.SIGTERM)
+
+        with ThreadPoolExecutor(16) as pool:
+            for finished in [pool.submit(client) for _ in range(16)]:
+                finished.result()  # raises what a client met but a clean refusal
+        assert process.wait(30) == 0
+        assert set(answered) == {200}
+        assert answered.total() >= 300
+        assert until(log, "stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_idle_service(number: signal.Signals) -> None:
+    """SIGTERM and Ctrl-C end an idle service with status 0, open connections notwithstanding."""
+    with started() as (process, _, url), httpx.Client(base_url=url) as client:
+        assert client.get("/healthz").status_code == 200
+        process.send_signal(number)
+        assert process.wait(30) == 0
+
+
+def test_a_port_that_is_taken() -> None:
+    """A port in use is said so, with status 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert "in use" in refused("--model", "bundled", "--port", port, status=1)
+
+
+def test_a_model_that_cannot_be_had(tmp_path: Path) -> None:
+    """Without a network, resnet50 stops the start with one message that names the ways out, status 3."""
+    message = refused(
+        "--port", "0", status=3, TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9", no_proxy=""
+    )
+    assert "cannot load the model 'resnet50'" in message
+    assert "--model bundled" in message
+    assert "--weights" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--port", "http"], "port"),
+        (["--max-batch", "0"], "max_batch"),
+        (["--precision", "int3"], "precision"),
+        (["--unheard-of", "1"], "--unheard-of"),
+    ],
+)
+def test_a_wrong_setting(flags: list[str], words: str) -> None:
+    """A setting that cannot be is a usage error that names it, status 2."""
+    assert words in refused(*flags, status=2)
+
+
+def test_a_wrong_environment_variable() -> None:
+    """The same for a setting from the environment."""
+    assert "max_queue" in refused(status=2, SERVICE_MAX_QUEUE="none")
+
+
+def test_a_device_that_is_missing() -> None:
+    """A forced device that is not there stops the start with status 3."""
+    assert "cuda:99" in refused("--model", "bundled", "--device", "cuda:99", status=3).replace(
+        "cuda was", "cuda:99"
+    )
+
+
+def test_a_flag_wins_over_the_environment(tmp_path: Path) -> None:
+    """Settings come from the environment, and a flag is stronger."""
+    message = refused("--model", str(tmp_path / "flag.safetensors"), status=3, SERVICE_MODEL="variable")
+    assert "flag.safetensors" in message
+    assert "variable" not in message
+    assert "variable" in refused(status=3, SERVICE_MODEL="variable")
