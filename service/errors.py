@@ -53,7 +53,8 @@ class Busy(ServiceError):
 class Overloaded(ServiceError):
     """Refused at once, because the queue is full or the deadline cannot be met.
 
-    `reason` says which of the two: "queue_full" or "deadline". `retry_after_s` is when the work now waiting should be done, in seconds, at the measured rate.
+    `reason` says which of the two: "queue_full" or "deadline". `retry_after_s` is when the work now
+    waiting should be done, in seconds, at the measured rate.
     """
 
     def __init__(self, message: str, reason: Literal["queue_full", "deadline"], retry_after_s: float) -> None:

@@ -36,7 +36,7 @@ def page(server: Running) -> Iterator[Page]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1100, "height": 1000})
+        page = browser.new_page(viewport={"width": 1100, "height": 900})
         page.route("**/*", guard)
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -62,7 +62,8 @@ def test_a_picture_can_be_classified_from_the_page(
     expect(answer.locator(".response-col_status").last).to_contain_text("200")
     expect(answer.locator(".response-col_description").last).to_contain_text("predictions")
     if folder := os.environ.get("SCREENSHOTS"):
-        operation.screenshot(path=f"{folder}/openapi.png")
+        operation.get_by_role("button", name="Execute").evaluate("button => button.scrollIntoView()")
+        page.screenshot(path=f"{folder}/openapi.png")
 
 
 def test_every_operation_is_described(server: Running) -> None:

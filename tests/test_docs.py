@@ -1,0 +1,115 @@
+"""The documentation cannot drift: what it shows is compared with the code, or made from it.
+
+`python -m tests.test_docs` writes the tables of docs/serving.md anew.
+"""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import Metric
+
+from service import cli, errors
+from service.api.problems import STATUS, problem_of
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.conftest import REPOSITORY, Running
+
+SERVING = REPOSITORY / "docs/serving.md"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md", SERVING]
+
+
+def settings_table() -> str:
+    lines = ["| setting | default | |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        flag, variable = f"--{name.replace('_', '-')}", f"SERVICE_{name.upper()}"
+        default = "" if field.default is None else f"`{str(field.default).lower()}`"
+        lines.append(f"| `{flag}`<br>`{variable}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+def errors_table() -> str:
+    lines = ["| status | kind | when |", "|---|---|---|"]
+    for kind, status in sorted(STATUS.items(), key=lambda pair: pair[1]):
+        problem = problem_of(kind("", "queue_full", 0) if kind is errors.Overloaded else kind(""))
+        first = (kind.__doc__ or "").splitlines()[0]
+        lines.append(f"| {status} | `{problem.type.rsplit(':', 1)[1]}` | {first} |")
+    return "\n".join(lines)
+
+
+def own_metrics() -> list[Metric]:
+    return [metric for metric in Metrics().registry.collect() if metric.name.startswith("inference_")]
+
+
+def metrics_table() -> str:
+    lines = ["| metric | |", "|---|---|"]
+    for metric in own_metrics():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        lines.append(f"| `{name}` | {metric.documentation} |")
+    return "\n".join(lines)
+
+
+TABLES = {"settings": settings_table, "errors": errors_table, "metrics": metrics_table}
+
+
+def rewritten(text: str) -> str:
+    """Return docs/serving.md with its tables made anew."""
+    for name, table in TABLES.items():
+        before, rest = text.split(f"<!-- {name} -->\n")
+        text = f"{before}<!-- {name} -->\n{table()}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+    return text
+
+
+def test_the_tables_are_in_step() -> None:
+    """Settings, errors and metrics are documented as the code has them."""
+    text = SERVING.read_text(encoding="utf-8")
+    assert text == rewritten(text), "run: .venv/bin/python -m tests.test_docs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file that is there."""
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    """Each make target and each resnet-service command and flag that is shown exists."""
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"^    make ([a-z-]+)", text, re.MULTILINE):
+        command = ["make", "--dry-run", "--always-make", target]
+        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    for line in re.findall(r"resnet-service ([a-z]+ --.*)", text):
+        name, *words = line.split()
+        command_ = cli.main.commands[name]
+        parameters = command_.get_params(command_.make_context(name, [], resilient_parsing=True))
+        known = {option for parameter in parameters for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_the_readmes_answer_is_the_services(server: Running, jpeg: bytes) -> None:
+    """The answer shown in the README has the shape of a real one."""
+    shown = json.loads(re.findall(r"```json\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)[0])
+    answer = server.client.post("/predict?top_k=2", files={"file": jpeg}).json()
+    assert _shape(shown) == _shape(answer)
+
+
+def _shape(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _shape(inner) for key, inner in value.items()}
+    return [_shape(inner) for inner in value] if isinstance(value, list) else type(value)
+
+
+def test_the_documented_endpoints_are_the_services(server: Running) -> None:
+    """Each endpoint in the table is there, and none is missing from it."""
+    shown = set(re.findall(r"^\| `(?:GET|POST) (/[^`]*)`", SERVING.read_text(encoding="utf-8"), re.MULTILINE))
+    assert shown - {"/docs"} == set(httpx.get(f"{server.url}/openapi.json").json()["paths"])
+
+
+if __name__ == "__main__":
+    SERVING.write_text(rewritten(SERVING.read_text(encoding="utf-8")), encoding="utf-8")
