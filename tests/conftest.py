@@ -1,5 +1,6 @@
 """Fixtures: pictures made here, real pictures where they are, and a real server on a port of its own."""
 
+import http.server
 import io
 import os
 import re
@@ -9,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import httpx
 import numpy as np
@@ -187,3 +190,43 @@ def server(bundled_settings: Settings) -> Iterator[Running]:
     """A real server with the bundled model, shared by the tests of a module."""
     with serving(bundled_settings) as running:
         yield running
+
+
+class FileServer:
+    """A file server on a port of its own; `requests` lists the paths asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        requests: list[str] = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(self) -> None:
+                requests.append(self.path)
+                super().do_GET()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.folder = folder
+        self.requests = requests
+        self._server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), partial(Handler, directory=str(folder))
+        )
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def file_server(tmp_path: Path) -> Iterator[FileServer]:
+    folder = tmp_path / "www"
+    folder.mkdir()
+    with FileServer(folder) as server:
+        yield server

@@ -1,15 +1,11 @@
 """Loading models: names, files, URLs from a real file server, and what cannot be had."""
 
 import hashlib
-import http.server
 import os
 import pickle
-import threading
 import time
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,47 +18,7 @@ from service.errors import ModelUnavailable
 from service.images import Preprocessing, decode
 from service.models import catalog, checkpoint
 from service.models.networks import NETWORKS
-from tests.conftest import REPOSITORY
-
-
-class FileServer:
-    """A file server on a port of its own; `requests` lists the paths asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        requests: list[str] = []
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def do_GET(self) -> None:
-                requests.append(self.path)
-                super().do_GET()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.folder = folder
-        self.requests = requests
-        self._server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), partial(Handler, directory=str(folder))
-        )
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-@pytest.fixture
-def file_server(tmp_path: Path) -> Iterator[FileServer]:
-    folder = tmp_path / "www"
-    folder.mkdir()
-    with FileServer(folder) as server:
-        yield server
+from tests.conftest import REPOSITORY, FileServer
 
 
 @pytest.fixture(autouse=True)

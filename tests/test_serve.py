@@ -15,8 +15,16 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from torchvision.models import resnet18
+
+from tests.conftest import FileServer
 
 COMMAND = [sys.executable, "-m", "service", "serve"]
+
+Log = Iterator[dict[str, Any]]
+Started = tuple["subprocess.Popen[str]", Log, str]
+"""The process, the rest of its log, and its URL."""
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -24,22 +32,26 @@ def environment(**variables: str) -> dict[str, str]:
     return {**clean, **variables}
 
 
-def events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
-    """Yield the lines of the process's log as they come."""
+def events(process: "subprocess.Popen[str]") -> Log:
+    """Yield the lines of the process's log as they come; a download's progress bar is among them."""
     assert process.stderr is not None
     for line in process.stderr:
-        yield json.loads(line)
+        yield json.loads(line) if line.startswith("{") else {"event": line}
 
 
-def until(log: Iterator[dict[str, Any]], name: str) -> dict[str, Any]:
+def until(log: Log, name: str) -> dict[str, Any]:
     return next(event for event in log if event["event"] == name)
 
 
 @contextmanager
-def started(*flags: str) -> Iterator[tuple["subprocess.Popen[str]", Iterator[dict[str, Any]], str]]:
-    """Start the service with the bundled model on a port of its own, and wait until it is ready."""
+def started(
+    *flags: str, **variables: str
+) -> Iterator[tuple["subprocess.Popen[str]", Iterator[dict[str, Any]], str]]:
+    """Start the service, with the bundled model unless told otherwise, and wait until it is ready."""
     command = [*COMMAND, "--model", "bundled", "--port", "0", "--no-access-log", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment(**variables)
+    ) as process:
         try:
             log = events(process)
             url = until(log, "serving")["url"]
@@ -87,6 +99,18 @@ def test_sigterm_under_load_loses_nothing(jpeg: bytes) -> None:
         assert set(answered) == {200}
         assert answered.total() >= 300
         assert until(log, "stopped")
+
+
+def test_weights_are_downloaded_and_served(file_server: FileServer, tmp_path: Path, jpeg: bytes) -> None:
+    """A URL's weights are fetched into torch's cache and answer with the published labels."""
+    torch.save(resnet18().state_dict(), file_server.folder / "net.pth")
+    flags = ("--model", "resnet18", "--weights", f"{file_server.url}/net.pth")
+    for _ in range(2):
+        with started(*flags, TORCH_HOME=str(tmp_path / "cache")) as (_, _, url):
+            answer = httpx.post(f"{url}/predict?top_k=1000", files={"file": jpeg}).json()
+            assert answer["model"] == "resnet18"
+            assert "golden retriever" in {prediction["label"] for prediction in answer["predictions"]}
+    assert file_server.requests == ["/net.pth"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
