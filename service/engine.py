@@ -104,8 +104,7 @@ class Engine:
             on_failure=_log_failure,
         )
         size = model.preprocessing.crop
-        noise = np.random.default_rng(0)
-        self._synthetic = noise.integers(0, 256, (max_batch, size, size, 3), dtype=np.uint8)
+        self._noise: Crop = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
         metrics.queue_depth.set_function(lambda: self._batcher.depth)
         metrics.ready.set_function(lambda: self.ready)
         metrics.device_memory.set_function(lambda: runtime.memory_bytes() or 0)
@@ -173,7 +172,7 @@ class Engine:
 
     async def run_synthetic(self, batch_size: int) -> None:
         """Run one batch of noise through the device thread, between the batches of requests."""
-        await self._on_device(list(self._synthetic[:batch_size]), 1)
+        await self._on_device([self._noise] * batch_size, 1)
 
     def begin_drain(self) -> None:
         """Stop being ready, so that load balancers go elsewhere; requests are still answered."""

@@ -112,6 +112,8 @@ class Running:
     url: str
     client: httpx.Client
     runtime: GatedRuntime
+    server: Server
+    thread: threading.Thread
 
     def metric(self, name: str, **labels: str) -> float:
         """Return a sample of /metrics by its name and labels; 0 where it does not exist yet."""
@@ -169,7 +171,7 @@ def serving(settings: Settings) -> Iterator[Running]:
         assert server.listening.wait(30)
         limits = httpx.Limits(max_connections=None)
         with httpx.Client(base_url=server.url, timeout=30, limits=limits) as client:
-            running = Running(server.url, client, runtime)
+            running = Running(server.url, client, runtime, server, thread)
             running.wait_for(lambda: client.get("/readyz").status_code == 200)
             yield running
     finally:

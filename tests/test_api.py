@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from service import models
+from service.errors import DeviceFailed
 from service.settings import Settings
 from tests.conftest import Running, encode, make_image, serving
 from tests.test_images import bomb
@@ -429,6 +430,16 @@ def test_a_stuck_batch_fails_liveness(jpeg: bytes) -> None:
         server.runtime.release()
         assert stuck.result().status_code == 200
         assert server.client.get("/healthz").status_code == 200
+
+
+def test_a_failed_device_ends_the_process(jpeg: bytes) -> None:
+    """Once the device has failed for good the server ends by itself, as failed, so that it is replaced."""
+    with serving(Settings(model="bundled")) as server:
+        server.runtime.error = DeviceFailed("gone")
+        problem(server.client.post("/predict", files=files(jpeg)), 500, "inference-failed")
+        server.thread.join(30)
+        assert not server.thread.is_alive()
+        assert server.server.failed
 
 
 def test_many_clients_at_once(server: Running) -> None:

@@ -122,6 +122,49 @@ def test_a_signal_ends_an_idle_service(number: signal.Signals) -> None:
         assert process.wait(30) == 0
 
 
+STUCK = """
+import sys
+import threading
+from service import logs
+from service.api import server
+from service.api.service import load
+from service.settings import Settings
+
+logs.configure(style="json")
+service = load(Settings(model="bundled", port=0, drain_timeout_s=4))
+run = service.engine.runtime.run
+
+def stuck(crops, k):
+    if k > 1:  # a picture, not the warm-up
+        threading.Event().wait()
+    return run(crops, k)
+
+service.engine.runtime.run = stuck
+sys.exit(server.run(service))
+"""
+
+
+def test_a_stuck_device_does_not_hold_up_the_end(jpeg: bytes) -> None:
+    """With a batch that never ends, SIGTERM still ends the process within the drain limit, as failed."""
+    command = [sys.executable, "-c", STUCK]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        try:
+            log = events(process)
+            url = until(log, "serving")["url"]
+            until(log, "ready")
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(httpx.post, f"{url}/predict", files={"file": jpeg}, timeout=60)
+                while "inference_queue_depth 0.0" not in (text := httpx.get(f"{url}/metrics").text) or (
+                    "inference_in_flight 1.0" not in text
+                ):
+                    pass  # until the picture is on the device
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(15) == 1
+                assert answer.result().status_code >= 500
+        finally:
+            process.kill()
+
+
 def test_a_port_that_is_taken() -> None:
     """A port in use is said so, with status 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

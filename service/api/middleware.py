@@ -35,7 +35,7 @@ class Observe:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SAFE_ID.fullmatch(given) else uuid4().hex
-        status = CLIENT_CLOSED  # until an answer begins
+        status = 500  # what an exception that passes here becomes, outside this middleware
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
