@@ -15,7 +15,7 @@ help:  ## List the commands
 install: $(VENV)/.installed  ## Make .venv with what serving needs, from the lock
 
 serve: install  ## Serve MODEL (default: the bundled one) on PORT (default: 8000)
-	$(BIN)/resnet-service serve --model $(MODEL) --port $(PORT)
+	$(BIN)/resnet-service serve --model "$(MODEL)" --port "$(PORT)"
 
 test: $(VENV)/.installed-dev  ## Run the whole test suite
 	$(BIN)/pytest
@@ -45,7 +45,7 @@ clean:  ## Remove .venv and every cache
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; give one with make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # half a one would pass for a whole one
 
 $(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/bin/python
 	@echo "Installing what requirements.lock names; PyTorch is large, so the first time takes a while."

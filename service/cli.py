@@ -94,10 +94,19 @@ def serve(**given: Any) -> None:
     help="Checkpoint to write (.safetensors); its card goes beside it.",
 )
 @click.option("--network", default="cifar-resnet10", help="Network to train.")
-@click.option("--size", default=32, help="Side of the network's input, in pixels.")
-@click.option("--epochs", default=24, help="Times to go through the training pictures.")
-@click.option("--batch-size", default=256, help="Pictures in a step.")
-@click.option("--max-lr", default=0.2, help="Peak of the learning rate (OneCycleLR).")
+@click.option(
+    "--size", type=click.IntRange(8, 4096), default=32, help="Side of the network's input, in pixels."
+)
+@click.option(
+    "--epochs", type=click.IntRange(1), default=24, help="Times to go through the training pictures."
+)
+@click.option("--batch-size", type=click.IntRange(2), default=256, help="Pictures in a step.")
+@click.option(
+    "--max-lr",
+    type=click.FloatRange(0, min_open=True),
+    default=0.2,
+    help="Peak of the learning rate (OneCycleLR).",
+)
 @click.option("--seed", default=1, help="Seed of initialisation, order and augmentation.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")
 def train(data: Path, out: Path, network: str, size: int, device: str, **options: Any) -> None:

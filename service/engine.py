@@ -6,11 +6,12 @@ Owns the threads: a bounded pool that decodes, and the one thread that talks to 
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import structlog
@@ -44,6 +45,9 @@ _OUTCOMES: Final[dict[type[ServiceError], str]] = {
     NotReady: "rejected",
     DeadlineExceeded: "expired",
 }
+
+
+Value = TypeVar("Value")
 
 
 class _Job(NamedTuple):
@@ -95,7 +99,7 @@ class Engine:
         self._starting: asyncio.Task[None] | None = None
         self._decoders = ThreadPoolExecutor(decode_threads or hardware.cores(), "decode")
         self._device = ThreadPoolExecutor(1, "device")
-        self._latest: Future[TopK] | None = None
+        self._at_work: set[Future[Any]] = set()
         self._batcher: MicroBatcher[_Job, TopK] = MicroBatcher(
             [self._run_batch],
             max_batch=max_batch,
@@ -135,8 +139,8 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether the device's thread still has work, after `close` a batch that does not end."""
-        return self._latest is not None and not self._latest.done()
+        """Whether a thread is at work; after `close`, one that has not ended in time."""
+        return any(future.running() for future in tuple(self._at_work))
 
     @property
     def _warm(self) -> bool:
@@ -179,11 +183,13 @@ class Engine:
         self._closing = True
 
     async def close(self, timeout_s: float) -> None:
-        """Refuse new pictures, answer those accepted, and return within `timeout_s` seconds."""
+        """Refuse new pictures, answer those accepted, and return within twice `timeout_s` seconds."""
         self._closing = True
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
         await self._batcher.close(timeout_s)
+        # Decoding that nobody waits for any more: a thread cannot be interrupted, only waited for.
+        await asyncio.to_thread(futures.wait, tuple(self._at_work), timeout_s)
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._device.shutdown(wait=False, cancel_futures=True)
 
@@ -199,10 +205,9 @@ class Engine:
         _log.info("ready", warmed_batches=sizes, seconds=round(time.perf_counter() - started, 2))
 
     async def _decode(self, data: bytes | bytearray, deadline: float | None) -> Crop:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(deadline):
-                return await loop.run_in_executor(
+                return await self._in_thread(
                     self._decoders, images.decode, data, self.model.preprocessing, self._max_pixels
                 )
         except TimeoutError as error:
@@ -217,8 +222,15 @@ class Engine:
         ]
 
     async def _on_device(self, crops: list[Crop], k: int) -> TopK:
-        self._latest = self._device.submit(self.runtime.run, crops, k)
-        return await asyncio.wrap_future(self._latest)
+        return await self._in_thread(self._device, self.runtime.run, crops, k)
+
+    async def _in_thread(
+        self, pool: ThreadPoolExecutor, function: Callable[..., Value], *arguments: object
+    ) -> Value:
+        future = pool.submit(function, *arguments)
+        self._at_work.add(future)
+        future.add_done_callback(self._at_work.discard)
+        return await asyncio.wrap_future(future)
 
     def _rank(self, best: TopK, top_k: int) -> tuple[Ranked, ...]:
         ids, probabilities = best.class_ids[:top_k].tolist(), best.probabilities[:top_k].tolist()

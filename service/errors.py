@@ -10,6 +10,7 @@ ServiceError
 ├── Overloaded            the queue is full, or the deadline cannot be met; carries retry_after_s
 ├── DeadlineExceeded      accepted, but no answer before the deadline
 ├── NotReady              starting, draining or closed
+├── TrainingImpossible    data, options or output that no training run can use
 ├── ModelUnavailable      the model cannot be had; stops the start
 ├── DeviceUnavailable     the device or precision asked for is not there; stops the start
 └── InferenceFailed       the model or the device failed on accepted work
@@ -69,6 +70,10 @@ class DeadlineExceeded(ServiceError):
 
 class NotReady(ServiceError):
     """The service is starting, draining or closed."""
+
+
+class TrainingImpossible(ServiceError):
+    """A training run's data, options or output cannot be used."""
 
 
 class ModelUnavailable(ServiceError):

@@ -6,6 +6,9 @@ typed error. Knows no HTTP, no torch and no model: only what `Preprocessing` say
 """
 
 import io
+import logging
+import math
+import re
 import struct
 import warnings
 import zlib
@@ -14,7 +17,8 @@ from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from service.errors import InvalidImage, PayloadTooLarge, UnsupportedMedia
 
@@ -28,22 +32,16 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of odd metadata, in words that the picture's maker chooses: nothing to act on, and each new
 # wording would be remembered for ever by Python's registry of warnings.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs as errors what becomes a typed error here
 
 DEFAULT_MAX_PIXELS: Final = 50_000_000
+MAX_SIDE: Final = 4096
+"""The largest side of a network's input, in pixels."""
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-_MAGIC: Final = (
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n\x1a\n",
-    b"RIFF",
-    b"GIF87a",
-    b"GIF89a",
-    b"BM",
-    b"II*\x00",
-    b"MM\x00*",
-    b"II+\x00",
-    b"MM\x00+",
+_MAGIC: Final = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II[*+]\x00|MM\x00[*+]", re.DOTALL
 )
 
 # What Pillow's decoders and its EXIF reader raise on broken bytes, besides OSError.
@@ -55,12 +53,31 @@ _BROKEN: Final = (
     LookupError,
     EOFError,
     ArithmeticError,
+    AssertionError,
+    AttributeError,
     MemoryError,
     struct.error,
     zlib.error,
 )
 
+# Work that a few bytes can ask for, far beyond what any camera or editor writes.
+_MAX_JPEG_SCANS: Final = 100  # a progressive JPEG has about 10; each costs a pass over all pixels
+_MAX_TIFF_TILES: Final = 100_000  # more than one strip for each row of the largest picture
+_MAX_BICUBIC_ASPECT: Final = 8  # beyond, a whole resized picture would be gigabytes
+
 _ORIENTATION_TAG: Final = 0x0112
+_TILE_WIDTH_TAG: Final = 322
+_TILE_LENGTH_TAG: Final = 323
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the stored pixels upright."""
 
 
 @dataclass(frozen=True)
@@ -78,50 +95,67 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= self.resize:
-            raise ValueError(f"crop must be between 1 and resize, got {self.crop} and {self.resize}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError("mean and std need three values each, std above zero")
+        if not 0 < self.crop <= self.resize <= MAX_SIDE:
+            raise ValueError(f"need 0 < crop <= resize <= {MAX_SIDE}, got {self.crop} and {self.resize}")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError("mean and std must be finite, std above zero")
 
 
 def decode(
-    data: bytes | bytearray | memoryview,
-    preprocessing: Preprocessing,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Crop:
     """Decode a picture and return its centre crop, [S, S, 3] uint8 with S = preprocessing.crop.
 
     The first frame of an animation; upright by its EXIF orientation; transparent parts on white;
     16-bit samples scaled to 8; grey, palette and CMYK turned to RGB.
 
-    Raises UnsupportedMedia where the bytes are no known format, PayloadTooLarge over `max_pixels`,
-    InvalidImage where a known format cannot be decoded.
+    Raises UnsupportedMedia where the bytes are no known format, PayloadTooLarge over `max_pixels` or where
+    decoding would take absurdly long, InvalidImage where a known format cannot be decoded.
     """
     image = _open(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise PayloadTooLarge(
-            f"the picture has {width} x {height} pixels; the limit is {max_pixels:,} pixels"
-        )
     try:
-        rgb = _upright(_to_rgb(image))
+        _check_work(image, data, max_pixels)
+        image.load()  # before the orientation is read: TIFF turns itself
+        rgb = _to_rgb(image)
+        orientation = _orientation(image)
+        if orientation in _UPRIGHT:
+            rgb = rgb.transpose(_UPRIGHT[orientation])
         return _resize_and_crop(rgb, preprocessing)
     except _BROKEN as error:
         raise InvalidImage(f"the {image.format} picture cannot be decoded: {error}") from error
 
 
-def _open(data: bytes | bytearray | memoryview) -> Image.Image:
+def _open(data: bytes | bytearray) -> Image.Image:
     """Read the header only; no pixel is decoded here."""
     if not data:
         raise InvalidImage("the picture is empty (0 bytes)")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except _BROKEN as error:
-        if bytes(data[:8]).startswith(_MAGIC):
+        if _MAGIC.match(data):
             raise InvalidImage("the picture's header is broken or cut off") from error
         raise UnsupportedMedia(
             f"not a picture in a format the service reads ({', '.join(FORMATS)})"
         ) from error
+
+
+def _check_work(image: Image.Image, data: bytes | bytearray, max_pixels: int) -> None:
+    """Refuse what would take too much memory or time, by its header and before a pixel is decoded."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise PayloadTooLarge(
+            f"the picture has {width} x {height} pixels; the limit is {max_pixels:,} pixels"
+        )
+    # FF is escaped in compressed data, so this finds markers only.
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise PayloadTooLarge(f"the JPEG has more than {_MAX_JPEG_SCANS} scans")
+    if isinstance(image, TiffImageFile):
+        tile = image.tag_v2.get(_TILE_WIDTH_TAG, 1) * image.tag_v2.get(_TILE_LENGTH_TAG, 1)
+        if tile > max_pixels or len(image.tile) > _MAX_TIFF_TILES:
+            raise PayloadTooLarge("the TIFF's tiles are too large or too many")
+    if image.format == "BMP" and image.info.get("compression") in (1, 2):
+        # Pillow reads it byte by byte in Python: 1 KB can take 5 seconds.
+        raise UnsupportedMedia("run-length encoded BMP is not supported")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -132,18 +166,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise InvalidImage("32-bit samples have no agreed range; send 8 or 16 bits a channel")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> object:
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        return image.getexif().get(_ORIENTATION_TAG)
     except _BROKEN:
         # Cameras and editors write broken EXIF around sound pixels; viewers show those as stored.
-        return image
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+        return None
 
 
 def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Crop:
@@ -156,10 +190,12 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Crop:
         new_width, new_height = int(resize * width / height), resize
     left = round((new_width - crop) / 2)
     top = round((new_height - crop) / 2)
-    if preprocessing.interpolation == "bicubic":
+    resample = Image.Resampling[preprocessing.interpolation.upper()]
+    aspect = max(width, height) / min(width, height)
+    if preprocessing.interpolation == "bicubic" and aspect <= _MAX_BICUBIC_ASPECT:
         # Bicubic overshoots and is clipped between Pillow's two passes, whose order depends on the
         # output's shape: up to 10 grey levels of difference if only the crop were computed.
-        resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        resized = image.resize((new_width, new_height), resample)
         return np.asarray(resized.crop((left, top, left + crop, top + crop)))
     # Computing only the crop's pixels takes 0.8 ms instead of 1.5 for a 500x333 picture and differs
     # by at most 1 grey level, 0.014 on average over 64 ImageNet pictures.
@@ -170,4 +206,4 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Crop:
         min((left + crop) * across, width),  # rounding may step over the edge by 1e-13
         min((top + crop) * down, height),
     )
-    return np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR, box))
+    return np.asarray(image.resize((crop, crop), resample, box))

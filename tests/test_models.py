@@ -3,7 +3,9 @@
 import hashlib
 import os
 import pickle
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.models import ResNet18_Weights, ResNet50_Weights, densenet121, resnet18
 
 from service import models
 from service.errors import ModelUnavailable
@@ -83,22 +85,32 @@ def test_the_bundled_model_calls_a_dog_a_dog(dog: bytes) -> None:
     assert model.labels[int(logits.argmax())] == "dog"
 
 
-def test_a_published_model_brings_its_labels_and_transforms(cache: Path) -> None:
-    """A torchvision name uses its DEFAULT weights, here from torch's usual cache, and their labels."""
+def test_a_published_model_brings_its_labels_and_transforms(
+    file_server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A torchvision name is downloaded into torch's usual cache and has its weights' labels and transforms.
+
+    Everything is as for a user but the address: the entry points to a file server of this test.
+    """
     network = random_resnet18()
-    cache.mkdir(parents=True)
-    torch.save(network.state_dict(), cache / Path(ResNet18_Weights.DEFAULT.url).name)
-    model = models.load("resnet18")
-    assert same_weights(model.network, network)
+    torch.save(network.state_dict(), file_server.folder / "resnet18.pth")
+    file = with_hash(file_server.folder / "resnet18.pth").name
+    published = catalog.entry("resnet18")
+    here = replace(published, url=f"{file_server.url}/{file}")
+    monkeypatch.setattr(catalog, "entry", lambda *_: here)
+    for _ in range(2):
+        model = models.load("resnet18")
+        assert same_weights(model.network, network)
+    assert file_server.requests == [f"/{file}"]
+    assert (cache / file).exists()
     assert model.labels == tuple(ResNet18_Weights.DEFAULT.meta["categories"])
     assert model.preprocessing == Preprocessing(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert model.source == ResNet18_Weights.DEFAULT.url
 
 
 def test_resnet50_uses_its_best_published_weights() -> None:
     """`resnet50` means ResNet50_Weights.DEFAULT with its resize to 232, not the first version's 256."""
     entry = catalog.entry("resnet50")
-    assert entry.published.name == "IMAGENET1K_V2"
+    assert entry.url == ResNet50_Weights.IMAGENET1K_V2.url
     assert (entry.preprocessing.resize, entry.preprocessing.crop) == (232, 224)
     assert len(entry.labels) == 1000
 
@@ -121,6 +133,33 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     save: Any = torch.save if suffix == ".pth" else save_file
     save(network.state_dict(), path)
     assert same_weights(models.load("resnet18", str(path)).network, network)
+
+
+def test_the_content_decides_the_format(tmp_path: Path) -> None:
+    """Safetensors under any name are read as such."""
+    network = random_resnet18()
+    save_file(network.state_dict(), tmp_path / "pytorch_model.bin")
+    assert same_weights(models.load("resnet18", str(tmp_path / "pytorch_model.bin")).network, network)
+
+
+def test_a_date_in_a_name_is_no_hash(tmp_path: Path) -> None:
+    """A file named after its day is not held to be damaged."""
+    network = random_resnet18()
+    torch.save(network.state_dict(), tmp_path / "resnet18-20260115.pth")
+    assert same_weights(models.load("resnet18", str(tmp_path / "resnet18-20260115.pth")).network, network)
+
+
+def test_densenets_published_keys_are_understood(tmp_path: Path) -> None:
+    """The published densenet files name their layers as an older torch did."""
+    torch.manual_seed(0)
+    network = densenet121()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value
+        for key, value in network.state_dict().items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet.pth")
+    assert same_weights(models.load("densenet121", str(tmp_path / "densenet.pth")).network, network)
 
 
 @pytest.mark.parametrize("wrap", ["state_dict", "model"])
@@ -301,6 +340,14 @@ def test_a_pickle_never_runs(tmp_path: Path, suffix: str) -> None:
     assert not trace.exists()
 
 
+def test_a_pickle_in_the_cache_never_runs(cache: Path, tmp_path: Path) -> None:
+    """What lies in the cache under a published name is held to its hash and not trusted either."""
+    cache.mkdir(parents=True)
+    torch.save({"fc.weight": Exploit(tmp_path / "trace")}, cache / Path(ResNet18_Weights.DEFAULT.url).name)
+    assert "damaged" in unavailable("resnet18")
+    assert not (tmp_path / "trace").exists()
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"", b"text", b"\x80\x04", b"PK\x03\x04broken", os.urandom(1000)])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -343,6 +390,65 @@ def test_a_checkpoint_that_contradicts_itself(tmp_path: Path, changes: dict[str,
     }
     checkpoint.save(checkpoint.Checkpoint(**{**facts, **changes}), tmp_path / "odd.safetensors")
     unavailable(str(tmp_path / "odd.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("labels", "[1, 2, 3]"),
+        ("labels", '"abc"'),
+        ("labels", "[]"),
+        ("labels", "[" * 100_000),
+        ("preprocessing", "{}"),
+        ("preprocessing", "[]"),
+        ("preprocessing", '{"resize": 32, "crop": 31.5, "mean": [0, 0, 0], "std": [1, 1, 1]}'),
+        ("preprocessing", '{"resize": 1e999, "crop": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}'),
+        ("preprocessing", '{"resize": 99999, "crop": 99999, "mean": [0, 0, 0], "std": [1, 1, 1]}'),
+        ("preprocessing", '{"resize": 32, "crop": 32, "mean": "abc", "std": [1, 1, 1]}'),
+        ("preprocessing", '{"resize": 32, "crop": 32, "mean": [0, 0, 0], "std": [1, NaN, 1]}'),
+        ("preprocessing", '{"resize": 32, "crop": 32, "mean": [0, 0], "std": [1, 1, 1]}'),
+        (
+            "preprocessing",
+            '{"resize": 32, "crop": 32, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "x"}',
+        ),
+        ("training", "[]"),
+        ("format", "resnet-service/2"),
+    ],
+)
+def test_a_checkpoint_with_a_hostile_header(tmp_path: Path, key: str, value: str) -> None:
+    """A header of the wrong types or with absurd numbers stops the start, not the first request."""
+    header = {
+        "format": checkpoint.FORMAT,
+        "network": "cifar-resnet10",
+        "labels": '["a", "b", "c"]',
+        "preprocessing": '{"resize": 32, "crop": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}',
+        "training": "{}",
+    }
+    path = tmp_path / "odd.safetensors"
+    state = NETWORKS["cifar-resnet10"](3).state_dict()
+    save_file(state, path, header)
+    assert models.load(str(path)).labels == ("a", "b", "c")
+    save_file(state, path, {**header, key: value})
+    unavailable(str(path))
+
+
+def test_a_checkpoint_of_nan(tmp_path: Path) -> None:
+    """Weights that answer with NaN are refused at the start."""
+    state = NETWORKS["cifar-resnet10"](3).state_dict()
+    state["fc.bias"].fill_(float("nan"))
+    preprocessing = Preprocessing(32, 32, (0, 0, 0), (1, 1, 1))
+    path = tmp_path / "nan.safetensors"
+    checkpoint.save(checkpoint.Checkpoint("cifar-resnet10", ("a", "b", "c"), preprocessing, state), path)
+    assert "not numbers" in unavailable(str(path))
+
+
+@pytest.mark.parametrize(
+    "source", ["http://[bad", "http://127.0.0.1:1/mod\u00e8le.pth", "x" * 5000, "/", "a\0b"]
+)
+def test_sources_that_are_no_sources(source: str) -> None:
+    """Whatever is given as a model or as weights, the answer is a clear refusal."""
+    unavailable("resnet18", source)
+    unavailable(source)
 
 
 def test_weights_for_a_checkpoint(tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def test_a_model_that_cannot_be_had(tmp_path: Path) -> None:
     [
         (["--port", "http"], "port"),
         (["--max-batch", "0"], "max_batch"),
+        (["--max-pixels-mp", "inf"], "max_pixels_mp"),
         (["--precision", "int3"], "precision"),
         (["--unheard-of", "1"], "--unheard-of"),
     ],

@@ -1,5 +1,6 @@
 """Training: pictures in folders in, a checkpoint that can be served out."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,53 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     result = train(tmp_path, tmp_path / "out.safetensors")
     assert result.exit_code == 1
     assert "broken.png" in result.output
+
+
+def test_the_systems_own_files_are_passed_over(pictures: Path, tmp_path: Path) -> None:
+    """.DS_Store and its like are neither classes nor pictures."""
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    (data / "train" / ".ipynb_checkpoints").mkdir()
+    for name in (".DS_Store", "Thumbs.db"):
+        (data / "train" / "dark" / name).write_bytes(b"not a picture")
+    assert train(data, tmp_path / "out.safetensors", "--epochs", "1").exit_code == 0
+
+
+def test_an_output_that_cannot_be_written_is_found_before_training(pictures: Path, tmp_path: Path) -> None:
+    """A path that cannot be, or another suffix than .safetensors, ends the run before its first epoch."""
+    (tmp_path / "file").touch()
+    for out in ("file/out.safetensors", "out.md"):
+        result = train(pictures, tmp_path / out)
+        assert result.exit_code == 1
+        assert "out." in result.output
+        assert "epoch" not in result.output
+
+
+def test_classes_that_differ_between_train_and_test(pictures: Path, tmp_path: Path) -> None:
+    """A test class unknown to train is an error, not passed over."""
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    (data / "test" / "third").mkdir()
+    result = train(data, tmp_path / "out.safetensors")
+    assert result.exit_code == 1
+    assert "different classes" in result.output
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--epochs", "0"), ("--batch-size", "1"), ("--size", "4"), ("--max-lr", "0")]
+)
+def test_impossible_options(pictures: Path, tmp_path: Path, flag: str, value: str) -> None:
+    """Options that cannot be are usage errors."""
+    assert train(pictures, tmp_path / "out.safetensors", flag, value).exit_code == 2
+
+
+@pytest.mark.parametrize("rate", ["nan", "1e30"])
+def test_a_loss_that_is_not_a_number_ends_the_run(pictures: Path, tmp_path: Path, rate: str) -> None:
+    """A run that diverges says so and writes nothing."""
+    result = train(pictures, tmp_path / "out.safetensors", "--max-lr", rate)
+    assert result.exit_code == 1
+    assert "learning rate" in result.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_network_is_an_error(pictures: Path, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def run(service: Service) -> int:
         return 1  # uvicorn has logged why: the port is taken, say
     _log.info("stopped")
     if service.engine.busy:
-        # Python would wait for the device's thread, which may never return.
+        # Python would wait for the thread that still works, which may never return.
         logging.shutdown()
         os._exit(1)
     return 1 if server.failed else 0

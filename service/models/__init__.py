@@ -47,7 +47,7 @@ def load(name: str, weights_source: str | None = None) -> Model:
     try:
         model = _load(name, weights_source)
         _check_output(model)
-    except ModelUnavailable as error:
+    except (ModelUnavailable, OSError) as error:  # OSError: a path that cannot even be asked for
         raise ModelUnavailable(f"cannot load the model {name!r}: {error}\n{_ways_out(name)}") from error
     return model
 
@@ -60,8 +60,8 @@ def _load(name: str, weights_source: str | None) -> Model:
     if name == BUNDLED:
         with resources.as_file(resources.files(__name__) / "bundled" / _BUNDLED_FILE) as path:
             return _from_checkpoint(name, path)
-    path = Path(name).expanduser()
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    path = Path(name)
+    if path.suffix or len(path.parts) > 1 or path.exists():
         return _from_checkpoint(path.stem, path)
     close = get_close_matches(name, [BUNDLED, *catalog.names()], n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
@@ -71,11 +71,11 @@ def _load(name: str, weights_source: str | None) -> Model:
 def _from_torchvision(name: str, weights_source: str | None) -> Model:
     if weights_source is None or weights_source in catalog.published(name):
         entry = catalog.entry(name, weights_source)
-        network, source = entry.download(), entry.url
+        source = entry.url
     else:
-        entry = catalog.entry(name)
-        network, source = entry.build(), weights_source
-        _fill(network, weights.read_state(weights_source), name)
+        entry, source = catalog.entry(name), weights_source
+    network = entry.build()
+    _fill(network, entry.adapt(weights.read_state(source)), name)
     return Model(name, network.eval(), entry.labels, entry.preprocessing, source)
 
 
@@ -105,10 +105,12 @@ def _check_output(model: Model) -> None:
     size = model.preprocessing.crop
     try:
         output = model.network(torch.zeros(1, 3, size, size))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise ModelUnavailable(f"the network cannot run on a picture of {size}x{size}: {error}") from error
     if output.shape != (1, len(model.labels)):
         raise ModelUnavailable(f"it answers {list(output.shape)} for {len(model.labels)} labels")
+    if not output.isfinite().all():
+        raise ModelUnavailable("its weights give answers that are not numbers")
 
 
 def _ways_out(name: str) -> str:

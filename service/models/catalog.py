@@ -1,17 +1,18 @@
 """Torchvision's classifiers by name, with the labels and preprocessing of their published weights."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
-from torchvision.models import WeightsEnum
 from torchvision.transforms._presets import ImageClassification
 
-from service.errors import ModelUnavailable
 from service.images import Preprocessing
-from service.models.weights import DOWNLOAD_ERRORS, connection_timeout
+
+_OLD_DENSENET_KEY: Final = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 @cache
@@ -30,37 +31,30 @@ def published(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A classifier with one set of published weights, nothing downloaded yet."""
+    """A classifier with one set of published weights at `url`; nothing is downloaded yet."""
 
     name: str
-    published: WeightsEnum
+    url: str
     labels: tuple[str, ...]
     preprocessing: Preprocessing
 
-    @property
-    def url(self) -> str:
-        """Where the published weights are."""
-        return str(self.published.url)
-
-    def download(self) -> nn.Module:
-        """Build the network with its published weights, from torch's cache or the network.
-
-        Raises ModelUnavailable where they cannot be fetched or do not carry their hash.
-        """
-        try:
-            with connection_timeout():
-                return cast(nn.Module, models.get_model(self.name, weights=self.published, progress=True))
-        except (*DOWNLOAD_ERRORS, RuntimeError, EOFError) as error:
-            raise ModelUnavailable(f"{self.url} could not be fetched or read: {error}") from error
-
     def build(self, classes: int | None = None) -> nn.Module:
-        """Build the network with random weights for `classes` classes (as published by default)."""
+        """Build the network with random weights for `classes` classes (as published by default).
+
+        With the options that torchvision itself adds only when it loads published weights.
+        """
         options: dict[str, Any] = {"num_classes": classes or len(self.labels)}
         if self.name in ("googlenet", "inception_v3"):
-            # Their published weights expect the input rescaled once more, which torchvision switches on
-            # only when it loads them itself.
             options |= {"init_weights": False, "transform_input": True}
+        if self.name.startswith("vit_"):
+            options |= {"image_size": self.preprocessing.crop}
         return cast(nn.Module, models.get_model(self.name, weights=None, **options))
+
+    def adapt(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Rename what a published file calls otherwise: densenet's keys, written for an older torch."""
+        if not self.name.startswith("densenet"):
+            return state
+        return {_OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
 
 
 def entry(name: str, weights: str | None = None) -> Entry:
@@ -69,7 +63,7 @@ def entry(name: str, weights: str | None = None) -> Entry:
     transform = cast(ImageClassification, chosen.transforms())
     return Entry(
         name=name,
-        published=chosen,
+        url=chosen.url,
         labels=tuple(chosen.meta["categories"]),
         preprocessing=Preprocessing(
             resize=transform.resize_size[0],

@@ -9,8 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,6 +20,10 @@ from service.errors import ModelUnavailable
 from service.images import Preprocessing
 
 FORMAT: Final = "resnet-service/1"
+
+_LABELS: Final = TypeAdapter(Annotated[tuple[str, ...], Field(min_length=1)])
+_PREPROCESSING: Final = TypeAdapter(Preprocessing)
+_TRAINING: Final = TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,6 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Say whether `path` is a safetensors file of this project; a bare state dict is not."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return bool((file.metadata() or {}).get("format", "").startswith("resnet-service/"))
-    except (SafetensorError, OSError):
-        return False
-
-
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; raises ModelUnavailable where the file is missing, broken or not one of ours."""
     try:
@@ -74,17 +70,12 @@ def load(path: Path) -> Checkpoint:
                     f"expected {FORMAT!r})"
                 )
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        preprocessing = json.loads(metadata["preprocessing"])
-        preprocessing["mean"], preprocessing["std"] = (
-            tuple(preprocessing["mean"]),
-            tuple(preprocessing["std"]),
-        )
         return Checkpoint(
             network=metadata["network"],
-            labels=tuple(json.loads(metadata["labels"])),
-            preprocessing=Preprocessing(**preprocessing),
+            labels=_LABELS.validate_json(metadata["labels"], strict=True),
+            preprocessing=_PREPROCESSING.validate_json(metadata["preprocessing"], strict=True),
             state=state,
-            training=json.loads(metadata["training"]),
+            training=_TRAINING.validate_json(metadata["training"], strict=True),
         )
     except FileNotFoundError as error:
         raise ModelUnavailable(f"there is no file {path}") from error

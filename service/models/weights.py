@@ -9,7 +9,6 @@ import pickle
 import re
 import socket
 import struct
-import urllib.error
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -25,7 +24,8 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from service.errors import ModelUnavailable
 
-_HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]{8,64})\.[^.]+$")
+# As torch names its files: net-11ad3fa6.pth. Eight digits that are a date are a date.
+_HASH_IN_NAME: Final = re.compile(r"-(?!20\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])\.)([a-f0-9]{8,64})\.[^.]+$")
 _CONNECTION_TIMEOUT_S: Final = 30.0
 
 # What torch's restricted unpickler and its archive reader raise on bytes that are something else.
@@ -43,9 +43,6 @@ _BROKEN: Final = (
     struct.error,
 )
 
-DOWNLOAD_ERRORS: Final = (urllib.error.URLError, HTTPException, OSError)
-"""What urllib raises where a file cannot be fetched; torch raises RuntimeError for a wrong hash."""
-
 
 def cache_folder() -> Path:
     """Return the folder where torch and torchvision keep downloaded weights."""
@@ -54,7 +51,7 @@ def cache_folder() -> Path:
 
 def is_url(source: str) -> bool:
     """Say whether `source` is an http(s) URL rather than a path."""
-    return urlsplit(source).scheme in ("http", "https")
+    return source.lower().startswith(("http://", "https://"))
 
 
 def read_state(source: str) -> Mapping[str, Tensor]:
@@ -62,40 +59,55 @@ def read_state(source: str) -> Mapping[str, Tensor]:
 
     Raises ModelUnavailable, naming the cause, where it cannot be had, has a wrong hash or is something else.
     """
-    path = download(source) if is_url(source) else Path(source).expanduser()
+    if not is_url(source):
+        return _read(Path(source))
+    path, fetched = download(source)
     try:
-        _check_hash(path)
-        return _state_in(_open(path))
+        return _read(path)
     except ModelUnavailable:
-        if is_url(source):
-            path.unlink(missing_ok=True)  # so that the next start fetches it anew
+        if fetched:
+            path.unlink()  # so that the next start fetches it anew
         raise
 
 
-def download(url: str) -> Path:
-    """Return the cached file for `url`, fetching it first where it is not there yet."""
-    name = Path(urlsplit(url).path).name or "weights"
-    hash_in_name = _HASH_IN_NAME.search(name)
-    folder = cache_folder()
-    if not hash_in_name:
-        # Without a hash, two servers' files of one name are two files.
-        folder /= hashlib.sha256(url.encode()).hexdigest()[:16]
-    path = folder / name
-    if path.exists():
-        return path
+def _read(path: Path) -> Mapping[str, Tensor]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with connection_timeout():
+        _check_hash(path)
+        return _state_in(_open(path))
+    except FileNotFoundError as error:
+        raise ModelUnavailable(f"there is no file {path}") from error
+    except pickle.UnpicklingError as error:
+        raise ModelUnavailable(
+            f"{path} is damaged or holds more than tensors, and pickled code is never run; "
+            "save network.state_dict(), or use safetensors"
+        ) from error
+    except _BROKEN as error:
+        raise ModelUnavailable(f"{path} is no readable weights file: {error}") from error
+
+
+def download(url: str) -> tuple[Path, bool]:
+    """Return the cached file for `url`, fetched first where it is not there yet, and whether it was."""
+    try:
+        name = Path(urlsplit(url).path).name or "weights"
+        hash_in_name = _HASH_IN_NAME.search(name)
+        # Without a hash, two servers' files of one name are two files.
+        folder = "" if hash_in_name else hashlib.sha256(url.encode()).hexdigest()[:16]
+        path = cache_folder() / folder / name
+        if path.exists():
+            return path, False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _connection_timeout():
             torch.hub.download_url_to_file(
                 url, str(path), hash_in_name and hash_in_name.group(1), progress=True
             )
-    except (*DOWNLOAD_ERRORS, RuntimeError) as error:
+    # urllib's own errors are OSErrors; torch raises RuntimeError for a wrong hash.
+    except (OSError, HTTPException, ValueError, RuntimeError) as error:
         raise ModelUnavailable(f"{url} could not be downloaded: {error}") from error
-    return path
+    return path, True
 
 
 @contextmanager
-def connection_timeout() -> Iterator[None]:
+def _connection_timeout() -> Iterator[None]:
     """Bound the silence of a server while torch downloads: its own code waits for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_CONNECTION_TIMEOUT_S)
@@ -109,29 +121,17 @@ def _check_hash(path: Path) -> None:
     expected = _HASH_IN_NAME.search(path.name)
     if expected is None:
         return
-    try:
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelUnavailable(f"{path} cannot be read: {error.strerror}") from error
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
     if not actual.startswith(expected.group(1)):
         raise ModelUnavailable(f"{path} is damaged: its SHA-256 starts {actual[:8]}, not {expected.group(1)}")
 
 
 def _open(path: Path) -> object:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelUnavailable(f"there is no file {path}") from error
-    except pickle.UnpicklingError as error:
-        raise ModelUnavailable(
-            f"{path} is damaged or holds more than tensors, and pickled code is never run; "
-            "save network.state_dict(), or use safetensors"
-        ) from error
-    except _BROKEN as error:
-        raise ModelUnavailable(f"{path} is no readable weights file: {error}") from error
+    with path.open("rb") as file:
+        # After the length of its header, eight bytes, a safetensors file has JSON; its name may say nothing.
+        is_safetensors = file.read(9)[8:] == b"{"
+    return load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _state_in(content: Any) -> Mapping[str, Tensor]:

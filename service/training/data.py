@@ -16,7 +16,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from service import images
-from service.errors import InvalidImage
+from service.errors import ServiceError, TrainingImpossible
 from service.images import Preprocessing
 
 
@@ -32,24 +32,29 @@ class Dataset:
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """Return the names of the class folders under `folder`, sorted: their order is the class index."""
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    """Return the names of the class folders under `folder`, sorted: their order is the class index.
+
+    Raises TrainingImpossible where there are fewer than two.
+    """
+    if not folder.is_dir():
+        raise TrainingImpossible(f"there is no folder {folder}")
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)))
     if len(names) < 2:
-        raise InvalidImage(f"{folder} needs at least two class folders, found {len(names)}")
+        raise TrainingImpossible(f"{folder} needs at least two class folders, found {len(names)}")
     return names
 
 
 def load_folder(folder: Path, labels: tuple[str, ...], preprocessing: Preprocessing) -> Dataset:
     """Decode folder/CLASS/* for every class of `labels`, in order of path.
 
-    Raises InvalidImage, naming the file, for a picture that cannot be decoded, and for an empty class.
+    Raises TrainingImpossible, naming the file, for a picture that cannot be decoded, and for an empty class.
     """
     paths: list[Path] = []
     targets: list[int] = []
     for index, label in enumerate(labels):
-        found = sorted(path for path in (folder / label).glob("*") if path.is_file())
+        found = sorted(path for path in (folder / label).glob("*") if path.is_file() and not _hidden(path))
         if not found:
-            raise InvalidImage(f"{folder / label} holds no pictures")
+            raise TrainingImpossible(f"{folder / label} holds no pictures")
         paths += found
         targets += [index] * len(found)
     decode = partial(_decode_file, preprocessing=preprocessing)
@@ -62,8 +67,13 @@ def load_folder(folder: Path, labels: tuple[str, ...], preprocessing: Preprocess
 def _decode_file(path: Path, preprocessing: Preprocessing) -> images.Crop:
     try:
         return images.decode(path.read_bytes(), preprocessing)
-    except InvalidImage as error:
-        raise InvalidImage(f"{path}: {error}") from error
+    except ServiceError as error:
+        raise TrainingImpossible(f"{path}: {error}") from error
+
+
+def _hidden(path: Path) -> bool:
+    """Say whether it is the system's, not a class or a picture: .DS_Store, .ipynb_checkpoints, Thumbs.db."""
+    return path.name.startswith(".") or path.name == "Thumbs.db"
 
 
 def augment(pictures: Tensor, generator: torch.Generator, shift: int = 4, hole: int = 8) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from service.errors import TrainingImpossible
 from service.training.data import Dataset, augment
 
 
@@ -64,7 +65,10 @@ def train(
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> Iterator[Epoch]:
-    """Train `network` in place and yield each epoch's figures; `autocast` None trains in fp32."""
+    """Train `network` in place and yield each epoch's figures; `autocast` None trains in fp32.
+
+    Raises TrainingImpossible where the loss stops being a number.
+    """
     network.to(device).to(memory_format=torch.channels_last)
     normalise.to(device)
     generator = torch.Generator().manual_seed(options.seed)
@@ -103,6 +107,8 @@ def train(
             optimizer.step()
             schedule.step()
             total += loss.detach()
+        if not total.isfinite():
+            raise TrainingImpossible(f"the loss of epoch {number} is not a number; lower the learning rate")
         right = predictions(network, normalise, test_set, device=device) == test_set.targets
         yield Epoch(
             number,

@@ -4,13 +4,15 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from service import __version__, hardware
-from service.errors import ModelUnavailable
+from service.errors import TrainingImpossible
 from service.images import Preprocessing
 from service.models import checkpoint
 from service.models.networks import NETWORKS
@@ -24,13 +26,19 @@ def run(
     """Train `network` on data/train/CLASS/*, test it on data/test/CLASS/*, and write `out` and its card.
 
     `size` is the side of the model's input in pixels. The card is `out` with the suffix .md. Raises
-    ModelUnavailable for an unknown network and InvalidImage for data that cannot be trained on.
+    TrainingImpossible for an unknown network, for data that cannot be trained on, and where `out` cannot be
+    written.
     """
     if network not in NETWORKS:
-        raise ModelUnavailable(f"there is no network {network!r} to train; choose from {', '.join(NETWORKS)}")
+        raise TrainingImpossible(
+            f"there is no network {network!r} to train; choose from {', '.join(NETWORKS)}"
+        )
     target = hardware.choose_device(device)
     precision = hardware.choose_precision(target)
     labels = class_names(data / "train")
+    if class_names(data / "test") != labels:
+        raise TrainingImpossible(f"{data}/train and {data}/test have different classes")
+    _check_writable(out)
     plain = Preprocessing(resize=size, crop=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     train_set = load_folder(data / "train", labels, plain)
     test_set = load_folder(data / "test", labels, plain)
@@ -70,9 +78,24 @@ def run(
         state={key: value.detach().cpu() for key, value in model.state_dict().items()},
         training=training,
     )
-    checkpoint.save(trained, out)
-    out.with_suffix(".md").write_text(card(trained), encoding="utf-8")
+    try:
+        checkpoint.save(trained, out)
+        out.with_suffix(".md").write_text(card(trained), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise TrainingImpossible(f"{out} could not be written: {error}") from error
     return trained
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before the training, not after it."""
+    if out.suffix != ".safetensors":
+        raise TrainingImpossible(f"a checkpoint's name ends in .safetensors, and {out.name!r} does not")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise TrainingImpossible(f"{out} cannot be written: {error.strerror}") from error
 
 
 def card(trained: checkpoint.Checkpoint) -> str:
