@@ -20,6 +20,7 @@ from service import __version__, hardware, images
 from service.batching import MicroBatcher
 from service.errors import (
     DeadlineExceeded,
+    DeviceFailed,
     InferenceFailed,
     InvalidImage,
     InvalidRequest,
@@ -100,6 +101,8 @@ class Engine:
         self._decoders = ThreadPoolExecutor(decode_threads or hardware.cores(), "decode")
         self._device = ThreadPoolExecutor(1, "device")
         self._at_work: set[Future[Any]] = set()
+        self._on_device_since: float | None = None  # the device thread's heartbeat
+        self._device_failure: DeviceFailed | None = None
         self._batcher: MicroBatcher[_Job, TopK] = MicroBatcher(
             [self._run_batch],
             max_batch=max_batch,
@@ -129,13 +132,14 @@ class Engine:
     def failure(self) -> BaseException | None:
         """What has stopped the engine for good: a failed warm-up or a failed device; else None."""
         if self._starting is not None and self._starting.done() and not self._starting.cancelled():
-            return self._starting.exception() or self._batcher.failure
-        return self._batcher.failure
+            return self._starting.exception() or self._device_failure or self._batcher.failure
+        return self._device_failure or self._batcher.failure
 
     @property
     def stalled(self) -> bool:
-        """Whether a batch has been on the device for longer than the stall timeout."""
-        return self._batcher.running_for_s > self._stall_timeout_s
+        """Whether the device has been at one batch for longer than the stall timeout."""
+        since = self._on_device_since
+        return since is not None and time.perf_counter() - since > self._stall_timeout_s
 
     @property
     def busy(self) -> bool:
@@ -179,7 +183,7 @@ class Engine:
         await self._on_device([self._noise] * batch_size, 1)
 
     def begin_drain(self) -> None:
-        """Stop being ready, so that load balancers go elsewhere; requests are still answered."""
+        """Stop being ready; requests on open connections are still answered."""
         self._closing = True
 
     async def close(self, timeout_s: float) -> None:
@@ -222,7 +226,19 @@ class Engine:
         ]
 
     async def _on_device(self, crops: list[Crop], k: int) -> TopK:
-        return await self._in_thread(self._device, self.runtime.run, crops, k)
+        try:
+            return await self._in_thread(self._device, self._run, crops, k)
+        except DeviceFailed as error:
+            self._device_failure = error
+            raise
+
+    def _run(self, crops: list[Crop], k: int) -> TopK:
+        """Run one batch, in the device's thread, and let `stalled` see how long it takes."""
+        self._on_device_since = time.perf_counter()
+        try:
+            return self.runtime.run(crops, k)
+        finally:
+            self._on_device_since = None
 
     async def _in_thread(
         self, pool: ThreadPoolExecutor, function: Callable[..., Value], *arguments: object
@@ -230,7 +246,13 @@ class Engine:
         future = pool.submit(function, *arguments)
         self._at_work.add(future)
         future.add_done_callback(self._at_work.discard)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the caller has gone; else `close` has cancelled what had not begun
+            raise NotReady("the service shut down before the answer was ready") from error
 
     def _rank(self, best: TopK, top_k: int) -> tuple[Ranked, ...]:
         ids, probabilities = best.class_ids[:top_k].tolist(), best.probabilities[:top_k].tolist()

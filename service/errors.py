@@ -5,6 +5,7 @@ ServiceError
 ├── InvalidImage          the bytes are a known picture format, but broken or empty
 ├── UnsupportedMedia      the bytes are no picture format the service reads
 ├── PayloadTooLarge       too many bytes, pixels or parts
+│   └── BodyTooLarge          found while the body was read, which was then cut off
 ├── ReadTimeout           the client took too long to send its request
 ├── Busy                  the one thing of its kind is already running
 ├── Overloaded            the queue is full, or the deadline cannot be met; carries retry_after_s
@@ -41,6 +42,10 @@ class UnsupportedMedia(ServiceError):
 
 class PayloadTooLarge(ServiceError):
     """The upload has too many bytes, pixels or parts."""
+
+
+class BodyTooLarge(PayloadTooLarge):
+    """The request's body was cut off while it was read."""
 
 
 class ReadTimeout(ServiceError):

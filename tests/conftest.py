@@ -112,7 +112,7 @@ class Running:
     url: str
     client: httpx.Client
     runtime: GatedRuntime
-    server: Server
+    service: Service
     thread: threading.Thread
 
     def metric(self, name: str, **labels: str) -> float:
@@ -171,7 +171,7 @@ def serving(settings: Settings) -> Iterator[Running]:
         assert server.listening.wait(30)
         limits = httpx.Limits(max_connections=None)
         with httpx.Client(base_url=server.url, timeout=30, limits=limits) as client:
-            running = Running(server.url, client, runtime, server, thread)
+            running = Running(server.url, client, runtime, service, thread)
             running.wait_for(lambda: client.get("/readyz").status_code == 200)
             yield running
     finally:

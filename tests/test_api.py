@@ -439,7 +439,50 @@ def test_a_failed_device_ends_the_process(jpeg: bytes) -> None:
         assert server.client.post("/predict", files=files(jpeg)).status_code == 500
         server.thread.join(30)
         assert not server.thread.is_alive()
-        assert server.server.failed
+        assert isinstance(server.service.engine.failure, DeviceFailed)
+
+
+def test_a_device_that_fails_in_a_benchmark_ends_the_process_too() -> None:
+    """A failed device is noticed wherever it fails."""
+    with serving(Settings(model="bundled")) as server:
+        server.runtime.error = DeviceFailed("gone")
+        assert server.client.get("/bench?batch_sizes=1&iterations=1").status_code == 500
+        server.thread.join(30)
+        assert not server.thread.is_alive()
+
+
+def test_a_device_stuck_in_a_benchmark_fails_liveness() -> None:
+    """The heartbeat is the device's, whoever keeps it busy."""
+    with (
+        serving(Settings(model="bundled", stall_timeout_s=0.1)) as server,
+        ThreadPoolExecutor(1) as pool,
+        server.runtime.held(),
+    ):
+        stuck = pool.submit(server.client.get, "/bench?batch_sizes=1&iterations=1")
+        server.wait_for(lambda: server.client.get("/healthz").status_code == 503)
+        server.runtime.release()
+        assert stuck.result().status_code == 200
+
+
+def test_a_batch_that_the_service_refuses_says_so_in_its_status(jpeg: bytes) -> None:
+    """Where the service could answer none of a batch's pictures, the status is the error's."""
+    with serving(Settings(model="bundled", request_timeout_s=0.2)) as server, server.runtime.held():
+        response = server.client.post("/predict/batch", files=files(jpeg, jpeg))
+        problem(response, 504, "deadline-exceeded")
+
+
+def test_a_batch_larger_than_the_queue_is_answered(jpeg: bytes) -> None:
+    """Pictures of one request wait for each other, not in the queue: at most a device batch at a time."""
+    settings = Settings(model="bundled", max_queue=4, max_batch=4)
+    with serving(settings) as server:
+        results = server.client.post("/predict/batch", files=files(*[jpeg] * 30)).json()["results"]
+        assert [result.get("error") for result in results] == [None] * 30
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", "x/y;;=", "\u00e9"])
+def test_metrics_for_any_accept_header(client: httpx.Client, accept: str) -> None:
+    """A client that cannot say what it accepts gets the plain text format."""
+    assert client.get("/metrics", headers={b"accept": accept.encode("latin-1")}).status_code == 200
 
 
 def test_many_clients_at_once(server: Running) -> None:

@@ -422,6 +422,34 @@ async def test_a_failed_device_leaves_the_others_at_work() -> None:
         assert batcher.failure is None
 
 
+@asynchronous
+async def test_a_runner_without_results_fails_its_batch_only() -> None:
+    """A runner that returns nothing at all is one that fails; its worker lives on."""
+
+    async def careless(items: list[int]) -> Any:
+        return None if items == [1] else items
+
+    async with batching(careless) as batcher:
+        with pytest.raises(InferenceFailed):
+            await batcher.submit(1)
+        assert (await batcher.submit(2)).result == 2
+
+
+@asynchronous
+async def test_one_item_that_does_not_fit_does_not_shrink_batches() -> None:
+    """Out of memory on a batch of one says nothing about how many fit."""
+
+    async def picky(items: list[int]) -> list[int]:
+        if items == [1]:
+            raise DeviceOutOfMemory("does not fit")
+        return items
+
+    async with batching(picky) as batcher:
+        with pytest.raises(InferenceFailed, match="memory"):
+            await batcher.submit(1)
+        assert batcher.max_batch == 4
+
+
 # 5. Refusal
 
 
@@ -489,12 +517,32 @@ async def test_a_deadline_that_cannot_be_met_is_refused_early(monkeypatch: pytes
         clock += 1.0
         device.gate.set()
         await task
+        device.gate.clear()
+        running = await occupy(batcher, device, 2)
         now = asyncio.get_running_loop().time()
         with pytest.raises(Overloaded) as caught:
-            await batcher.submit(2, now + 0.5)
+            await batcher.submit(3, now + 0.5)
         assert caught.value.reason == "deadline"
-        assert (await batcher.submit(3, now + 5)).result == 30
-        assert device.batches == [[1], [3]]
+        patient = asyncio.create_task(batcher.submit(4, now + 5))
+        await settled()
+        device.gate.set()
+        assert [answer.result for answer in await asyncio.gather(running, patient)] == [20, 40]
+
+
+@asynchronous
+async def test_an_idle_device_is_always_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slow batch does not make the batcher refuse for ever: on an idle device the next item runs."""
+    clock = 0.0
+    monkeypatch.setattr("service.batching.batcher.time.perf_counter", lambda: clock)
+    device = Device()
+    async with batching(device) as batcher:
+        (slow,) = submit(batcher, 1)
+        await device.started.acquire()
+        clock += 100.0
+        device.gate.set()
+        await slow
+        deadline = asyncio.get_running_loop().time() + 10
+        assert (await batcher.submit(2, deadline)).result == 20
 
 
 # 6. Closing

@@ -160,7 +160,8 @@ def test_a_stuck_device_does_not_hold_up_the_end(jpeg: bytes) -> None:
                     pass  # until the picture is on the device
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(15) == 1
-                assert answer.result().status_code >= 500
+                assert answer.result().status_code == 503
+                assert answer.result().headers["content-type"] == "application/problem+json"
         finally:
             process.kill()
 

@@ -18,7 +18,7 @@ CLIENT_CLOSED: Final = 499
 
 
 class Observe:
-    """ASGI middleware, outermost: a request id, the time and status of each request, the access log.
+    """ASGI middleware around the routes: a request id, the time and status of each request, the access log.
 
     A client's X-Request-ID is kept where it is harmless, and every answer carries one.
     """
@@ -34,7 +34,7 @@ class Observe:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _SAFE_ID.fullmatch(given) else uuid4().hex
+        scope["request_id"] = request_id = given if _SAFE_ID.fullmatch(given) else uuid4().hex
         status = 500  # what an exception that passes here becomes, outside this middleware
 
         async def send_with_id(message: Message) -> None:

@@ -52,7 +52,10 @@ async def readyz(service: ServiceDep) -> Health:
 )
 async def metrics(request: Request, service: ServiceDep) -> Response:
     """In Prometheus' text format, or OpenMetrics where the client asks for it."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    try:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # a version in Accept that is no version
+        encode, content_type = choose_encoder("")
     return Response(encode(service.metrics.registry), headers={"Content-Type": content_type})
 
 

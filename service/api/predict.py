@@ -18,6 +18,7 @@ from service.engine import Classification
 router = APIRouter(tags=["predict"])
 
 _PICTURE: Final = {"type": "string", "format": "binary", "contentMediaType": "image/*"}
+_RAW: Final = {kind: {"schema": _PICTURE} for kind in ("image/*", "application/octet-stream")}
 _REFUSED: Final = (
     errors.InvalidRequest,
     errors.InvalidImage,
@@ -48,7 +49,7 @@ def _form(schema: dict[str, Any]) -> dict[str, Any]:
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"multipart/form-data": _form(_PICTURE), "image/*": {"schema": _PICTURE}},
+            "content": {"multipart/form-data": _form(_PICTURE), **_RAW},
         }
     },
 )
@@ -86,17 +87,20 @@ async def predict(request: Request, service: ServiceDep, top_k: TopK = None) -> 
     response_model=PredictedBatch,
     summary="Classify several pictures",
     responses=problems.responses(
-        errors.InvalidRequest, errors.UnsupportedMedia, errors.PayloadTooLarge, errors.ReadTimeout
+        errors.InvalidRequest, errors.UnsupportedMedia, errors.PayloadTooLarge, errors.ReadTimeout, *_FAILED
     ),
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"multipart/form-data": _form({"type": "array", "items": _PICTURE})},
+            "content": {"multipart/form-data": _form({"type": "array", "items": _PICTURE}), **_RAW},
         }
     },
 )
 async def predict_batch(request: Request, service: ServiceDep, top_k: TopK = None) -> Response:
-    """Send each picture as a form field `file`; each is answered in order, with its own error if need be."""
+    """Send each picture as a form field `file`; each is answered in order, with its own error if need be.
+
+    Where the service itself could answer none of them, the status says so.
+    """
     started = time.perf_counter()
     pictures = await _read(request, service)
     results = await while_connected(request, _items(service, pictures, top_k, started))
@@ -123,19 +127,30 @@ async def _classify(service: Service, picture: Part, top_k: int | None) -> Class
 async def _items(
     service: Service, pictures: list[Part], top_k: int | None, started: float
 ) -> list[BatchItem]:
-    return await asyncio.gather(*(_item(service, picture, top_k, started) for picture in pictures))
+    # At most a device batch at a time, so that one request does not fill the queue for everybody.
+    turn = asyncio.Semaphore(service.engine.max_batch)
 
+    async def classify(picture: Part) -> Classification:
+        async with turn:
+            return await _classify(service, picture, top_k)
 
-async def _item(service: Service, picture: Part, top_k: int | None, started: float) -> BatchItem:
-    try:
-        result = await _classify(service, picture, top_k)
-    except errors.ServiceError as error:
-        return BatchItem(filename=picture.filename, error=problems.problem_of(error))
-    return BatchItem(
-        filename=picture.filename,
-        predictions=_predictions(result),
-        timing_ms=_timing(result, time.perf_counter() - started),
-    )
+    async def item(picture: Part) -> BatchItem:
+        try:
+            result = await classify(picture)
+        except errors.ServiceError as error:
+            refusals.append(error)
+            return BatchItem(filename=picture.filename, error=problems.problem_of(error))
+        return BatchItem(
+            filename=picture.filename,
+            predictions=_predictions(result),
+            timing_ms=_timing(result, time.perf_counter() - started),
+        )
+
+    refusals: list[errors.ServiceError] = []
+    items = await asyncio.gather(*map(item, pictures))
+    if len(refusals) == len(pictures) and all(isinstance(error, _FAILED) for error in refusals):
+        raise refusals[0]  # the service failed, not the pictures: say so with the status
+    return items
 
 
 def _predictions(result: Classification) -> list[Prediction]:

@@ -81,7 +81,8 @@ def responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, An
 
 async def _service_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServiceError)
-    response = _respond(problem_of(error))
+    unread = isinstance(error, errors.BodyTooLarge | errors.ReadTimeout)
+    response = _respond(problem_of(error), _RefusedUpload if unread else Response)
     if isinstance(error, errors.Overloaded):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, errors.NotReady):
@@ -104,13 +105,18 @@ async def _http_exception(_: Request, error: Exception) -> Response:
     return response
 
 
-async def _unexpected(_: Request, __: Exception) -> Response:
-    # Starlette raises it again after this answer, so the server logs it with its traceback.
-    return _respond(problem_of(errors.InferenceFailed("an unexpected error; the log has its traceback")))
+async def _unexpected(request: Request, _: Exception) -> Response:
+    # Starlette raises it again after this answer, so the server logs it with its traceback. Only here is
+    # the answer written outside `Observe`, which has left the request's id behind.
+    problem = Problem(
+        type="about:blank", title="Internal Server Error", status=500, detail="the log has its traceback"
+    )
+    response = _respond(problem)
+    response.headers["X-Request-ID"] = request.scope.get("request_id", "")
+    return response
 
 
-def _respond(problem: Problem) -> Response:
-    kind = _RefusedUpload if problem.status in (408, 413) else Response
+def _respond(problem: Problem, kind: type[Response] = Response) -> Response:
     return kind(problem.model_dump_json(exclude_none=True), problem.status, media_type=MEDIA_TYPE)
 
 

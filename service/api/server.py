@@ -19,6 +19,7 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__
 _LINGER_S: Final = 0.5
 _CLOSING_S: Final = 2.0
 """Kept from the drain timeout for the steps after the last request."""
+_GIVE_UP_S: Final = 0.5
 
 
 class Server(uvicorn.Server):
@@ -31,7 +32,6 @@ class Server(uvicorn.Server):
     def __init__(self, service: Service, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._service = service
-        self.failed = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say where."""
@@ -54,7 +54,6 @@ class Server(uvicorn.Server):
         failure = self._service.engine.failure
         if failure is not None:
             _log.critical("the engine has failed; ending", exc_info=failure)
-            self.failed = True
             return True
         return await super().on_tick(counter)
 
@@ -67,7 +66,14 @@ class Server(uvicorn.Server):
         # Any answer from now on asks its client to open a new connection, elsewhere.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await asyncio.sleep(_LINGER_S)
+        giving_up = asyncio.create_task(self._give_up())
         await super().shutdown(sockets)
+        giving_up.cancel()
+
+    async def _give_up(self) -> None:
+        """Answer with 503 what is not done shortly before uvicorn would cancel it without an answer."""
+        await asyncio.sleep((self.config.timeout_graceful_shutdown or 0) - _GIVE_UP_S)
+        await self._service.engine.close(timeout_s=0)
 
 
 def run(service: Service) -> int:
@@ -85,16 +91,17 @@ def run(service: Service) -> int:
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s - _LINGER_S - _CLOSING_S)),
     )
     server = Server(service, config)
-    # Uvicorn raises the signals it handled again when it has ended; by then they have been obeyed.
+    # Uvicorn's handlers come later and, when it has ended, it raises the signals it obeyed once more.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    failed = False
     try:
         server.run()
     except SystemExit:
-        return 1  # uvicorn has logged why: the port is taken, say
+        failed = True  # uvicorn has logged why: the port is taken, say
     _log.info("stopped")
     if service.engine.busy:
         # Python would wait for the thread that still works, which may never return.
         logging.shutdown()
         os._exit(1)
-    return 1 if server.failed else 0
+    return 1 if failed or service.engine.failure is not None else 0

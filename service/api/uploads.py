@@ -12,7 +12,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import InvalidRequest, PayloadTooLarge, ReadTimeout, UnsupportedMedia
+from service.errors import BodyTooLarge, InvalidRequest, ReadTimeout, UnsupportedMedia
 
 FIELD: Final = "file"
 
@@ -38,7 +38,7 @@ class Part:
 async def read_pictures(request: Request, limits: Limits) -> list[Part]:
     """Return the `file` parts of a form, or the one picture that is the whole body.
 
-    Raises PayloadTooLarge, ReadTimeout, UnsupportedMedia for another content type and InvalidRequest for a
+    Raises BodyTooLarge, ReadTimeout, UnsupportedMedia for another content type and InvalidRequest for a
     malformed form or one without a `file` part; ClientDisconnect where the client hangs up.
     """
     content_type, options = parse_options_header(request.headers.get("content-type"))
@@ -62,7 +62,7 @@ async def read_pictures(request: Request, limits: Limits) -> list[Part]:
 
 
 async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
-    too_large = PayloadTooLarge(f"the request is larger than {limits.max_bytes:,} bytes")
+    too_large = BodyTooLarge(f"the request is larger than {limits.max_bytes:,} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > limits.max_bytes:
         raise too_large
@@ -119,7 +119,7 @@ class _Form:
 
     def begin_part(self) -> None:
         if len(self.parts) == self._max_parts:
-            raise PayloadTooLarge(f"the form has more than {self._max_parts} parts")
+            raise BodyTooLarge(f"the form has more than {self._max_parts} parts")
         self.parts.append(Part())
 
     def add_data(self, data: bytes, start: int, end: int) -> None:

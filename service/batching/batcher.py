@@ -57,8 +57,8 @@ class MicroBatcher(Generic[Item, Result]):
         self._running: dict[asyncio.Task[None], _Running] = {}
         self._duration = BatchDuration()
         self._refusal: str | None = "the batcher has not been started"
-        self.failure: DeviceFailed | None = None
-        """Set once the last device has failed for good; nothing is accepted from then on."""
+        self.failure: Exception | None = None
+        """What ended the last device's worker, DeviceFailed as a rule; nothing is accepted from then on."""
 
     @property
     def depth(self) -> int:
@@ -69,13 +69,6 @@ class MicroBatcher(Generic[Item, Result]):
     def max_batch(self) -> int:
         """The largest batch formed; shrinks when the device runs out of memory."""
         return self._max_batch
-
-    @property
-    def running_for_s(self) -> float:
-        """How long the oldest batch on a device has been running, in seconds; 0 when none is."""
-        if not self._running:
-            return 0.0
-        return time.perf_counter() - min(batch.since for batch in self._running.values())
 
     def start(self) -> None:
         """Begin to accept and to run; one worker task for each runner."""
@@ -140,7 +133,9 @@ class MicroBatcher(Generic[Item, Result]):
         expected_s = self.seconds_until_answered(ahead)
         if ahead >= self._max_queue:
             raise Overloaded(f"the queue is full ({self._max_queue} waiting)", "queue_full", expected_s)
-        if deadline is not None and asyncio.get_running_loop().time() + expected_s > deadline:
+        # Never on an idle device: what runs there is how a bad estimate is unlearnt.
+        busy = bool(ahead or self._running)
+        if busy and deadline is not None and asyncio.get_running_loop().time() + expected_s > deadline:
             raise Overloaded(
                 f"an answer would take about {expected_s:.1f} s, longer than the deadline allows",
                 "deadline",
@@ -174,7 +169,8 @@ class MicroBatcher(Generic[Item, Result]):
                 finally:
                     del self._running[worker]
                     fail(batch, _shutdown_error())  # only those the worker was cancelled with
-        except DeviceFailed as error:
+        except Exception as error:  # noqa: BLE001
+            # A worker that is gone is a device that is gone, whatever ended it.
             self._workers.remove(worker)
             if not self._workers:
                 self.failure = error
@@ -189,15 +185,16 @@ class MicroBatcher(Generic[Item, Result]):
         started = time.perf_counter()
         try:
             results = await runner([entry.item for entry in batch])
+            count = len(results)
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled():  # the worker itself, by `close`; a runner's own cancellation is its failure
                 raise
             await self._recover(runner, batch, error)
             return
         seconds = time.perf_counter() - started
-        if len(results) != len(batch):
+        if count != len(batch):
             # Nobody can tell which result belongs to whom.
-            fail(batch, InferenceFailed(f"{len(results)} results came back for {len(batch)} items"))
+            fail(batch, InferenceFailed(f"{count} results came back for {len(batch)} items"))
             return
         self._duration.observe(len(batch), seconds)
         for entry, result in zip(batch, results, strict=True):
@@ -213,8 +210,8 @@ class MicroBatcher(Generic[Item, Result]):
         if isinstance(error, DeviceFailed):
             fail(batch, InferenceFailed("the device has failed"), error)
             raise error
-        if isinstance(error, DeviceOutOfMemory):
-            self._max_batch = min(self._max_batch, max(1, len(batch) // 2))
+        if isinstance(error, DeviceOutOfMemory) and len(batch) > 1:
+            self._max_batch = min(self._max_batch, len(batch) // 2)
         if len(batch) == 1:
             memory = isinstance(error, DeviceOutOfMemory)
             reason = "does not fit into the device's memory" if memory else "made the model fail"
