@@ -6,12 +6,10 @@ Owns the threads: a bounded pool that decodes, and the one thread that talks to 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
@@ -34,6 +32,7 @@ from service.images import Crop
 from service.metrics import Metrics
 from service.models import Model
 from service.runtimes import Runtime, TopK
+from service.threads import Threads
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -46,9 +45,6 @@ _OUTCOMES: Final[dict[type[ServiceError], str]] = {
     NotReady: "rejected",
     DeadlineExceeded: "expired",
 }
-
-
-Value = TypeVar("Value")
 
 
 class _Job(NamedTuple):
@@ -98,10 +94,8 @@ class Engine:
         self._stall_timeout_s = stall_timeout_s
         self._closing = False
         self._starting: asyncio.Task[None] | None = None
-        self._decoders = ThreadPoolExecutor(decode_threads or hardware.cores(), "decode")
-        self._device = ThreadPoolExecutor(1, "device")
-        self._at_work: set[Future[Any]] = set()
-        self._on_device_since: float | None = None  # the device thread's heartbeat
+        self._decoders = Threads(decode_threads or hardware.cores(), "decode")
+        self._device = Threads(1, "device")
         self._device_failure: DeviceFailed | None = None
         self._batcher: MicroBatcher[_Job, TopK] = MicroBatcher(
             [self._run_batch],
@@ -138,13 +132,12 @@ class Engine:
     @property
     def stalled(self) -> bool:
         """Whether the device has been at one batch for longer than the stall timeout."""
-        since = self._on_device_since
-        return since is not None and time.perf_counter() - since > self._stall_timeout_s
+        return self._device.running_for_s > self._stall_timeout_s
 
     @property
     def busy(self) -> bool:
         """Whether a thread is at work; after `close`, one that has not ended in time."""
-        return any(future.running() for future in tuple(self._at_work))
+        return self._device.running_for_s > 0 or self._decoders.running_for_s > 0
 
     @property
     def _warm(self) -> bool:
@@ -192,10 +185,7 @@ class Engine:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
         await self._batcher.close(timeout_s)
-        # Decoding that nobody waits for any more: a thread cannot be interrupted, only waited for.
-        await asyncio.to_thread(futures.wait, tuple(self._at_work), timeout_s)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-        self._device.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(self._decoders.close(timeout_s), self._device.close(timeout_s))
 
     async def _start(self) -> None:
         started = time.perf_counter()
@@ -211,8 +201,8 @@ class Engine:
     async def _decode(self, data: bytes | bytearray, deadline: float | None) -> Crop:
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._in_thread(
-                    self._decoders, images.decode, data, self.model.preprocessing, self._max_pixels
+                return await self._decoders.run(
+                    images.decode, data, self.model.preprocessing, self._max_pixels
                 )
         except TimeoutError as error:
             raise DeadlineExceeded("the picture was not decoded before the deadline") from error
@@ -227,32 +217,10 @@ class Engine:
 
     async def _on_device(self, crops: list[Crop], k: int) -> TopK:
         try:
-            return await self._in_thread(self._device, self._run, crops, k)
+            return await self._device.run(self.runtime.run, crops, k)
         except DeviceFailed as error:
             self._device_failure = error
             raise
-
-    def _run(self, crops: list[Crop], k: int) -> TopK:
-        """Run one batch, in the device's thread, and let `stalled` see how long it takes."""
-        self._on_device_since = time.perf_counter()
-        try:
-            return self.runtime.run(crops, k)
-        finally:
-            self._on_device_since = None
-
-    async def _in_thread(
-        self, pool: ThreadPoolExecutor, function: Callable[..., Value], *arguments: object
-    ) -> Value:
-        future = pool.submit(function, *arguments)
-        self._at_work.add(future)
-        future.add_done_callback(self._at_work.discard)
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise  # the caller has gone; else `close` has cancelled what had not begun
-            raise NotReady("the service shut down before the answer was ready") from error
 
     def _rank(self, best: TopK, top_k: int) -> tuple[Ranked, ...]:
         ids, probabilities = best.class_ids[:top_k].tolist(), best.probabilities[:top_k].tolist()

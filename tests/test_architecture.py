@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "service"
 
 LAYERS = [
-    {"errors", "settings", "logs", "hardware", "metrics"},
+    {"errors", "settings", "logs", "hardware", "metrics", "threads"},
     {"images", "batching", "bench"},
     {"models"},
     {"runtimes"},
