@@ -21,7 +21,6 @@ from service.errors import (
     DeviceFailed,
     InferenceFailed,
     InvalidImage,
-    InvalidRequest,
     NotReady,
     Overloaded,
     PayloadTooLarge,
@@ -37,7 +36,6 @@ from service.threads import Threads
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 _OUTCOMES: Final[dict[type[ServiceError], str]] = {
-    InvalidRequest: "invalid",
     InvalidImage: "invalid",
     UnsupportedMedia: "invalid",
     PayloadTooLarge: "invalid",
@@ -152,12 +150,10 @@ class Engine:
     ) -> Classification:
         """Classify one encoded picture; `deadline` is on the event loop's clock.
 
-        Raises what `service.images.decode` and `MicroBatcher.submit` raise, and InvalidRequest for a `top_k`
-        outside 1 to the number of classes.
+        `top_k` is from 1 to the number of classes. Raises what `service.images.decode` and
+        `MicroBatcher.submit` raise.
         """
         with self._outcome():
-            if not 1 <= top_k <= len(self.model.labels):
-                raise InvalidRequest(f"top_k must be from 1 to {len(self.model.labels)}, got {top_k}")
             # Before decoding: what will be refused costs nothing, and what is decoded is not refused.
             with self._batcher.reserve(deadline) as place, self._metrics.in_flight.track_inprogress():
                 started = time.perf_counter()

@@ -276,12 +276,11 @@ def test_a_wrong_field_name(client: httpx.Client, jpeg: bytes) -> None:
     assert "'image'" in detail
 
 
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
 @pytest.mark.parametrize("top_k", ["0", "-1", "1000000", "five", ""])
-def test_an_impossible_top_k(client: httpx.Client, jpeg: bytes, top_k: str) -> None:
+def test_an_impossible_top_k(client: httpx.Client, jpeg: bytes, path: str, top_k: str) -> None:
     """top_k outside 1 to the number of classes is 422."""
-    assert "top_k" in problem(
-        client.post(f"/predict?top_k={top_k}", files=files(jpeg)), 422, "invalid-request"
-    )
+    assert "top_k" in problem(client.post(f"{path}?top_k={top_k}", files=files(jpeg)), 422, "invalid-request")
 
 
 def test_two_pictures_to_predict(client: httpx.Client, jpeg: bytes) -> None:

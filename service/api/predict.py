@@ -63,7 +63,7 @@ async def predict(request: Request, service: ServiceDep, top_k: TopK = None) -> 
     read_s = time.perf_counter() - started
     if len(pictures) > 1:
         raise errors.InvalidRequest(f"/predict takes one picture, got {len(pictures)}; use /predict/batch")
-    result = await while_connected(request, _classify(service, pictures[0], top_k))
+    result = await while_connected(request, _classify(service, pictures[0], _resolve(service, top_k)))
     total_s = time.perf_counter() - started
     body = Predicted(
         predictions=_predictions(result),
@@ -103,7 +103,8 @@ async def predict_batch(request: Request, service: ServiceDep, top_k: TopK = Non
     """
     started = time.perf_counter()
     pictures = await _read(request, service)
-    results = await while_connected(request, _items(service, pictures, top_k, started))
+    items = _items(service, pictures, _resolve(service, top_k), started)
+    results = await while_connected(request, items)
     body = PredictedBatch(
         results=results, model=service.engine.model.name, device=service.engine.runtime.device
     )
@@ -117,26 +118,29 @@ async def _read(request: Request, service: Service) -> list[Part]:
         return await read_pictures(request, limits)
 
 
-async def _classify(service: Service, picture: Part, top_k: int | None) -> Classification:
-    deadline = asyncio.get_running_loop().time() + service.settings.request_timeout_s
+def _resolve(service: Service, top_k: int | None) -> int:
+    """Return how many classes to answer with; InvalidRequest for more than there are."""
+    classes = len(service.engine.model.labels)
     if top_k is None:
-        top_k = min(service.settings.top_k, len(service.engine.model.labels))
+        return min(service.settings.top_k, classes)
+    if top_k > classes:
+        raise errors.InvalidRequest(f"top_k must be from 1 to {classes}, got {top_k}")
+    return top_k
+
+
+async def _classify(service: Service, picture: Part, top_k: int) -> Classification:
+    deadline = asyncio.get_running_loop().time() + service.settings.request_timeout_s
     return await service.engine.classify(picture.data, top_k, deadline)
 
 
-async def _items(
-    service: Service, pictures: list[Part], top_k: int | None, started: float
-) -> list[BatchItem]:
+async def _items(service: Service, pictures: list[Part], top_k: int, started: float) -> list[BatchItem]:
     # At most a device batch at a time, so that one request does not fill the queue for everybody.
     turn = asyncio.Semaphore(service.engine.max_batch)
 
-    async def classify(picture: Part) -> Classification:
-        async with turn:
-            return await _classify(service, picture, top_k)
-
     async def item(picture: Part) -> BatchItem:
         try:
-            result = await classify(picture)
+            async with turn:
+                result = await _classify(service, picture, top_k)
         except errors.ServiceError as error:
             refusals.append(error)
             return BatchItem(filename=picture.filename, error=problems.problem_of(error))
