@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     )
     read_timeout_s: float = Field(30.0, gt=0, description="Time for a client to send its request; then 408.")
     drain_timeout_s: float = Field(
-        25.0, gt=0, description="Time to finish accepted work after SIGTERM; then it is given up."
+        25.0, ge=4, description="Time to finish accepted work after SIGTERM; then it is given up."
     )
     stall_timeout_s: float = Field(
         60.0, gt=0, description="A batch that runs longer than this makes /healthz fail."

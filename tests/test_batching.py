@@ -477,26 +477,42 @@ async def test_a_reserved_place_counts() -> None:
             assert (await place.submit(1)).result == 10
 
 
-@asynchronous
-async def test_retry_after_follows_the_measured_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With batches of one second, a queue of two full batches is two seconds and its own batch long."""
-    clock = 0.0
-    monkeypatch.setattr("service.batching.batcher.time.perf_counter", lambda: clock)
-    device = Device()
+class Clock:
+    """The batcher's performance counter, which stands still unless a test moves it."""
 
+    now = 0.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("service.batching.batcher.time.perf_counter", lambda: clock.now)
+    return clock
+
+
+async def run_for(
+    seconds: float, clock: Clock, batcher: MicroBatcher[int, int], device: Device, *items: int
+) -> None:
+    """Let the batcher see a batch of these items take so many seconds; the gate is closed again then."""
+    tasks = submit(batcher, *items)
+    await device.started.acquire()
+    clock.now += seconds
+    device.gate.set()
+    await asyncio.gather(*tasks)
+    device.gate.clear()
+
+
+@asynchronous
+async def test_retry_after_follows_the_measured_rate(clock: Clock) -> None:
+    """With batches of one second, a queue of two full batches is two seconds and its own batch long."""
+    device = Device()
     async with batching(device, max_batch=2, max_queue=4) as batcher:
         # Two batches that take a second each, whatever their size.
-        for items in ([1], [2, 3]):
-            device.gate.clear()
-            tasks = submit(batcher, *items)
-            await device.started.acquire()
-            clock += 1.0
-            device.gate.set()
-            await asyncio.gather(*tasks)
+        await run_for(1.0, clock, batcher, device, 1)
+        await run_for(1.0, clock, batcher, device, 2, 3)
         assert batcher.seconds_until_answered(0) == pytest.approx(1.0)
-        device.gate.clear()
         await occupy(batcher, device)
-        clock += 0.25
+        clock.now += 0.25
         submit(batcher, 4, 5, 6, 7)
         await settled()
         with pytest.raises(Overloaded) as caught:
@@ -506,18 +522,11 @@ async def test_retry_after_follows_the_measured_rate(monkeypatch: pytest.MonkeyP
 
 
 @asynchronous
-async def test_a_deadline_that_cannot_be_met_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_deadline_that_cannot_be_met_is_refused_early(clock: Clock) -> None:
     """Where a batch is known to take a second, nobody is accepted who has less."""
-    clock = 0.0
-    monkeypatch.setattr("service.batching.batcher.time.perf_counter", lambda: clock)
     device = Device()
     async with batching(device) as batcher:
-        (task,) = submit(batcher, 1)
-        await device.started.acquire()
-        clock += 1.0
-        device.gate.set()
-        await task
-        device.gate.clear()
+        await run_for(1.0, clock, batcher, device, 1)
         running = await occupy(batcher, device, 2)
         now = asyncio.get_running_loop().time()
         with pytest.raises(Overloaded) as caught:
@@ -530,17 +539,12 @@ async def test_a_deadline_that_cannot_be_met_is_refused_early(monkeypatch: pytes
 
 
 @asynchronous
-async def test_an_idle_device_is_always_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_device_is_always_tried(clock: Clock) -> None:
     """One slow batch does not make the batcher refuse for ever: on an idle device the next item runs."""
-    clock = 0.0
-    monkeypatch.setattr("service.batching.batcher.time.perf_counter", lambda: clock)
     device = Device()
     async with batching(device) as batcher:
-        (slow,) = submit(batcher, 1)
-        await device.started.acquire()
-        clock += 100.0
+        await run_for(100.0, clock, batcher, device, 1)
         device.gate.set()
-        await slow
         deadline = asyncio.get_running_loop().time() + 10
         assert (await batcher.submit(2, deadline)).result == 20
 

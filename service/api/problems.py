@@ -37,20 +37,14 @@ _LINGER_S: Final = 2.0
 _LINGER_BYTES: Final = 64 * 2**20
 
 
-def status_of(error: errors.ServiceError) -> int:
-    """Return the status for an error: its own, or that of the nearest class above it."""
-    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
-
-
 def problem_of(error: errors.ServiceError) -> Problem:
-    """Describe an error of the service's own tree; its message was written for the caller."""
-    status = status_of(error)
+    """Describe an error by the nearest class in the table; its message was written for the caller."""
     kind = next((kind for kind in type(error).__mro__ if kind in STATUS), errors.InferenceFailed)
     words = re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
     return Problem(
         type=f"urn:resnet-service:problem:{words}",
         title=words.replace("-", " ").capitalize(),
-        status=status,
+        status=STATUS[kind],
         detail=str(error),
     )
 
@@ -68,7 +62,7 @@ def responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, An
     schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
     described: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
-        text = (kind.__doc__ or "").splitlines()[0].split(":")[0].rstrip(".")
+        text = (kind.__doc__ or "").splitlines()[0].rstrip(".")
         earlier = described.get(STATUS[kind])
         description = f"{earlier['description']}; or: {text}" if earlier else text
         described[STATUS[kind]] = {"description": description, "content": {MEDIA_TYPE: schema}}

@@ -88,7 +88,7 @@ def run(service: Service) -> int:
         access_log=False,
         server_header=False,
         ws="none",
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s - _LINGER_S - _CLOSING_S)),
+        timeout_graceful_shutdown=int(settings.drain_timeout_s - _LINGER_S - _CLOSING_S),
     )
     server = Server(service, config)
     # Uvicorn's handlers come later and, when it has ended, it raises the signals it obeyed once more.

@@ -56,7 +56,7 @@ class MicroBatcher(Generic[Item, Result]):
         self._workers: list[asyncio.Task[None]] = []
         self._running: dict[asyncio.Task[None], _Running] = {}
         self._duration = BatchDuration()
-        self._refusal: str | None = "the batcher has not been started"
+        self._refusal: str | None = "the service is starting"
         self.failure: Exception | None = None
         """What ended the last device's worker, DeviceFailed as a rule; nothing is accepted from then on."""
 

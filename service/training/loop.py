@@ -83,8 +83,8 @@ def train(
     batch_size = min(options.batch_size, len(train_set))
     steps = len(train_set) // batch_size
     total_steps = max(3, options.epochs * steps)
+    # A quarter of the run warms up, but two steps at least: OneCycleLR divides by zero after one.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        # A quarter of the run warms up, but two steps at least: OneCycleLR divides by zero after one.
         optimizer,
         options.max_lr,
         total_steps=total_steps,

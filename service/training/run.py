@@ -48,6 +48,7 @@ def run(
     normalise = Normalise(mean, std)
     started = time.perf_counter()
     epochs = []
+    # bf16 for fp16 too: fp16's gradients would need a loss scaler.
     autocast = {"bf16": torch.bfloat16, "fp16": torch.bfloat16}.get(precision)
     for epoch in train(model, normalise, train_set, test_set, options, device=target, autocast=autocast):
         epochs.append(epoch)
