@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import torch
@@ -102,6 +103,8 @@ def download(url: str) -> tuple[Path, bool]:
             )
     # urllib's own errors are OSErrors; torch raises RuntimeError for a wrong hash.
     except (OSError, HTTPException, ValueError, RuntimeError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it is the response too, with its connection
         raise ModelUnavailable(f"{url} could not be downloaded: {error}") from error
     return path, True
 
