@@ -32,8 +32,8 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; versions locked already stay
-	$(LOCK) pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) --extra train pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra train --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 
 bundled-model: install  ## Train the bundled model anew on CIFAR (a folder with train/ and test/)
 	@test -d "$(CIFAR)" || { echo "usage: make bundled-model CIFAR=path/to/cifar10"; exit 2; }

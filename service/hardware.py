@@ -74,6 +74,13 @@ def choose_precision(device: torch.device, name: Precision | Literal["auto"] = "
     return name
 
 
+def training_precision(device: torch.device) -> Literal["bf16", "fp32"]:
+    """Return the precision to train in: bf16 where it is native, as fp16's gradients need scaling."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and has_native_bf16() else "fp32"
+
+
 @cache
 def has_native_bf16() -> bool:
     """Say whether the CPU has bf16 dot products; emulated ones are slower than fp32."""

@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "service"
 
 LAYERS = [
-    {"errors", "settings", "logs", "hardware", "metrics", "threads"},
+    {"errors", "settings", "logs", "hardware", "metrics", "threads", "files"},
     {"images", "batching", "bench"},
     {"models"},
     {"runtimes"},
@@ -29,6 +29,7 @@ ONLY_IN = {
     "click": "cli",
     "prometheus_client": ("metrics", "api"),
     "PIL": "images",
+    "matplotlib": "training",
 }
 
 

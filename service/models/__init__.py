@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -75,7 +75,7 @@ def _from_torchvision(name: str, weights_source: str | None) -> Model:
     else:
         entry, source = catalog.entry(name), weights_source
     network = entry.build()
-    _fill(network, entry.adapt(weights.read_state(source)), name)
+    fill(network, entry.adapt(weights.read_state(source)), name)
     return Model(name, network.eval(), entry.labels, entry.preprocessing, source)
 
 
@@ -84,14 +84,16 @@ def _from_checkpoint(name: str, path: Path) -> Model:
     if trained.network in NETWORKS:
         network = NETWORKS[trained.network](len(trained.labels))
     elif trained.network in catalog.names():
-        network = catalog.entry(trained.network).build(len(trained.labels))
+        entry = replace(catalog.entry(trained.network), preprocessing=trained.preprocessing)
+        network = entry.build(len(trained.labels))
     else:
         raise ModelUnavailable(f"{path} holds a network {trained.network!r} that this version does not know")
-    _fill(network, trained.state, trained.network)
+    fill(network, trained.state, trained.network)
     return Model(name, network.eval(), trained.labels, trained.preprocessing, path.name)
 
 
-def _fill(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+def fill(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load `state` into `network`, which is called `name`; raises ModelUnavailable where it does not fit."""
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

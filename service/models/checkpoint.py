@@ -5,7 +5,6 @@ from, so `serve --model FILE` needs nothing else. Safetensors hold no code: a st
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from service.errors import ModelUnavailable
+from service.files import replacing
 from service.images import Preprocessing
 
 FORMAT: Final = "resnet-service/1"
@@ -42,7 +42,7 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the checkpoint whole or not at all: to a temporary name beside `path`, then renamed."""
+    """Write the checkpoint, whole or not at all; raises OSError or SafetensorError."""
     metadata = {
         "format": FORMAT,
         "network": checkpoint.network,
@@ -50,13 +50,9 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "preprocessing": json.dumps(asdict(checkpoint.preprocessing)),
         "training": json.dumps(checkpoint.training),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         save_file({key: value.contiguous() for key, value in checkpoint.state.items()}, temporary, metadata)
         temporary.chmod(0o644)  # safetensors makes it 0600, which a service's own user cannot read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Checkpoint:

@@ -1,42 +1,78 @@
-"""Train one network on pictures in memory: SGD under OneCycleLR, augmentation on the device.
+"""Train one network on pictures in memory: SGD under OneCycleLR, augmentation in batches on the device.
 
 Reads and writes no files; `service.training.run` does.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from service.errors import TrainingImpossible
-from service.training.data import Dataset, augment
+from service.training.augmentation import augment, resize
+from service.training.data import Dataset
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the result of a run. `max_lr` is OneCycleLR's peak for the given batch size."""
+    """What decides the result of a run, beside the data and the network.
 
-    epochs: int = 24
+    `max_lr` is OneCycleLR's peak for the given batch size. `ema` is the share of the averaged weights that
+    each step keeps, less in runs of few steps; 0 trains without an average. `shift` and `cutout` are
+    shares of the picture's side. `progressive` trains the first third of the epochs on pictures of half the
+    side and the second on three quarters.
+    """
+
+    epochs: int = 16
     batch_size: int = 256
     max_lr: float = 0.2
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
+    ema: float = 0.995
+    flip: bool = True
+    shift: float = 0.125
+    cutout: float = 0.25
+    progressive: bool = True
     seed: int = 1
+
+    def size(self, epoch: int, full: int) -> int:
+        """Return the side in pixels of the pictures in `epoch` (from 1), `full` in the last ones."""
+        if not self.progressive or 3 * epoch > 2 * self.epochs:
+            return full
+        return full // 2 if 3 * epoch <= self.epochs else full * 3 // 4
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch's figures: mean training loss, test accuracy 0..1, seconds of training and of testing."""
+    """One epoch's figures.
+
+    The mean loss and accuracy (0..1) over augmented training pictures of `size` pixels, the accuracy over
+    test pictures of full size, the learning rate at its end, and seconds of training and testing.
+    """
 
     number: int
+    size: int
+    learning_rate: float
     loss: float
+    train_accuracy: float
     accuracy: float
     seconds: float
+
+
+class Step(NamedTuple):
+    """What the progress bar shows: tensors on the device, so that looking at them costs only when done."""
+
+    epoch: int
+    size: int
+    loss: Tensor
+    right: Tensor
+    learning_rate: float
 
 
 class Normalise(nn.Module):
@@ -55,75 +91,167 @@ class Normalise(nn.Module):
         return (pictures - self.mean) / self.std
 
 
-def train(
-    network: nn.Module,
-    normalise: Normalise,
-    train_set: Dataset,
-    test_set: Dataset,
-    options: Options,
-    *,
-    device: torch.device,
-    autocast: torch.dtype | None,
-) -> Iterator[Epoch]:
-    """Train `network` in place and yield each epoch's figures; `autocast` None trains in fp32.
+class Trainer:
+    """One run: a network, its average, its optimizer and its random numbers, an epoch at a time.
 
-    Raises TrainingImpossible where the loss stops being a number.
+    Between epochs `state` holds all that the next ones depend on: a trainer that was given it by `restore`
+    goes on to the same result, to the bit on a CPU with as many threads.
     """
-    network.to(device).to(memory_format=torch.channels_last)
-    normalise.to(device)
-    generator = torch.Generator().manual_seed(options.seed)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=options.max_lr,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        nesterov=True,
-    )
-    # Whole batches only: batch norm's statistics of a small remainder would be noise.
-    batch_size = min(options.batch_size, len(train_set))
-    steps = len(train_set) // batch_size
-    total_steps = max(3, options.epochs * steps)
-    # A quarter of the run warms up, but two steps at least: OneCycleLR divides by zero after one.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        options.max_lr,
-        total_steps=total_steps,
-        pct_start=min(0.5, max(0.25, 2 / total_steps)),
-    )
-    for number in range(1, options.epochs + 1):
+
+    def __init__(
+        self,
+        network: nn.Module,
+        normalise: Normalise,
+        train_set: Dataset,
+        test_set: Dataset,
+        options: Options,
+        *,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+        frozen: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        """Prepare a run on `device`; `autocast` None trains in fp32, `frozen` leaves batch norm as it is."""
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.options = options
+        self._normalise = normalise.to(device)
+        self._train_set, self._test_set = train_set.near(device), test_set.near(device)
+        self._device, self._autocast, self._frozen = device, autocast, frozen
+        # Whole batches only: batch norm's statistics of a small remainder would be noise.
+        self._batch_size = min(options.batch_size, len(train_set))
+        self.steps = len(train_set) // self._batch_size
+        total_steps = max(3, options.epochs * self.steps)
+        self._forward: Callable[[Tensor], Any] = torch.compile(network) if compiled else network
+        # An average over more than a tenth of a short run would be one of its beginnings.
+        keep = max(0.0, min(options.ema, 1 - 10 / total_steps))
+        self._average = (
+            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(keep), use_buffers=True)
+            if options.ema
+            else None
+        )
+        self._generator = torch.Generator().manual_seed(options.seed)
+        self._optimizer = torch.optim.SGD(
+            [parameter for parameter in network.parameters() if parameter.requires_grad],
+            lr=options.max_lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            nesterov=options.momentum > 0,
+        )
+        # A quarter of the run warms up, but two steps at least: OneCycleLR divides by zero after one.
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer,
+            options.max_lr,
+            total_steps=total_steps,
+            pct_start=min(0.5, max(0.25, 2 / total_steps)),
+        )
+        self.finished = 0
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network to test and to keep: the average where there is one."""
+        return self.network if self._average is None else self._average.module
+
+    def epoch(self, on_step: Callable[[Step], None] = lambda _: None) -> Epoch:
+        """Train and test for one epoch; `on_step` is called after each step.
+
+        Raises TrainingImpossible where the loss stops being a number.
+        """
         started = time.perf_counter()
-        network.train()
-        order = torch.randperm(len(train_set), generator=generator)[: steps * batch_size]
-        total = torch.zeros((), device=device)
-        batches = tqdm(order.split(batch_size), f"epoch {number}/{options.epochs}", leave=False)
-        for indices in batches:
-            pictures = augment(normalise(train_set.pictures[indices].to(device)), generator)
-            targets = train_set.targets[indices].to(device)
-            with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                logits = network(pictures.contiguous(memory_format=torch.channels_last))
-                loss = functional.cross_entropy(logits, targets, label_smoothing=options.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.detach()
-        if not total.isfinite():
-            raise TrainingImpossible(f"the loss of epoch {number} is not a number; lower the learning rate")
-        right = predictions(network, normalise, test_set, device=device) == test_set.targets
-        yield Epoch(
+        number, options = self.finished + 1, self.options
+        size = options.size(number, self._train_set.pictures.shape[-1])
+        self.network.train(not self._frozen)
+        loss_sum = torch.zeros((), device=self._device)
+        right_sum = torch.zeros((), device=self._device)
+        order = torch.randperm(len(self._train_set), generator=self._generator)
+        for indices in order[: self.steps * self._batch_size].split(self._batch_size):
+            loss, right = self._step(*self._train_set.take(indices, self._device), size)
+            loss_sum += loss
+            right_sum += right
+            on_step(Step(number, size, loss, right, self._learning_rate()))
+        if not loss_sum.isfinite():
+            raise TrainingImpossible(f"the loss of epoch {number} is not a number; lower --max-lr")
+        answers = self.test().argmax(1)
+        self.finished = number
+        return Epoch(
             number,
-            loss=total.item() / steps,
-            accuracy=right.float().mean().item(),
+            size,
+            learning_rate=self._learning_rate(),
+            loss=loss_sum.item() / self.steps,
+            train_accuracy=right_sum.item() / self.steps,
+            accuracy=(answers == self._test_set.targets.cpu()).double().mean().item(),
             seconds=time.perf_counter() - started,
         )
 
+    def _step(self, pictures: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Take one step of the optimizer and return the loss and the share of right answers."""
+        options = self.options
+        pictures = augment(
+            self._normalise(pictures),
+            self._generator,
+            flip=options.flip,
+            shift=options.shift,
+            cutout=options.cutout,
+        )
+        pictures = resize(pictures, size).contiguous(memory_format=torch.channels_last)
+        with self._autocasting():
+            logits = self._forward(pictures)
+            if not isinstance(logits, Tensor):
+                logits = logits[0]  # googlenet and inception add auxiliary ones
+            loss = functional.cross_entropy(logits, targets, label_smoothing=options.label_smoothing)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._schedule.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
+        return loss.detach(), (logits.detach().argmax(1) == targets).float().mean()
 
-@torch.inference_mode()
-def predictions(
-    network: nn.Module, normalise: Normalise, dataset: Dataset, *, device: torch.device, batch_size: int = 500
-) -> Tensor:
-    """Return the predicted class of every picture, [N] int64 on the CPU, in fp32."""
-    network.eval()
-    return torch.cat(
-        [network(normalise(part.to(device))).argmax(1).cpu() for part in dataset.pictures.split(batch_size)]
-    )
+    @torch.inference_mode()
+    def test(self, mirrored: bool = False, batch_size: int = 500) -> Tensor:
+        """Return the logits of the test pictures, [N, classes] on the CPU.
+
+        `mirrored` adds those of each picture's mirror image (test-time flip).
+        """
+        network = self.trained.eval()
+        parts = []
+        for indices in torch.arange(len(self._test_set)).split(batch_size):
+            pictures = self._normalise(self._test_set.take(indices, self._device)[0])
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
+            with self._autocasting():
+                logits = network(pictures).float()
+                if mirrored:
+                    logits += network(pictures.flip(3)).float()
+            parts.append(logits.cpu())
+        return torch.cat(parts)
+
+    def _autocasting(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
+
+    def _learning_rate(self) -> float:
+        return float(self._schedule.get_last_lr()[0])
+
+    def state(self) -> dict[str, Any]:
+        """Return what the epochs to come depend on: tensors and plain values."""
+        return {
+            "finished": self.finished,
+            "network": self.network.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "order": self._generator.get_state(),
+            "dropout": torch.get_rng_state(),
+            "dropout_cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else [],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken, in a trainer made with the same arguments."""
+        self.network.load_state_dict(state["network"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._generator.set_state(state["order"])
+        torch.set_rng_state(state["dropout"])
+        if state["dropout_cuda"]:
+            torch.cuda.set_rng_state_all(state["dropout_cuda"])
+        self.finished = state["finished"]

@@ -1,129 +1,220 @@
-"""One training run, from a folder of pictures to a checkpoint and its card."""
+"""One training run: from pictures to a folder with a checkpoint that can be served, and how it was made."""
 
-import json
+import sys
 import time
-from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from service import __version__, hardware
 from service.errors import TrainingImpossible
-from service.images import Preprocessing
+from service.hardware import Precision
 from service.models import checkpoint
-from service.models.networks import NETWORKS
-from service.training.data import Dataset, class_names, load_folder
-from service.training.loop import Normalise, Options, predictions, train
+from service.training import data, record
+from service.training.data import Data, Dataset
+from service.training.folder import RunFolder
+from service.training.loop import Epoch, Normalise, Options, Step, Trainer
+from service.training.start import Start
+
+_STORED: Final = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def run(
-    data: Path, out: Path, *, network: str, size: int, device: str, options: Options
-) -> checkpoint.Checkpoint:
-    """Train `network` on data/train/CLASS/*, test it on data/test/CLASS/*, and write `out` and its card.
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; an interrupted run goes on under an equal request only.
 
-    `size` is the side of the model's input in pixels. The card is `out` with the suffix .md. Raises
-    TrainingImpossible for an unknown network, for data that cannot be trained on, and where `out` cannot be
-    written.
+    `data` and `test_share` as for `data.load`; `store` is the precision of the checkpoint's weights.
     """
-    if network not in NETWORKS:
-        raise TrainingImpossible(
-            f"there is no network {network!r} to train; choose from {', '.join(NETWORKS)}"
-        )
-    target = hardware.choose_device(device)
-    precision = hardware.choose_precision(target)
-    labels = class_names(data / "train")
-    if class_names(data / "test") != labels:
-        raise TrainingImpossible(f"{data}/train and {data}/test have different classes")
-    _check_writable(out)
-    plain = Preprocessing(resize=size, crop=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    train_set = load_folder(data / "train", labels, plain)
-    test_set = load_folder(data / "test", labels, plain)
-    mean, std = _statistics(train_set)
-    torch.manual_seed(options.seed)
-    model = NETWORKS[network](len(labels))
-    normalise = Normalise(mean, std)
-    started = time.perf_counter()
-    epochs = []
-    # bf16 for fp16 too: fp16's gradients would need a loss scaler.
-    autocast = {"bf16": torch.bfloat16, "fp16": torch.bfloat16}.get(precision)
-    for epoch in train(model, normalise, train_set, test_set, options, device=target, autocast=autocast):
-        epochs.append(epoch)
-        tqdm.write(
-            f"epoch {epoch.number:3}  loss {epoch.loss:.4f}  test accuracy {epoch.accuracy:7.2%}  "
-            f"{epoch.seconds:6.1f} s"
-        )
-    seconds = time.perf_counter() - started
-    training = {
-        "data": data.resolve().name,
-        "pictures": {"train": len(train_set), "test": len(test_set)},
-        "accuracy": epochs[-1].accuracy,
-        "accuracy_by_class": _by_class(
-            predictions(model, normalise, test_set, device=target), test_set.targets, labels
-        ),
-        "options": asdict(options),
-        "epochs": [asdict(epoch) for epoch in epochs],
-        "seconds": seconds,
-        "training_precision": "bf16 autocast" if autocast else "fp32",
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "version": __version__,
-        "hardware": asdict(hardware.fingerprint()),
+
+    network: str
+    data: str
+    options: Options
+    size: int
+    pretrained: str | None = None
+    frozen: bool = False
+    test_share: float = 0.2
+    device: str = "auto"
+    precision: Precision = "fp32"
+    store: str = "fp32"
+    compile: bool = False
+    deterministic: bool = False
+
+
+def run(request: Request, start: Start, folder: RunFolder, *, resume: bool = False) -> Mapping[str, Any]:
+    """Train as `request` says from `start`, write into `folder`, and return the run's log.
+
+    `resume` goes on after the last epoch that was finished there; what is finished is not done again. Raises
+    TrainingImpossible for data that cannot be trained on, a folder that holds another run or cannot be
+    written, and a loss that diverges.
+    """
+    record.check_plotting()
+    _check_earlier(request, folder, resume=resume)
+    if folder.finished():
+        return folder.read_log()
+    torch.use_deterministic_algorithms(request.deterministic)
+    torch.manual_seed(request.options.seed)
+    loaded = data.load(request.data, start.preprocessing, test_share=request.test_share)
+    network = start.build(len(loaded.labels), frozen=request.frozen)
+    _check_sizes(network, request)
+    folder.check_room(sum(parameter.numel() for parameter in network.parameters()))
+    preprocessing = start.preprocessing
+    if start.pretrained is None:
+        mean, std = _statistics(loaded.train)
+        preprocessing = replace(preprocessing, mean=mean, std=std)
+    trainer = Trainer(
+        network,
+        Normalise(preprocessing.mean, preprocessing.std),
+        loaded.train,
+        loaded.test,
+        request.options,
+        device=torch.device(request.device),
+        autocast=torch.bfloat16 if request.precision == "bf16" else None,
+        frozen=request.frozen,
+        compiled=request.compile,
+    )
+    log = _facts(request, network, loaded)
+    if folder.started():
+        state = folder.read_state()
+        trainer.restore(state["trainer"])
+        log |= {"epochs": state["epochs"], "seconds": state["seconds"]}
+        log["resumed_after"] = [*state["resumed_after"], trainer.finished]
+    _train(trainer, log, folder, request)
+    predicted = trainer.test().argmax(1)
+    counts = record.confusion(predicted, loaded.test.targets, len(loaded.labels))
+    mirrored = trainer.test(mirrored=True).argmax(1) == loaded.test.targets
+    log |= {
+        "accuracy": (predicted == loaded.test.targets).double().mean().item(),
+        "accuracy_mirrored": mirrored.double().mean().item(),
+        "accuracy_by_class": record.accuracy_by_class(counts, loaded.labels),
     }
     trained = checkpoint.Checkpoint(
-        network=network,
-        labels=labels,
-        preprocessing=Preprocessing(size, size, mean, std),
-        state={key: value.detach().cpu() for key, value in model.state_dict().items()},
-        training=training,
+        network=start.network,
+        labels=loaded.labels,
+        preprocessing=preprocessing,
+        state=_stored(trainer.trained, _STORED[request.store]),
+        training={key: value for key, value in log.items() if key != "unreadable"},
     )
-    try:
-        checkpoint.save(trained, out)
-        out.with_suffix(".md").write_text(card(trained), encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise TrainingImpossible(f"{out} could not be written: {error}") from error
-    return trained
+    folder.save_result(trained, log, counts, loaded.labels)
+    return log
 
 
-def _check_writable(out: Path) -> None:
-    """Find out before the training, not after it."""
-    if out.suffix != ".safetensors":
-        raise TrainingImpossible(f"a checkpoint's name ends in .safetensors, and {out.name!r} does not")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise TrainingImpossible(f"{out} cannot be written: {error.strerror}") from error
+def _train(trainer: Trainer, log: dict[str, Any], folder: RunFolder, request: Request) -> None:
+    """Run the epochs that are left, with a bar for all of them, and keep what each one brought."""
+    options = request.options
+
+    def work(number: int) -> float:
+        """Return an epoch's share of work, in epochs of full size: what the time left is reckoned by."""
+        return (options.size(number, request.size) / request.size) ** 2
+
+    with tqdm(
+        total=sum(work(number) for number in range(1, options.epochs + 1)),
+        initial=sum(work(number) for number in range(1, trainer.finished + 1)),
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+    ) as bar:
+
+        def show(step: Step) -> None:
+            if bar.update(work(step.epoch) / trainer.steps):  # whenever the bar was drawn anew
+                bar.set_description(f"epoch {step.epoch}/{options.epochs}", refresh=False)
+                bar.set_postfix(
+                    loss=f"{step.loss.item():.3f}",
+                    accuracy=f"{step.right.item():.1%}",
+                    lr=f"{step.learning_rate:.4f}",
+                    refresh=False,
+                )
+
+        while trainer.finished < options.epochs:
+            started = time.perf_counter()
+            epoch = trainer.epoch(show)
+            log["epochs"].append(asdict(epoch))
+            log["seconds"] += time.perf_counter() - started
+            folder.save_epoch(
+                {
+                    "request": asdict(request),
+                    "trainer": trainer.state(),
+                    **{key: log[key] for key in ("epochs", "seconds", "resumed_after")},
+                },
+                log,
+            )
+            bar.write(_line(epoch), file=sys.stderr)
+        bar.refresh()
 
 
-def card(trained: checkpoint.Checkpoint) -> str:
-    """Describe a checkpoint for people, as Markdown: what it is, what it was trained on, how good it is."""
-    facts = trained.training
-    machine = facts["hardware"]
-    rows = {
-        "Network": f"{trained.network}, {facts['parameters']:,} parameters",
-        "Input": f"[N, 3, {trained.preprocessing.crop}, {trained.preprocessing.crop}]",
-        "Data": f"{facts['data']}: {facts['pictures']['train']:,} training and {facts['pictures']['test']:,} "
-        "test pictures",
-        "Test accuracy": f"{facts['accuracy']:.2%}",
-        "Epochs": f"{facts['options']['epochs']} in {facts['seconds'] / 60:.1f} minutes",
-        "Seed": str(facts["options"]["seed"]),
-        "Options": f"`{json.dumps(facts['options'])}`",
-        "Precision": facts["training_precision"],
-        "Hardware": f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, {machine['os']}",
-        "Software": f"resnet-service {facts['version']}, torch {machine['torch']}",
+def _line(epoch: Epoch) -> str:
+    return (
+        f"epoch {epoch.number:3}  {epoch.size:3} px  loss {epoch.loss:.4f}  "
+        f"accuracy {epoch.train_accuracy:6.2%} training {epoch.accuracy:6.2%} test  {epoch.seconds:6.1f} s"
+    )
+
+
+def _check_earlier(request: Request, folder: RunFolder, *, resume: bool) -> None:
+    """Refuse to write over another run, and to go on with one under another request."""
+    if not (folder.started() or folder.finished()):
+        return
+    if not resume:
+        what = "a finished run" if folder.finished() else "an interrupted run"
+        raise TrainingImpossible(f"{folder.path} holds {what}; give --resume, or another --out")
+    before = (folder.read_log() if folder.finished() else folder.read_state())["request"]
+    now = asdict(request)
+    options = {**now.pop("options"), **now}
+    earlier = {**before.pop("options"), **before}
+    if changed := [key for key in options if options[key] != earlier.get(key)]:
+        differences = ", ".join(
+            f"{key} {earlier.get(key)!r} there and {options[key]!r} here" for key in changed
+        )
+        raise TrainingImpossible(f"{folder.path} holds a run that was asked for otherwise: {differences}")
+
+
+def _facts(request: Request, network: nn.Module, loaded: Data) -> dict[str, Any]:
+    """Begin the log of a run: what is known before its first epoch."""
+    return {
+        "network": request.network,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "pretrained": request.pretrained,
+        "size": request.size,
+        "data": loaded.name,
+        "pictures": {"train": len(loaded.train), "test": len(loaded.test)},
+        "split": loaded.split,
+        "unreadable": {**loaded.train.unreadable, **loaded.test.unreadable},
+        "request": asdict(request),
+        "version": __version__,
+        "revision": record.git_revision(),
+        "hardware": asdict(hardware.fingerprint()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "resumed_after": [],
+        "seconds": 0.0,
+        "epochs": [],
     }
-    lines = [f"# {trained.network} on {facts['data']}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in rows.items()]
-    lines += ["", "| class | accuracy |", "|---|---|"]
-    lines += [f"| {label} | {accuracy:.1%} |" for label, accuracy in facts["accuracy_by_class"].items()]
-    return "\n".join(lines) + "\n"
 
 
-def _statistics(dataset: Dataset) -> tuple[Any, Any]:
+@torch.inference_mode()
+def _check_sizes(network: nn.Module, request: Request) -> None:
+    """Find out that a network cannot take a size before the training, not in its middle."""
+    network.eval()
+    sizes = {request.options.size(number, request.size) for number in range(1, request.options.epochs + 1)}
+    for size in sorted(sizes):
+        try:
+            network(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError) as error:
+            way_out = "--no-progressive" if size < request.size else "another --size"
+            raise TrainingImpossible(
+                f"{request.network} cannot take pictures of {size} pixels ({error}); try {way_out}"
+            ) from error
+
+
+def _stored(network: nn.Module, precision: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights on the CPU; integers, batch norm's counters, stay as they are."""
+    return {
+        key: value.detach().cpu().to(precision) if value.is_floating_point() else value.detach().cpu()
+        for key, value in network.state_dict().items()
+    }
+
+
+def _statistics(dataset: Dataset) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each channel, of pixels scaled to 0..1, to four digits."""
     total = torch.zeros(3, dtype=torch.float64)
     squares = torch.zeros(3, dtype=torch.float64)
@@ -133,11 +224,9 @@ def _statistics(dataset: Dataset) -> tuple[Any, Any]:
         squares += pixels.square().mean((2, 3)).sum(0)
     mean = total / len(dataset)
     std = (squares / len(dataset) - mean.square()).sqrt().clamp(min=1e-3)
-    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
+    return _triple(mean), _triple(std)
 
 
-def _by_class(predicted: torch.Tensor, targets: torch.Tensor, labels: tuple[str, ...]) -> dict[str, float]:
-    return {
-        label: (predicted[targets == index] == index).float().mean().item()
-        for index, label in enumerate(labels)
-    }
+def _triple(values: Tensor) -> tuple[float, float, float]:
+    red, green, blue = (round(value, 4) for value in values.tolist())
+    return red, green, blue

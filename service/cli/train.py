@@ -1,0 +1,275 @@
+"""`resnet-service train`, `evaluate` and `activations`."""
+
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from service.hardware import Precision
+
+_Share = click.FloatRange(0, 1, max_open=True)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn the service's errors into one message and exit status 1."""
+    from service.errors import ServiceError
+
+    try:
+        yield
+    except ServiceError as error:
+        raise click.ClickException(str(error)) from error
+
+
+class _SeveralSeeds(click.Command):
+    """A command whose --seed takes one or more numbers: --seed 1 2 3."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Write --seed 1 2 3 as --seed 1 --seed 2 --seed 3, which is what click understands."""
+        spread: list[str] = []
+        for position, arg in enumerate(args):
+            after_seed = position >= 2 and arg.isdecimal() and spread[-2] == "--seed"
+            spread += ["--seed", arg] if after_seed else [arg]
+        return super().parse_args(ctx, spread)
+
+
+@click.command(cls=_SeveralSeeds)
+@click.option(
+    "--data",
+    required=True,
+    help="cifar10, or a folder with train/CLASS and test/CLASS (or val/), or CLASS alone.",
+)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the run."
+)
+@click.option(
+    "--network",
+    default="resnet18",
+    help="lenet, lenet-wide, resnet18, cifar-resnet10, or any torchvision classifier.",
+)
+@click.option("--pretrained", is_flag=True, help="Start from torchvision's published weights.")
+@click.option("--weights", help="Start from a file's, a URL's or a published set's weights.")
+@click.option("--freeze", is_flag=True, help="Train only the new last layer.")
+@click.option(
+    "--size", type=click.IntRange(8, 4096), help="Side of the input in pixels.  [default: the network's own]"
+)
+@click.option(
+    "--test-share",
+    type=_Share,
+    default=0.2,
+    help="Share of each class to test on, where the folder has no test/ or val/.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Times to go through the training pictures.")
+@click.option("--batch-size", type=click.IntRange(2), help="Pictures in a step.")
+@click.option(
+    "--max-lr", type=click.FloatRange(0, min_open=True), help="Peak of the learning rate (OneCycleLR)."
+)
+@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="Of SGD, Nesterov's.")
+@click.option("--weight-decay", type=click.FloatRange(0), help="Of SGD.")
+@click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="0 for none.")
+@click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Averaging of weights; 0 for none.")
+@click.option("--flip/--no-flip", default=None, help="Mirror half of the pictures.")
+@click.option("--shift", type=click.FloatRange(0, 0.5), help="Furthest shift, as a share of the side.")
+@click.option("--cutout", type=click.FloatRange(0, 1), help="Side of the greyed square, as a share.")
+@click.option("--progressive/--no-progressive", default=None, help="Begin with smaller pictures.")
+@click.option(
+    "--seed", "seeds", type=click.IntRange(0), multiple=True, default=[1], help="One or more: --seed 1 2 3."
+)
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", help="Of autocast.")
+@click.option(
+    "--store", type=click.Choice(["fp32", "fp16"]), default="fp32", help="Precision of the weights written."
+)
+@click.option("--compile", is_flag=True, help="Compile the network first (torch.compile).")
+@click.option("--deterministic", is_flag=True, help="Refuse operations that differ from run to run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one.")
+def train(
+    data: str,
+    out: Path,
+    network: str,
+    pretrained: bool,
+    weights: str | None,
+    freeze: bool,
+    size: int | None,
+    test_share: float,
+    seeds: tuple[int, ...],
+    device: str,
+    precision: str,
+    store: str,
+    compile: bool,  # noqa: A002
+    deterministic: bool,
+    resume: bool,
+    **options: Any,
+) -> None:
+    """Train a network and write a checkpoint that `serve --model` takes.
+
+    Options of the training itself that are not given are the network's own recipe.
+
+    \b
+    Examples:
+      resnet-service train --data cifar10 --out runs/resnet18
+      resnet-service train --data cifar10 --network lenet --seed 1 2 3 --out runs/lenet
+      resnet-service train --data photos --network resnet50 --pretrained --out runs/photos
+      resnet-service serve --model runs/photos/model.safetensors
+    """
+    from service import hardware
+    from service.training.folder import RunFolder
+    from service.training.run import Request, run
+    from service.training.start import start
+
+    if freeze and not (pretrained or weights):
+        raise click.UsageError("--freeze needs --pretrained or --weights: random weights must learn")
+    if pretrained and weights:
+        raise click.UsageError("give --pretrained or --weights, not both")
+    with _refusals():
+        begin = start(network, weights_source="DEFAULT" if pretrained else weights, size=size)
+        target = hardware.choose_device(device)
+        recipe = replace(begin.recipe, **{key: value for key, value in options.items() if value is not None})
+        request = Request(
+            network=begin.network,
+            data=data,
+            options=recipe,
+            size=begin.preprocessing.crop,
+            pretrained=begin.pretrained,
+            frozen=freeze,
+            test_share=test_share,
+            device=str(target),
+            precision=hardware.training_precision(target) if precision == "auto" else precision,  # type: ignore[arg-type]
+            store=store,
+            compile=compile,
+            deterministic=deterministic,
+        )
+        folders = {seed: RunFolder(out / f"seed-{seed}" if len(seeds) > 1 else out) for seed in seeds}
+        accuracies = []
+        for seed, folder in folders.items():
+            asked = replace(request, options=replace(recipe, seed=seed))
+            try:
+                log = run(asked, begin, folder, resume=resume)
+            except KeyboardInterrupt:
+                click.echo(
+                    f"\ninterrupted; --resume goes on after the last epoch kept in {folder.path}", err=True
+                )
+                sys.exit(130)
+            accuracies.append(log["accuracy"])
+            _report(log, folder.model, seed)
+    if len(accuracies) > 1:
+        click.echo(
+            f"{len(accuracies)} seeds: {statistics.mean(accuracies):.2%} on average, standard deviation "
+            f"{statistics.stdev(accuracies) * 100:.2f} points, {min(accuracies):.2%} to {max(accuracies):.2%}"
+        )
+
+
+def _report(log: Mapping[str, Any], model: Path, seed: int) -> None:
+    skipped = log["unreadable"]
+    for path, reason in list(skipped.items())[:10]:
+        click.echo(f"skipped {path}: {reason}", err=True)
+    if skipped:
+        click.echo(f"{len(skipped)} pictures could not be read and were skipped", err=True)
+    click.echo(
+        f"{model}: {log['accuracy']:.2%} on {log['pictures']['test']:,} test pictures, seed {seed}, "
+        f"{log['seconds']:.0f} s"
+    )
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", required=True, help="As for train; its test pictures are used.")
+@click.option(
+    "--test-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    help="Share that train set apart, for a folder without test/ or val/.",
+)
+@click.option("--mirrored", is_flag=True, help="Add each picture's mirror image (test-time flip).")
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Pictures in a batch.")
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "tf32", "bf16", "fp16"]),
+    default="auto",
+    help="As for serve.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(
+    model: str,
+    data: str,
+    test_share: float,
+    mirrored: bool,
+    batch_size: int,
+    device: str,
+    precision: "Precision",
+    as_json: bool,
+) -> None:
+    """Measure a MODEL's accuracy on labelled pictures, as it would be served.
+
+    \b
+    Examples:
+      resnet-service evaluate runs/resnet18/model.safetensors --data cifar10
+      resnet-service evaluate bundled --data path/to/cifar10 --mirrored
+    """
+    from service import hardware, models
+    from service.runtimes.pytorch import TorchRuntime
+    from service.training import data as pictures
+    from service.training.evaluation import evaluate as measure
+
+    with _refusals():
+        loaded = models.load(model)
+        target = hardware.choose_device(device)
+        runtime = TorchRuntime(
+            loaded.network, loaded.preprocessing, target, hardware.choose_precision(target, precision)
+        )
+        dataset = pictures.load_test(data, loaded.labels, loaded.preprocessing, test_share=test_share)
+        result = measure(loaded, runtime, dataset, mirrored=mirrored, batch_size=batch_size)
+    if as_json:
+        facts = {
+            "model": model,
+            "accuracy": result.accuracy,
+            "pictures": len(dataset),
+            "accuracy_by_class": result.by_class(),
+            "unreadable": dict(dataset.unreadable),
+            "device": runtime.device,
+            "precision": runtime.precision,
+        }
+        click.echo(json.dumps(facts))
+        return
+    for label, share in result.by_class().items():
+        click.echo(f"{label:24} {share:7.2%}")
+    for path, reason in dataset.unreadable.items():
+        click.echo(f"skipped {path}: {reason}", err=True)
+    click.echo(
+        f"{model}: {result.accuracy:.2%} of {len(dataset):,} pictures, "
+        f"{runtime.precision} on {runtime.device}"
+    )
+
+
+@click.command()
+@click.argument("model")
+@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the pictures."
+)
+@click.option(
+    "--layer", "layers", multiple=True, help="Module to draw.  [default: conv1, layer1, layer2, layer3]"
+)
+def activations(model: str, image: Path, out: Path, layers: tuple[str, ...]) -> None:
+    """Draw what the layers of a MODEL make of an IMAGE, a grid of channels for each layer.
+
+    \b
+    Example:
+      resnet-service activations runs/resnet18/model.safetensors dog.jpg --out maps
+    """
+    from service import images, models
+    from service.training.activations import draw
+
+    with _refusals():
+        loaded = models.load(model)
+        crop = images.decode(image.read_bytes(), loaded.preprocessing)
+        for path, shape in draw(loaded, crop, out, layers).items():
+            click.echo(f"{path}: {list(shape)}")

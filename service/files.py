@@ -1,0 +1,22 @@
+"""Files that are there whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to, which becomes `path` once the block ends well.
+
+    Whatever goes wrong, a kill included, `path` is the old file or the new one, never a part of one.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the new name with no content
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,107 @@
+"""What a run starts from: a network with random or given weights, and the recipe that suits it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import nn
+
+from service import models
+from service.errors import TrainingImpossible
+from service.images import Preprocessing
+from service.models import catalog, weights
+from service.models.networks import NETWORKS
+from service.training.loop import Options
+
+RECIPES: Final = {
+    "lenet": Options(epochs=30, max_lr=0.1, label_smoothing=0.0, cutout=0.0, progressive=False),
+    "lenet-wide": Options(epochs=30, max_lr=0.05, label_smoothing=0.1, cutout=0.0, progressive=False),
+    "cifar-resnet10": Options(epochs=24),
+    "cifar-resnet18": Options(),
+}
+"""What made the figures in docs/training.md. Other networks get one of the two below."""
+
+_FROM_SCRATCH: Final = Options(epochs=60, batch_size=128, max_lr=0.1)
+_FINE_TUNING: Final = Options(
+    epochs=10, batch_size=64, max_lr=0.01, weight_decay=1e-4, cutout=0.0, progressive=False
+)
+
+_SMALL: Final = {"resnet18": "cifar-resnet18"}
+_SMALL_SIZE: Final = 64
+"""Up to this side a network whose stem shrinks pictures four times would see next to nothing."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network to be trained: its name in a checkpoint, how to build it, its input and its recipe.
+
+    `pretrained` says where its weights come from, None for random ones; a pretrained network keeps the mean
+    and std of `preprocessing`, another gets those of its data.
+    """
+
+    network: str
+    preprocessing: Preprocessing
+    recipe: Options
+    pretrained: str | None
+    _build: Callable[[int], nn.Module]
+
+    def build(self, classes: int, *, frozen: bool = False) -> nn.Module:
+        """Build the network for `classes` classes; where it is pretrained, its last layer is new.
+
+        `frozen` leaves all but that layer as it is. Raises ModelUnavailable where the weights cannot be had
+        or do not fit.
+        """
+        network = self._build(classes)
+        if self.pretrained is None:
+            return network
+        head = self._head(classes)
+        state = dict(weights.read_state(self.pretrained))
+        if self.network in catalog.names():
+            state = dict(catalog.entry(self.network).adapt(state))
+        state |= {key: value for key, value in network.state_dict().items() if key in head}
+        models.fill(network, state, self.network)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad = not frozen or name in head
+        return network
+
+    def _head(self, classes: int) -> set[str]:
+        """Name the tensors whose shape depends on the number of classes."""
+        with torch.device("meta"):
+            ours, others = (self._build(count).state_dict() for count in (classes, classes + 1))
+        return {key for key, value in ours.items() if value.shape != others[key].shape}
+
+
+def start(network: str, *, weights_source: str | None = None, size: int | None = None) -> Start:
+    """Look up `network`: one of NETWORKS or a torchvision classifier.
+
+    `weights_source` is a path, an http(s) URL or the name of a published set of torchvision's (DEFAULT).
+    `size` is the side of the input in pixels, by default the network's own. A "resnet18" from scratch for up
+    to 64 pixels is the one for small pictures. Raises TrainingImpossible for an unknown network.
+    """
+    if weights_source is None and (size or 0) <= _SMALL_SIZE:
+        network = _SMALL.get(network, network)
+    if network in NETWORKS:
+        side = size or 32
+        return Start(network, _plain(side), RECIPES[network], weights_source, NETWORKS[network])
+    if network not in catalog.names():
+        raise TrainingImpossible(
+            f"there is no network {network!r} to train; choose from {', '.join((*_SMALL, *NETWORKS))}, "
+            "or any torchvision classifier"
+        )
+    published = weights_source in catalog.published(network)
+    entry = catalog.entry(network, weights_source if published else None)
+    own = entry.preprocessing
+    side = size or own.crop
+    if weights_source is None:
+        preprocessing, recipe, source = _plain(side), _FROM_SCRATCH, None
+    else:
+        preprocessing = replace(own, crop=side, resize=round(own.resize * side / own.crop))
+        recipe, source = _FINE_TUNING, entry.url if published else weights_source
+    entry = replace(entry, preprocessing=preprocessing)
+    return Start(network, preprocessing, recipe, source, entry.build)
+
+
+def _plain(size: int) -> Preprocessing:
+    """Resize to `size` and crop to a square, whose mean and std are still to be found."""
+    return Preprocessing(resize=size, crop=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
