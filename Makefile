@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= bundled
+CIFAR ?= cifar10
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -35,9 +36,11 @@ lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; ve
 	$(LOCK) --extra train pyproject.toml --output-file requirements.lock
 	$(LOCK) --extra train --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 
-bundled-model: install  ## Train the bundled model anew on CIFAR (a folder with train/ and test/)
-	@test -d "$(CIFAR)" || { echo "usage: make bundled-model CIFAR=path/to/cifar10"; exit 2; }
-	$(BIN)/resnet-service train --data "$(CIFAR)" --out service/models/bundled/cifar10.safetensors
+bundled-model: install  ## Train the bundled model anew on CIFAR (default: downloaded); goes on if interrupted
+	$(BIN)/resnet-service train --data "$(CIFAR)" --store fp16 --out runs/bundled --resume
+	cp runs/bundled/model.safetensors service/models/bundled/cifar10.safetensors
+	cp runs/bundled/model.md service/models/bundled/cifar10.md
+	cp runs/bundled/run_log.json service/models/bundled/cifar10.json
 
 clean:  ## Remove .venv and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -210,6 +210,17 @@ def test_a_run_under_other_options_does_not_go_on(pictures: Path, finished: Path
     assert "max_lr 0.1 there and 0.5 here" in result.output
 
 
+def test_a_run_on_other_pictures_does_not_go_on(pictures: Path, tmp_path: Path) -> None:
+    """Pictures that came or went since the interruption are noticed."""
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    interrupt(begin(arguments(data, tmp_path / "out", "--epochs", "999")), 1, signal.SIGKILL)
+    (data / "test" / "dark" / "0.png").unlink()
+    result = train(data, tmp_path / "out", "--epochs", "999", "--resume")
+    assert result.exit_code == 1
+    assert "16} pictures, and now there are {'train': 64, 'test': 15}" in result.output
+
+
 def test_a_finished_run_is_not_done_again(pictures: Path, finished: Path) -> None:
     """--resume of a finished run reports it; without --resume nothing is written over."""
     before = (finished / "model.safetensors").stat().st_mtime_ns

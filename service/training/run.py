@@ -79,19 +79,9 @@ def run(request: Request, start: Start, folder: RunFolder, *, resume: bool = Fal
     )
     log = _facts(request, network, loaded)
     if folder.started():
-        state = folder.read_state()
-        trainer.restore(state["trainer"])
-        log |= {"epochs": state["epochs"], "seconds": state["seconds"]}
-        log["resumed_after"] = [*state["resumed_after"], trainer.finished]
+        _go_on(trainer, log, folder)
     _train(trainer, log, folder, request)
-    predicted = trainer.test().argmax(1)
-    counts = record.confusion(predicted, loaded.test.targets, len(loaded.labels))
-    mirrored = trainer.test(mirrored=True).argmax(1) == loaded.test.targets
-    log |= {
-        "accuracy": (predicted == loaded.test.targets).double().mean().item(),
-        "accuracy_mirrored": mirrored.double().mean().item(),
-        "accuracy_by_class": record.accuracy_by_class(counts, loaded.labels),
-    }
+    counts = _examine(trainer, log, loaded)
     trained = checkpoint.Checkpoint(
         network=start.network,
         labels=loaded.labels,
@@ -101,6 +91,30 @@ def run(request: Request, start: Start, folder: RunFolder, *, resume: bool = Fal
     )
     folder.save_result(trained, log, counts, loaded.labels)
     return log
+
+
+def _go_on(trainer: Trainer, log: dict[str, Any], folder: RunFolder) -> None:
+    """Bring trainer and log to where the run in `folder` was interrupted."""
+    state = folder.read_state()
+    if (there := state["pictures"]) != log["pictures"]:
+        raise TrainingImpossible(
+            f"the run in {folder.path} had {there} pictures, and now there are {log['pictures']}"
+        )
+    trainer.restore(state["trainer"])
+    log |= {"epochs": state["epochs"], "seconds": state["seconds"]}
+    log["resumed_after"] = [*state["resumed_after"], trainer.finished]
+
+
+def _examine(trainer: Trainer, log: dict[str, Any], loaded: Data) -> Tensor:
+    """Write into the log how good the trained network is, and return its confusion matrix."""
+    targets = loaded.test.targets
+    predicted = trainer.test().argmax(1)
+    mirrored = trainer.test(mirrored=True).argmax(1)
+    counts = record.confusion(predicted, targets, len(loaded.labels))
+    log["accuracy"] = (predicted == targets).double().mean().item()
+    log["accuracy_mirrored"] = (mirrored == targets).double().mean().item()
+    log["accuracy_by_class"] = record.accuracy_by_class(counts, loaded.labels)
+    return counts
 
 
 def _train(trainer: Trainer, log: dict[str, Any], folder: RunFolder, request: Request) -> None:
@@ -136,7 +150,7 @@ def _train(trainer: Trainer, log: dict[str, Any], folder: RunFolder, request: Re
                 {
                     "request": asdict(request),
                     "trainer": trainer.state(),
-                    **{key: log[key] for key in ("epochs", "seconds", "resumed_after")},
+                    **{key: log[key] for key in ("pictures", "epochs", "seconds", "resumed_after")},
                 },
                 log,
             )
