@@ -1,11 +1,12 @@
 """The documentation cannot drift: what it shows is compared with the code, or made from it.
 
-`python -m tests.test_docs` writes the tables of docs/serving.md anew.
+`python -m tests.test_docs` writes the tables in docs/ anew.
 """
 
 import json
 import re
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import httpx
@@ -16,10 +17,12 @@ from service import cli, errors
 from service.api.problems import STATUS, problem_of
 from service.metrics import Metrics
 from service.settings import Settings
+from service.training.loop import Options
+from service.training.start import FINE_TUNING, FROM_SCRATCH, RECIPES
 from tests.conftest import REPOSITORY, Running
 
-SERVING = REPOSITORY / "docs/serving.md"
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md", SERVING]
+SERVING, TRAINING = REPOSITORY / "docs/serving.md", REPOSITORY / "docs/training.md"
+PAGES = [*(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), SERVING, TRAINING]
 
 
 def settings_table() -> str:
@@ -52,21 +55,35 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"settings": settings_table, "errors": errors_table, "metrics": metrics_table}
+def recipes_table() -> str:
+    columns = {**RECIPES, "another from scratch": FROM_SCRATCH, "`--pretrained`, `--weights`": FINE_TUNING}
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for field in fields(Options):
+        if field.name != "seed":
+            values = (str(getattr(recipe, field.name)).lower() for recipe in columns.values())
+            lines.append(f"| `--{field.name.replace('_', '-')}` | {' | '.join(values)} |")
+    return "\n".join(lines)
 
 
-def rewritten(text: str) -> str:
-    """Return docs/serving.md with its tables made anew."""
-    for name, table in TABLES.items():
+TABLES = {
+    SERVING: {"settings": settings_table, "errors": errors_table, "metrics": metrics_table},
+    TRAINING: {"recipes": recipes_table},
+}
+
+
+def rewritten(page: Path) -> str:
+    """Return a page with its tables made anew."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in TABLES[page].items():
         before, rest = text.split(f"<!-- {name} -->\n")
         text = f"{before}<!-- {name} -->\n{table()}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
     return text
 
 
-def test_the_tables_are_in_step() -> None:
-    """Settings, errors and metrics are documented as the code has them."""
-    text = SERVING.read_text(encoding="utf-8")
-    assert text == rewritten(text), "run: .venv/bin/python -m tests.test_docs"
+@pytest.mark.parametrize("page", TABLES, ids=lambda page: page.name)
+def test_the_tables_are_in_step(page: Path) -> None:
+    """Settings, errors, metrics and recipes are documented as the code has them."""
+    assert page.read_text(encoding="utf-8") == rewritten(page), "run: .venv/bin/python -m tests.test_docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -112,4 +129,5 @@ def test_the_documented_endpoints_are_the_services(server: Running) -> None:
 
 
 if __name__ == "__main__":
-    SERVING.write_text(rewritten(SERVING.read_text(encoding="utf-8")), encoding="utf-8")
+    for changed in TABLES:
+        changed.write_text(rewritten(changed), encoding="utf-8")

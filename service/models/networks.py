@@ -58,13 +58,18 @@ class LeNet(nn.Module):
     """Two 5x5 convolutions with pooling and three linear layers, after LeCun et al. (1998), with ReLU.
 
     With channels (6, 16) and features (120, 84) it is the one of PyTorch's tutorial: 62,006 parameters for 10
-    classes. Takes [N, 3, H, W] float of at least 16 pixels a side, gives logits [N, classes].
+    classes. `batch_norm` normalises after each convolution. Takes [N, 3, H, W] float of at least 16 pixels a
+    side, gives logits [N, classes].
     """
 
-    def __init__(self, classes: int, channels: tuple[int, int], features: tuple[int, int]) -> None:
+    def __init__(
+        self, classes: int, channels: tuple[int, int], features: tuple[int, int], batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, channels[0], kernel_size=5)
+        self.bn1 = nn.BatchNorm2d(channels[0]) if batch_norm else nn.Identity()
         self.conv2 = nn.Conv2d(channels[0], channels[1], kernel_size=5)
+        self.bn2 = nn.BatchNorm2d(channels[1]) if batch_norm else nn.Identity()
         self.pool = nn.MaxPool2d(2)
         self.resize = nn.AdaptiveAvgPool2d(5)  # changes nothing at 32x32, and lets other sizes in
         self.fc1 = nn.Linear(channels[1] * 5 * 5, features[0])
@@ -74,8 +79,8 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, 3, H, W] -> logits [N, classes]."""
-        x = self.pool(self.relu(self.conv1(x)))
-        x = self.pool(self.relu(self.conv2(x)))
+        x = self.pool(self.relu(self.bn1(self.conv1(x))))
+        x = self.pool(self.relu(self.bn2(self.conv2(x))))
         x = torch.flatten(self.resize(x), 1)
         logits: Tensor = self.fc(self.relu(self.fc2(self.relu(self.fc1(x)))))
         return logits
@@ -83,7 +88,7 @@ class LeNet(nn.Module):
 
 NETWORKS: Final[dict[str, Callable[[int], nn.Module]]] = {
     "lenet": partial(LeNet, channels=(6, 16), features=(120, 84)),
-    "lenet-wide": partial(LeNet, channels=(64, 128), features=(512, 256)),
+    "lenet-wide": partial(LeNet, channels=(64, 128), features=(512, 256), batch_norm=True),
     "cifar-resnet10": partial(CifarResNet, blocks=1, width=32),
     "cifar-resnet18": partial(CifarResNet, blocks=2, width=64),
 }

@@ -16,14 +16,14 @@ from service.training.loop import Options
 
 RECIPES: Final = {
     "lenet": Options(epochs=30, max_lr=0.1, label_smoothing=0.0, cutout=0.0, progressive=False),
-    "lenet-wide": Options(epochs=30, max_lr=0.05, label_smoothing=0.1, cutout=0.0, progressive=False),
+    "lenet-wide": Options(max_lr=0.1, cutout=0.0, progressive=False),
     "cifar-resnet10": Options(epochs=24),
     "cifar-resnet18": Options(),
 }
 """What made the figures in docs/training.md. Other networks get one of the two below."""
 
-_FROM_SCRATCH: Final = Options(epochs=60, batch_size=128, max_lr=0.1)
-_FINE_TUNING: Final = Options(
+FROM_SCRATCH: Final = Options(epochs=60, batch_size=128, max_lr=0.1)
+FINE_TUNING: Final = Options(
     epochs=10, batch_size=64, max_lr=0.01, weight_decay=1e-4, cutout=0.0, progressive=False
 )
 
@@ -94,10 +94,10 @@ def start(network: str, *, weights_source: str | None = None, size: int | None =
     own = entry.preprocessing
     side = size or own.crop
     if weights_source is None:
-        preprocessing, recipe, source = _plain(side), _FROM_SCRATCH, None
+        preprocessing, recipe, source = _plain(side), FROM_SCRATCH, None
     else:
         preprocessing = replace(own, crop=side, resize=round(own.resize * side / own.crop))
-        recipe, source = _FINE_TUNING, entry.url if published else weights_source
+        recipe, source = FINE_TUNING, entry.url if published else weights_source
     entry = replace(entry, preprocessing=preprocessing)
     return Start(network, preprocessing, recipe, source, entry.build)
 
