@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test check format lint types lock bundled-model clean
+.PHONY: help install serve test check format lint types lock dashboards bundled-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ types: $(VENV)/.installed-dev
 lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; versions locked already stay
 	$(LOCK) --extra train pyproject.toml --output-file requirements.lock
 	$(LOCK) --extra train --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+
+dashboards: $(VENV)/.installed-dev  ## Write Grafana's dashboards anew from monitoring/dashboards.py
+	$(BIN)/python -m monitoring.dashboards
 
 bundled-model: install  ## Train the bundled model anew on CIFAR (default: downloaded); goes on if interrupted
 	$(BIN)/resnet-service train --data "$(CIFAR)" --store fp16 --out runs/bundled --resume

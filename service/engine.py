@@ -105,8 +105,13 @@ class Engine:
         size = model.preprocessing.crop
         self._noise: Crop = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
         metrics.queue_depth.set_function(lambda: self._batcher.depth)
+        metrics.queue_limit.set(max_queue)
+        metrics.decode_threads.set(self._decoders.count)
+        metrics.decode_running.set_function(lambda: self._decoders.running)
+        metrics.decode_waiting.set_function(lambda: self._decoders.waiting)
         metrics.ready.set_function(lambda: self.ready)
-        metrics.device_memory.set_function(lambda: runtime.memory_bytes() or 0)
+        metrics.device_memory.set_function(lambda: (runtime.memory() or (0, 0))[0])
+        metrics.device_memory_limit.set_function(lambda: (runtime.memory() or (0, 0))[1])
         info = (model.name, runtime.device, runtime.precision, runtime.name, __version__)
         metrics.model_info.labels(*info).set(1)
 
@@ -205,7 +210,8 @@ class Engine:
 
     async def _run_batch(self, jobs: list[_Job]) -> list[TopK]:
         self._metrics.batch_size.observe(len(jobs))
-        best = await self._on_device([job.crop for job in jobs], max(job.top_k for job in jobs))
+        with self._metrics.batch_seconds.time():
+            best = await self._on_device([job.crop for job in jobs], max(job.top_k for job in jobs))
         return [
             TopK(ids, probabilities)
             for ids, probabilities in zip(best.class_ids, best.probabilities, strict=True)

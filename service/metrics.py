@@ -47,18 +47,31 @@ class Metrics:
             buckets=_SECONDS,
         )
         self.batch_size = histogram("inference_batch_size", "Pictures in a device batch.", buckets=_PICTURES)
+        self.batch_seconds = histogram(
+            "inference_batch_seconds",
+            "Time of a device batch, those that failed included; its sum's rate is the device's utilisation.",
+            buckets=_SECONDS,
+        )
         self.queue_depth = gauge("inference_queue_depth", "Pictures that wait for the device.")
+        self.queue_limit = gauge("inference_queue_limit", "Pictures that may wait; more are refused.")
+        self.decode_threads = gauge("inference_decode_threads", "Threads that decode pictures.")
+        self.decode_running = gauge("inference_decode_running", "Pictures being decoded.")
+        self.decode_waiting = gauge("inference_decode_waiting", "Pictures that wait for a decoding thread.")
         self.in_flight = gauge("inference_in_flight", "Pictures accepted and not yet answered.")
         self.images = counter(
             "inference_images_total",
             "Pictures by outcome: ok, invalid, rejected, failed, expired, cancelled.",
             ("outcome",),
         )
+        for outcome in ("ok", "invalid", "rejected", "failed", "expired", "cancelled"):
+            self.images.labels(outcome)
         self.rejected = counter(
             "inference_rejected_total",
             "Pictures refused before any work: queue_full, deadline, not_ready.",
             ("reason",),
         )
+        for reason in ("queue_full", "deadline", "not_ready"):
+            self.rejected.labels(reason)  # a rate needs the 0 before the first one
         self.ready = gauge("inference_ready", "1 while /readyz says yes.")
         self.model_info = gauge(
             "inference_model_info",
@@ -67,4 +80,7 @@ class Metrics:
         )
         self.device_memory = gauge(
             "inference_device_memory_bytes", "Bytes held on the device; 0 on the CPU, which has no own."
+        )
+        self.device_memory_limit = gauge(
+            "inference_device_memory_limit_bytes", "Bytes the device has; 0 on the CPU."
         )

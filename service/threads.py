@@ -15,6 +15,7 @@ class Threads:
     """A fixed number of threads that an event loop hands its blocking calls to."""
 
     def __init__(self, count: int, name: str) -> None:
+        self.count = count
         self._executor = futures.ThreadPoolExecutor(count, name)
         self._calls: set[futures.Future[Any]] = set()
         self._since: dict[object, float] = {}
@@ -24,6 +25,16 @@ class Threads:
         """How long the oldest call has been running, in seconds; 0 when none is: the threads' heartbeat."""
         since = tuple(self._since.values())
         return time.perf_counter() - min(since) if since else 0.0
+
+    @property
+    def running(self) -> int:
+        """How many calls are running."""
+        return len(self._since)
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a thread."""
+        return max(0, len(self._calls) - len(self._since))
 
     async def run(self, function: Callable[..., Value], *arguments: object) -> Value:
         """Call `function` in a thread as soon as one is free, and await its result.

@@ -25,7 +25,7 @@ from service.api.server import Server
 from service.api.service import Service, load
 from service.engine import Engine
 from service.images import Crop
-from service.runtimes import Runtime, TopK
+from service.runtimes import Memory, Runtime, TopK
 from service.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent
@@ -87,8 +87,8 @@ class GatedRuntime:
             raise self.error
         return self._runtime.run(crops, k)
 
-    def memory_bytes(self) -> int | None:
-        return self._runtime.memory_bytes()
+    def memory(self) -> Memory | None:
+        return self._runtime.memory()
 
     def release(self) -> None:
         self._gate.set()
@@ -113,7 +113,13 @@ class Running:
     client: httpx.Client
     runtime: GatedRuntime
     service: Service
+    server: uvicorn.Server
     thread: threading.Thread
+
+    def stop(self) -> None:
+        """End the server now, as at the end of `serving`."""
+        self.server.should_exit = True
+        self.thread.join(30)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return a sample of /metrics by its name and labels; 0 where it does not exist yet."""
@@ -171,7 +177,7 @@ def serving(settings: Settings) -> Iterator[Running]:
         assert server.listening.wait(30)
         limits = httpx.Limits(max_connections=None)
         with httpx.Client(base_url=server.url, timeout=30, limits=limits) as client:
-            running = Running(server.url, client, runtime, service, thread)
+            running = Running(server.url, client, runtime, service, server, thread)
             running.wait_for(lambda: client.get("/readyz").status_code == 200)
             yield running
     finally:

@@ -232,6 +232,18 @@ def test_metrics_have_the_promised_names(server: Running, jpeg: bytes) -> None:
         assert f"# TYPE {name.removesuffix('_total')}" in text
 
 
+def test_a_trace_is_an_exemplar_of_its_time(server: Running, jpeg: bytes) -> None:
+    """The trace id of a client's traceparent is in OpenMetrics beside the bucket of its request."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    server.client.post("/predict", files=files(jpeg), headers=headers)
+    text = server.client.get(
+        "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
+    ).text
+    assert re.search(f'inference_request_seconds_bucket.*route="/predict".*# {{trace_id="{trace}"}}', text)
+    assert trace not in server.client.get("/metrics").text
+
+
 # What is refused
 
 

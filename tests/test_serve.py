@@ -48,7 +48,15 @@ def started(
     *flags: str, **variables: str
 ) -> Iterator[tuple["subprocess.Popen[str]", Iterator[dict[str, Any]], str]]:
     """Start the service, with the bundled model unless told otherwise, and wait until it is ready."""
-    command = [*COMMAND, "--model", "bundled", "--port", "0", "--no-access-log", *flags]
+    command = [
+        *COMMAND,
+        "--model",
+        "bundled",
+        "--port",
+        "0",
+        "--no-access-log",
+        *flags,
+    ]  # the last word counts
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment(**variables)
     ) as process:
@@ -99,6 +107,24 @@ def test_sigterm_under_load_loses_nothing(jpeg: bytes) -> None:
         assert set(answered) == {200}
         assert answered.total() >= 300
         assert until(log, "stopped")
+
+
+def test_the_access_log_says_what_happened(jpeg: bytes) -> None:
+    """One line for a request has its ids, its status, its sizes and the time of each stage."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "X-Request-ID": "mine"}
+    with started("--access-log") as (_, log, url):
+        answer = httpx.post(f"{url}/predict", files={"file": jpeg}, headers=headers)
+        line = until(log, "request")
+        assert (line["request_id"], line["trace_id"]) == ("mine", trace)
+        assert (line["method"], line["route"], line["status"]) == ("POST", "/predict", 200)
+        assert line["bytes_in"] > len(jpeg)
+        assert line["bytes_out"] == len(answer.content)
+        stages = [line[f"{stage}_ms"] for stage in ("read", "decode", "queue", "device")]
+        assert 0 < sum(stages) < line["ms"]
+        for broken in ("00-" + 32 * "0" + "-00f067aa0ba902b7-01", "nonsense"):
+            httpx.get(f"{url}/healthz", headers={"traceparent": broken})
+            assert "trace_id" not in until(log, "request")
 
 
 def test_weights_are_downloaded_and_served(file_server: FileServer, tmp_path: Path, jpeg: bytes) -> None:

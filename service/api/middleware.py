@@ -1,4 +1,4 @@
-"""What happens around every request: its id, its metrics, its line in the log."""
+"""What happens around every request: its id, its trace, its metrics, its line in the log."""
 
 import re
 import time
@@ -13,14 +13,20 @@ from service.metrics import Metrics
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger("service.access")
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# https://www.w3.org/TR/trace-context/#traceparent-header; an id of zeros is invalid.
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
 CLIENT_CLOSED: Final = 499
 """The status recorded for a request whose client hung up; nobody is there to receive it (nginx's number)."""
 
 
 class Observe:
-    """ASGI middleware around the routes: a request id, the time and status of each request, the access log.
+    """ASGI middleware around the routes: request id, trace id, time, status and sizes, and the access log.
 
-    A client's X-Request-ID is kept where it is harmless, and every answer carries one.
+    A client's X-Request-ID is kept where it is harmless, and every answer carries one. The trace id of its
+    `traceparent` is in each line of the log and is the exemplar of the request's time. A route may leave the
+    seconds of its stages in scope["stages"].
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
@@ -33,30 +39,49 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         scope["request_id"] = request_id = given if _SAFE_ID.fullmatch(given) else uuid4().hex
+        trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+        ids = {"request_id": request_id} | ({"trace_id": trace[1]} if trace else {})
         status = 500  # what an exception that passes here becomes, outside this middleware
+        received = sent = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            sent += len(message.get("body", b""))
             await send(message)
 
         started = time.perf_counter()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(**ids):
             try:
-                await self._app(scope, receive, send_with_id)
+                await self._app(scope, receive_counted, send_with_id)
             finally:
                 seconds = time.perf_counter() - started
                 route = getattr(scope.get("route"), "path", "unmatched")
-                self._metrics.request_seconds.labels(route, scope["method"], str(status)).observe(seconds)
+                timer = self._metrics.request_seconds.labels(route, scope["method"], str(status))
+                timer.observe(seconds, {"trace_id": trace[1]} if trace else None)
                 if self._access_log:
                     _log.info(
                         "request",
                         method=scope["method"],
                         route=route,
                         status=status,
-                        ms=round(seconds * 1e3, 2),
+                        bytes_in=received,
+                        bytes_out=sent,
+                        ms=_ms(seconds),
+                        **{f"{stage}_ms": _ms(took) for stage, took in scope.get("stages", {}).items()},
                     )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 2)

@@ -76,9 +76,10 @@ async def predict(request: Request, service: ServiceDep, top_k: TopK = None) -> 
         "decode": result.decode_s,
         "queue": result.queue_s,
         "device": result.device_s,
-        "total": total_s,
     }
-    server_timing = ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in stages.items())
+    request.scope["stages"] = stages
+    shown = {**stages, "total": total_s}.items()
+    server_timing = ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in shown)
     return _json(body, {"Server-Timing": server_timing})
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,13 @@ class TopK:
 
     class_ids: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
+
+
+class Memory(NamedTuple):
+    """Bytes that this process holds on the device, and how many the device has."""
+
+    held: int
+    limit: int
 
 
 class Runtime(Protocol):
@@ -36,6 +43,6 @@ class Runtime(Protocol):
         """
         ...
 
-    def memory_bytes(self) -> int | None:
-        """Return the bytes this process holds on the device; None where it has no memory of its own."""
+    def memory(self) -> Memory | None:
+        """Return the device's memory as it is now; None where it has none of its own."""
         ...

@@ -12,7 +12,7 @@ from torch.fx.experimental.optimization import fuse
 from service.errors import DeviceFailed, DeviceOutOfMemory
 from service.hardware import Precision
 from service.images import Crop, Preprocessing
-from service.runtimes import TopK
+from service.runtimes import Memory, TopK
 
 _DTYPES: Final = {
     "fp32": torch.float32,
@@ -63,12 +63,13 @@ class TorchRuntime:
             best = probabilities.topk(k)
             return TopK(best.indices.cpu().numpy(), best.values.cpu().numpy())
 
-    def memory_bytes(self) -> int | None:
-        """Return the bytes held by torch on the device; None on the CPU."""
+    def memory(self) -> Memory | None:
+        """Return what torch holds on the device; None on the CPU."""
         if self._device.type == "cuda":
-            return torch.cuda.memory_reserved(self._device)
+            limit = torch.cuda.get_device_properties(self._device).total_memory
+            return Memory(torch.cuda.memory_reserved(self._device), limit)
         if self._device.type == "mps":
-            return torch.mps.driver_allocated_memory()
+            return Memory(torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory())
         return None
 
     def _forward(self, pictures: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Tensor:

@@ -1,0 +1,1 @@
+"""Watching the service: Prometheus' configuration and rules, and Grafana's dashboards."""

@@ -1,0 +1,186 @@
+"""Prometheus and Grafana: rules, alerts and dashboards against a real Prometheus and a real service."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from monitoring import dashboards
+from tests.conftest import REPOSITORY, Running
+
+CONFIGURATION = REPOSITORY / "monitoring" / "prometheus"
+
+RULES = [
+    rule
+    for group in yaml.safe_load((CONFIGURATION / "rules.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
+
+ALERTS = [rule["alert"] for rule in RULES if "alert" in rule]
+
+
+def needs(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"needs {program} (Debian's package prometheus)")
+    return path
+
+
+@dataclass
+class Prometheus:
+    """A running Prometheus that scrapes one service."""
+
+    client: httpx.Client
+    server: Running
+
+    def get(self, path: str, **parameters: str) -> Any:
+        answer = self.client.get(f"/api/v1/{path}", params=parameters).json()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.get("query", query=expression)["result"]
+        return [series for series in found if series["value"][1] != "NaN"]
+
+    def wait_for(self, condition: Callable[[], object], meanwhile: Callable[[], object]) -> None:
+        """Do something until the condition holds."""
+        ends = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < ends, "it never came true"
+            meanwhile()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def scraping(server: Running, folder: Path) -> Iterator[Prometheus]:
+    """Run Prometheus with the configuration that ships, but at once where it would wait."""
+    port = free_port()
+    configuration = yaml.safe_load((CONFIGURATION / "prometheus.yml").read_text())
+    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    targets = {"resnet-service": server.url.removeprefix("http://"), "prometheus": f"127.0.0.1:{port}"}
+    for job in configuration["scrape_configs"]:
+        job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
+    rules = yaml.safe_load((CONFIGURATION / "rules.yml").read_text())
+    for rule in (rule for group in rules["groups"] for rule in group["rules"] if "for" in rule):
+        del rule["for"]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    (folder / "rules.yml").write_text(yaml.safe_dump(rules))
+    command = [
+        needs("prometheus"),
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "ready to receive web requests" in line:
+                    break
+            else:
+                pytest.fail("Prometheus did not start")
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+                yield Prometheus(client, server)
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    server: Running, jpeg: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    """Prometheus with some seconds of predictions, good and bad, in it."""
+    with scraping(server, tmp_path_factory.mktemp("prometheus")) as running:
+
+        def predict() -> None:
+            server.client.post("/predict", files={"file": jpeg})
+            server.client.post("/predict", files={"file": b"no picture"})
+
+        running.wait_for(lambda: running.query("instance:inference_request_seconds:p99_1m > 0"), predict)
+        yield running
+
+
+@pytest.mark.parametrize(("title", "series"), dashboards.queries(), ids=lambda value: str(value)[:30])
+def test_each_panel_shows_data(
+    prometheus: Prometheus, jpeg: bytes, title: str, series: dashboards.Series
+) -> None:
+    """Every query of every panel returns series from a service under load, and their legends are filled."""
+    expression = series.expr.replace("$__rate_interval", "20s").replace("$instance", ".*")
+    load = lambda: prometheus.server.client.post("/predict", files={"file": jpeg})  # noqa: E731
+    prometheus.wait_for(lambda: prometheus.query(expression), load)
+    for found in prometheus.query(expression):
+        for label in (part.split("}}")[0] for part in series.legend.split("{{")[1:]):
+            assert found["metric"].get(label), f"{title}: no label {label}"
+
+
+@pytest.mark.parametrize("record", [rule["record"] for rule in RULES if "record" in rule])
+def test_each_recorded_series_is_there(prometheus: Prometheus, jpeg: bytes, record: str) -> None:
+    """Every recording rule produces a series for the instance."""
+    load = lambda: prometheus.server.client.post("/predict", files={"file": jpeg})  # noqa: E731
+    prometheus.wait_for(lambda: prometheus.query(record), load)
+    assert {found["metric"]["job"] for found in prometheus.query(record)} == {"resnet-service"}
+
+
+def test_no_rule_fails(prometheus: Prometheus) -> None:
+    """Prometheus evaluates every rule that ships without an error, and a healthy service alerts nobody."""
+    rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+    assert len(rules) == len(RULES)
+    assert {rule["health"] for rule in rules} == {"ok"}
+    assert [alert["labels"]["alertname"] for alert in prometheus.get("alerts")["alerts"]] == []
+
+
+def test_the_rules_are_well_formed_and_fire_in_time() -> None:
+    """Promtool accepts the configuration, and its tests of each alert pass."""
+    for command in (
+        ["check", "config", "--syntax-only", str(CONFIGURATION / "prometheus.yml")],
+        ["check", "rules", str(CONFIGURATION / "rules.yml")],
+        ["test", "rules", str(CONFIGURATION / "rules_test.yml")],
+    ):
+        result = subprocess.run([needs("promtool"), *command], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_alert_is_tested() -> None:
+    """Promtool's tests name each alert."""
+    tests = (CONFIGURATION / "rules_test.yml").read_text()
+    assert all(f'alertname="{rule}"' in tests for rule in ALERTS)
+
+
+def test_a_stopped_service_raises_an_alert(bundled_settings: Any, tmp_path: Path) -> None:
+    """Once the service has gone, Prometheus itself says InferenceDown."""
+    from tests.conftest import serving
+
+    with serving(bundled_settings) as server, scraping(server, tmp_path) as prometheus:
+        prometheus.wait_for(lambda: prometheus.query("up{job='resnet-service'} == 1"), lambda: None)
+        server.stop()
+        firing: list[dict[str, Any]] = []
+
+        def ask() -> None:
+            firing[:] = [alert for alert in prometheus.get("alerts")["alerts"] if alert["state"] == "firing"]
+
+        prometheus.wait_for(lambda: firing, ask)
+        assert "InferenceDown" in {alert["labels"]["alertname"] for alert in firing}
+
+
+@pytest.mark.parametrize("name", dashboards.DASHBOARDS)
+def test_the_dashboards_json_is_in_step(name: str) -> None:
+    """The JSON that ships is what the code makes."""
+    shipped = (dashboards.FOLDER / f"{name}.json").read_text(encoding="utf-8")
+    assert shipped == dashboards.written(name), "run: make dashboards"
+    assert len({panel["id"] for panel in json.loads(shipped)["panels"]}) == len(json.loads(shipped)["panels"])
