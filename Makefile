@@ -34,7 +34,7 @@ types: $(VENV)/.installed-dev
 
 lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; versions locked already stay
 	$(LOCK) --extra train pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra train --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) --extra train --extra traces --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 
 dashboards: $(VENV)/.installed-dev  ## Write Grafana's dashboards anew from monitoring/dashboards.py
 	$(BIN)/python -m monitoring.dashboards

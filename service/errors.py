@@ -14,6 +14,7 @@ ServiceError
 ├── TrainingImpossible    data, options or output that no training run can use
 ├── ModelUnavailable      the model cannot be had; stops the start
 ├── DeviceUnavailable     the device or precision asked for is not there; stops the start
+├── ExtraMissing          what was asked for needs an extra of the package; stops the start
 └── InferenceFailed       the model or the device failed on accepted work
     ├── DeviceOutOfMemory     the batch did not fit; a smaller one may
     └── DeviceFailed          the device will not recover within this process
@@ -87,6 +88,10 @@ class ModelUnavailable(ServiceError):
 
 class DeviceUnavailable(ServiceError):
     """The device or precision asked for is not to be had on this machine."""
+
+
+class ExtraMissing(ServiceError):
+    """What was asked for needs an extra of the package that is not installed."""
 
 
 class InferenceFailed(ServiceError):

@@ -63,3 +63,8 @@ class Settings(BaseSettings):
         "auto", description="auto is readable on a terminal and JSON elsewhere."
     )
     access_log: bool = Field(True, description="Log one line for each request.")
+    traces_url: str | None = Field(
+        None,
+        description="OpenTelemetry collector for spans of requests and stages, OTLP over HTTP, as in "
+        "http://localhost:4318/v1/traces; needs the extra 'traces'.",
+    )

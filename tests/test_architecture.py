@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "service"
 
 LAYERS = [
-    {"errors", "settings", "logs", "hardware", "metrics", "threads", "files"},
+    {"errors", "settings", "logs", "hardware", "metrics", "threads", "files", "tracing"},
     {"images", "batching", "bench"},
     {"models"},
     {"runtimes"},
@@ -30,6 +30,7 @@ ONLY_IN = {
     "prometheus_client": ("metrics", "api"),
     "PIL": "images",
     "matplotlib": "training",
+    "opentelemetry": "tracing",
 }
 
 

@@ -1,21 +1,26 @@
 """`resnet-service serve` as a process: its start, its refusals to start, and its end."""
 
+import gzip
+import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 import torch
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from torchvision.models import resnet18
 
 from tests.conftest import FileServer
@@ -125,6 +130,62 @@ def test_the_access_log_says_what_happened(jpeg: bytes) -> None:
         for broken in ("00-" + 32 * "0" + "-00f067aa0ba902b7-01", "nonsense"):
             httpx.get(f"{url}/healthz", headers={"traceparent": broken})
             assert "trace_id" not in until(log, "request")
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Keeps the spans it is sent, as an OpenTelemetry collector would."""
+
+    spans: ClassVar[list[Span]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for scope in resource.scope_spans:
+                self.spans.extend(scope.spans)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_traces_reach_a_collector(jpeg: bytes) -> None:
+    """A request is a span under the caller's, with a child for each stage; all are sent before the end."""
+    trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    Collector.spans.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{collector.server_address[1]}/v1/traces"
+        with started("--traces-url", url) as (process, _, service):
+            headers = {"traceparent": f"00-{trace}-{caller}-01"}
+            httpx.post(f"{service}/predict", files={"file": jpeg}, headers=headers)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        collector.shutdown()
+        thread.join()
+    spans = {span.name: span for span in Collector.spans if span.trace_id.hex() == trace}
+    request = spans.pop("POST /predict")
+    assert request.parent_span_id.hex() == caller
+    assert set(spans) == {"read", "decode", "queue", "device"}
+    for span in spans.values():
+        assert span.parent_span_id == request.span_id
+        assert request.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+        assert span.end_time_unix_nano <= request.end_time_unix_nano
+
+
+def test_a_collector_that_is_not_there_harms_nobody(jpeg: bytes) -> None:
+    """Without its collector the service answers, and ends as it should."""
+    with started("--traces-url", "http://127.0.0.1:9/v1/traces", OTEL_EXPORTER_OTLP_TIMEOUT="1") as (
+        process,
+        _,
+        url,
+    ):
+        assert httpx.post(f"{url}/predict", files={"file": jpeg}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
 
 
 def test_weights_are_downloaded_and_served(file_server: FileServer, tmp_path: Path, jpeg: bytes) -> None:

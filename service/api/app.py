@@ -1,5 +1,6 @@
 """Wire the application: a loaded service in, a FastAPI application out."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,8 @@ def create_app(service: Service) -> FastAPI:
         service.engine.start()
         yield
         await service.engine.close(timeout_s=1.0)  # the server has drained: only a stuck batch is left
+        if service.traces is not None:
+            await asyncio.to_thread(service.traces.close)
 
     app = FastAPIOffline(
         title="resnet-service",
@@ -35,7 +38,9 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(operations.router)
     problems.install(app)
     app.add_exception_handler(ClientDisconnect, _client_is_gone)
-    app.add_middleware(Observe, metrics=service.metrics, access_log=service.settings.access_log)
+    app.add_middleware(
+        Observe, metrics=service.metrics, traces=service.traces, access_log=service.settings.access_log
+    )
     return app
 
 

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
+from service.tracing import Traces
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger("service.access")
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -29,9 +30,10 @@ class Observe:
     seconds of its stages in scope["stages"].
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces | None, access_log: bool) -> None:
         self._app = app
         self._metrics = metrics
+        self._traces = traces
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +63,7 @@ class Observe:
             sent += len(message.get("body", b""))
             await send(message)
 
-        started = time.perf_counter()
+        began_ns, started = time.time_ns(), time.perf_counter()
         with structlog.contextvars.bound_contextvars(**ids):
             try:
                 await self._app(scope, receive_counted, send_with_id)
@@ -70,6 +72,23 @@ class Observe:
                 route = getattr(scope.get("route"), "path", "unmatched")
                 timer = self._metrics.request_seconds.labels(route, scope["method"], str(status))
                 timer.observe(seconds, {"trace_id": trace[1]} if trace else None)
+                stages: dict[str, float] = scope.get("stages", {})
+                if self._traces is not None:
+                    self._traces.record(
+                        f"{scope['method']} {route}",
+                        {
+                            "http.request.method": scope["method"],
+                            "http.route": route,
+                            "http.response.status_code": status,
+                            "http.request.body.size": received,
+                            "http.response.body.size": sent,
+                            "request.id": request_id,
+                        },
+                        stages,
+                        headers=headers,
+                        began_ns=began_ns,
+                        seconds=seconds,
+                    )
                 if self._access_log:
                     _log.info(
                         "request",
@@ -79,7 +98,7 @@ class Observe:
                         bytes_in=received,
                         bytes_out=sent,
                         ms=_ms(seconds),
-                        **{f"{stage}_ms": _ms(took) for stage, took in scope.get("stages", {}).items()},
+                        **{f"{stage}_ms": _ms(took) for stage, took in stages.items()},
                     )
 
 

@@ -11,6 +11,7 @@ from service.engine import Engine
 from service.metrics import Metrics
 from service.runtimes.pytorch import TorchRuntime
 from service.settings import Settings
+from service.tracing import Traces
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,14 @@ class Service:
     settings: Settings
     engine: Engine
     metrics: Metrics
+    traces: Traces | None = None
     bench_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 def load(settings: Settings) -> Service:
     """Load the model onto the device, as the settings say; this may download, and may take seconds.
 
-    Raises ModelUnavailable or DeviceUnavailable with a message for people.
+    Raises ModelUnavailable, DeviceUnavailable or ExtraMissing with a message for people.
     """
     device = hardware.choose_device(settings.device)
     precision = hardware.choose_precision(device, settings.precision)
@@ -44,7 +46,8 @@ def load(settings: Settings) -> Service:
         decode_threads=settings.decode_threads,
         stall_timeout_s=settings.stall_timeout_s,
     )
-    return Service(settings, engine, metrics)
+    traces = Traces(settings.traces_url) if settings.traces_url else None
+    return Service(settings, engine, metrics, traces)
 
 
 def _of_request(request: Request) -> Service:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from service.errors import TrainingImpossible
+from service.errors import ExtraMissing
 from service.files import replacing
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def card(log: Mapping[str, Any]) -> str:
 
 
 def check_plotting() -> None:
-    """Raise TrainingImpossible where matplotlib, an extra of the package, is not installed."""
+    """Raise ExtraMissing where matplotlib, an extra of the package, is not installed."""
     if find_spec("matplotlib") is None:
-        raise TrainingImpossible("plots need matplotlib: pip install 'resnet-service[train]'")
+        raise ExtraMissing("plots need matplotlib: pip install 'resnet-service[train]'")
 
 
 def plot_learning_curve(log: Mapping[str, Any], path: Path) -> None:
