@@ -10,9 +10,10 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to, which becomes `path` once the block ends well.
 
-    Whatever goes wrong, a kill included, `path` is the old file or the new one, never a part of one.
+    Whatever goes wrong, `path` is the old file or the new one, never a part of one. What a kill leaves of the
+    temporary file the next writer replaces.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.part")
     try:
         yield temporary
         with temporary.open("rb") as file:

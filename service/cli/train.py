@@ -1,11 +1,13 @@
 """`resnet-service train`, `evaluate` and `activations`."""
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,19 @@ import click
 if TYPE_CHECKING:
     from service.hardware import Precision
 
-_Share = click.FloatRange(0, 1, max_open=True)
+
+class _Number(click.FloatRange):
+    """A range without the number that is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a number, and refuse nan, which is neither above nor below any other."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
+
+
+_SHARE = _Number(0, 1, max_open=True)
 
 
 @contextmanager
@@ -34,9 +48,14 @@ class _SeveralSeeds(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Write --seed 1 2 3 as --seed 1 --seed 2 --seed 3, which is what click understands."""
         spread: list[str] = []
-        for position, arg in enumerate(args):
-            after_seed = position >= 2 and arg.isdecimal() and spread[-2] == "--seed"
-            spread += ["--seed", arg] if after_seed else [arg]
+        for arg in args:
+            name, _, value = arg.partition("=")
+            if name == "--seed" and value:
+                spread += [name, value]
+            elif arg.isdecimal() and spread[-2:-1] == ["--seed"]:
+                spread += ["--seed", arg]
+            else:
+                spread.append(arg)
         return super().parse_args(ctx, spread)
 
 
@@ -62,25 +81,28 @@ class _SeveralSeeds(click.Command):
 )
 @click.option(
     "--test-share",
-    type=_Share,
+    type=_SHARE,
     default=0.2,
     help="Share of each class to test on, where the folder has no test/ or val/.",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Times to go through the training pictures.")
 @click.option("--batch-size", type=click.IntRange(2), help="Pictures in a step.")
-@click.option(
-    "--max-lr", type=click.FloatRange(0, min_open=True), help="Peak of the learning rate (OneCycleLR)."
-)
-@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="Of SGD, Nesterov's.")
-@click.option("--weight-decay", type=click.FloatRange(0), help="Of SGD.")
-@click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="0 for none.")
-@click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Averaging of weights; 0 for none.")
+@click.option("--max-lr", type=_Number(0, min_open=True), help="Peak of the learning rate (OneCycleLR).")
+@click.option("--momentum", type=_Number(0, 1, max_open=True), help="Of SGD, Nesterov's.")
+@click.option("--weight-decay", type=_Number(0), help="Of SGD.")
+@click.option("--label-smoothing", type=_Number(0, 1, max_open=True), help="0 for none.")
+@click.option("--ema", type=_Number(0, 1, max_open=True), help="Averaging of weights; 0 for none.")
 @click.option("--flip/--no-flip", default=None, help="Mirror half of the pictures.")
-@click.option("--shift", type=click.FloatRange(0, 0.5), help="Furthest shift, as a share of the side.")
-@click.option("--cutout", type=click.FloatRange(0, 1), help="Side of the greyed square, as a share.")
+@click.option("--shift", type=_Number(0, 0.5), help="Furthest shift, as a share of the side.")
+@click.option("--cutout", type=_Number(0, 1), help="Side of the greyed square, as a share.")
 @click.option("--progressive/--no-progressive", default=None, help="Begin with smaller pictures.")
 @click.option(
-    "--seed", "seeds", type=click.IntRange(0), multiple=True, default=[1], help="One or more: --seed 1 2 3."
+    "--seed",
+    "seeds",
+    type=click.IntRange(0, 2**63 - 1),
+    multiple=True,
+    default=[1],
+    help="One or more: --seed 1 2 3.",
 )
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", help="Of autocast.")
@@ -120,6 +142,7 @@ def train(
       resnet-service serve --model runs/photos/model.safetensors
     """
     from service import hardware
+    from service.training import data as pictures
     from service.training.folder import RunFolder
     from service.training.run import Request, run
     from service.training.start import start
@@ -146,16 +169,17 @@ def train(
             compile=compile,
             deterministic=deterministic,
         )
-        folders = {seed: RunFolder(out / f"seed-{seed}" if len(seeds) > 1 else out) for seed in seeds}
+        # Once for all seeds, and not at all where there is nothing left to do.
+        load = cache(lambda: pictures.load(data, begin.preprocessing, test_share=test_share))
         accuracies = []
-        for seed, folder in folders.items():
+        for seed in dict.fromkeys(seeds):
+            folder = RunFolder(out / f"seed-{seed}" if len(seeds) > 1 else out)
             asked = replace(request, options=replace(recipe, seed=seed))
             try:
-                log = run(asked, begin, folder, resume=resume)
+                log = run(asked, begin, folder, load, resume=resume)
             except KeyboardInterrupt:
-                click.echo(
-                    f"\ninterrupted; --resume goes on after the last epoch kept in {folder.path}", err=True
-                )
+                kept = f"; --resume goes on with what is kept in {folder.path}" if folder.started() else ""
+                click.echo(f"\ninterrupted{kept}", err=True)
                 sys.exit(130)
             accuracies.append(log["accuracy"])
             _report(log, folder.model, seed)
@@ -169,7 +193,7 @@ def train(
 def _report(log: Mapping[str, Any], model: Path, seed: int) -> None:
     skipped = log["unreadable"]
     for path, reason in list(skipped.items())[:10]:
-        click.echo(f"skipped {path}: {reason}", err=True)
+        click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
     if skipped:
         click.echo(f"{len(skipped)} pictures could not be read and were skipped", err=True)
     click.echo(
@@ -183,7 +207,7 @@ def _report(log: Mapping[str, Any], model: Path, seed: int) -> None:
 @click.option("--data", required=True, help="As for train; its test pictures are used.")
 @click.option(
     "--test-share",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=_Number(0, 1, min_open=True),
     default=1.0,
     help="Share that train set apart, for a folder without test/ or val/.",
 )
@@ -242,7 +266,7 @@ def evaluate(
     for label, share in result.by_class().items():
         click.echo(f"{label:24} {share:7.2%}")
     for path, reason in dataset.unreadable.items():
-        click.echo(f"skipped {path}: {reason}", err=True)
+        click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
     click.echo(
         f"{model}: {result.accuracy:.2%} of {len(dataset):,} pictures, "
         f"{runtime.precision} on {runtime.device}"

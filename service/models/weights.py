@@ -27,7 +27,7 @@ from service.errors import ModelUnavailable
 
 # As torch names its files: net-11ad3fa6.pth. Eight digits that are a date are a date.
 _HASH_IN_NAME: Final = re.compile(r"-(?!20\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])\.)([a-f0-9]{8,64})\.[^.]+$")
-_CONNECTION_TIMEOUT_S: Final = 30.0
+_TIMEOUT_S: Final = 30.0
 
 # What torch's restricted unpickler and its archive reader raise on bytes that are something else.
 _BROKEN: Final = (
@@ -97,7 +97,7 @@ def download(url: str) -> tuple[Path, bool]:
         if path.exists():
             return path, False
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _connection_timeout():
+        with connection_timeout():
             torch.hub.download_url_to_file(
                 url, str(path), hash_in_name and hash_in_name.group(1), progress=True
             )
@@ -110,10 +110,10 @@ def download(url: str) -> tuple[Path, bool]:
 
 
 @contextmanager
-def _connection_timeout() -> Iterator[None]:
-    """Bound the silence of a server while torch downloads: its own code waits for ever."""
+def connection_timeout() -> Iterator[None]:
+    """Bound the silence of a server while torch or torchvision downloads: their own code waits for ever."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_CONNECTION_TIMEOUT_S)
+    socket.setdefaulttimeout(_TIMEOUT_S)
     try:
         yield
     finally:

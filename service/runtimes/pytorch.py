@@ -44,7 +44,7 @@ class TorchRuntime:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        with _translated_errors():
+        with translated_errors():
             # Folded in fp32 before the weights are rounded: batch norm's own statistics never are.
             folded = fuse(network)  # a copy
             self._network = folded.to(device, self._dtype).to(memory_format=torch.channels_last)
@@ -58,7 +58,7 @@ class TorchRuntime:
         if self._threads is not None:
             # Here, not in __init__: OpenMP keeps the number for each calling thread.
             torch.set_num_threads(self._threads)
-        with _translated_errors():
+        with translated_errors():
             probabilities = self._forward(np.stack(crops)).softmax(1)
             best = probabilities.topk(k)
             return TopK(best.indices.cpu().numpy(), best.values.cpu().numpy())
@@ -84,7 +84,7 @@ class TorchRuntime:
 
 
 @contextmanager
-def _translated_errors() -> Iterator[None]:
+def translated_errors() -> Iterator[None]:
     """Turn torch's exceptions into the service's own, where they say something about the device."""
     try:
         yield

@@ -4,27 +4,35 @@ Pictures take the same road as in serving (`service.images.decode`), so a model 
 will be served.
 """
 
+import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Self
+from typing import Final, Self
+from urllib.error import HTTPError
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision.datasets import CIFAR10
+from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
 from service import hardware, images
 from service.errors import ServiceError, TrainingImpossible
 from service.images import Preprocessing
+from service.models.weights import connection_timeout
 from service.training import layout
 from service.training.layout import Labelled
+
+_SLICE: Final = 512
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,15 @@ class Data:
     test: Dataset
     split: float | None = None
 
+    def digest(self) -> str:
+        """Return a SHA-256 of labels, targets and pictures: what has the same one trains the same."""
+        digest = hashlib.sha256(repr(self.labels).encode())
+        for part in (self.train, self.test):
+            digest.update(part.targets.numpy().tobytes())
+            for pictures in part.pictures.permute(0, 2, 3, 1).split(1000):
+                digest.update(pictures.numpy().tobytes())
+        return digest.hexdigest()
+
 
 def load(source: str, preprocessing: Preprocessing, *, test_share: float = 0.2) -> Data:
     """Read `source`: "cifar10", downloaded once by torchvision, or a folder as `layout.find` describes.
@@ -70,8 +87,11 @@ def load(source: str, preprocessing: Preprocessing, *, test_share: float = 0.2) 
     Raises TrainingImpossible where it cannot be had or cannot be trained on.
     """
     if source == "cifar10":
-        return _cifar10(preprocessing.crop)
+        labels, train = _cifar10(preprocessing, train=True)
+        return Data("cifar10", labels, train, _cifar10(preprocessing, train=False)[1])
     folder = Path(source)
+    if not layout.utf8(str(folder.absolute())):
+        raise TrainingImpossible(f"the folder {source!r} has a name that is not UTF-8")
     found = layout.find(folder, test_share)
     return Data(
         folder.resolve().name,
@@ -87,10 +107,10 @@ def load_test(
 ) -> Dataset:
     """Read the test pictures of `source`, as for `load`, with targets that are indices of `labels`."""
     if source == "cifar10":
-        whole = _cifar10(preprocessing.crop)
-        if whole.labels != labels:
+        known, dataset = _cifar10(preprocessing, train=False)
+        if known != labels:
             raise TrainingImpossible(f"the model's classes are not CIFAR-10's: {', '.join(labels[:10])}")
-        return whole.test
+        return dataset
     found = layout.find_test(Path(source), labels, test_share)
     return read(found, labels, preprocessing, "reading the test pictures")
 
@@ -106,15 +126,17 @@ def read(
     targets: list[int] = []
     unreadable: dict[str, str] = {}
     decode = partial(_decode_file, preprocessing=preprocessing)
-    paths = [path for path, _ in pictures]
-    with ThreadPoolExecutor(hardware.cores()) as pool:
-        decoded = tqdm(pool.map(decode, paths), title, len(paths), unit="picture")
-        for (path, target), crop in zip(pictures, decoded, strict=True):
-            if isinstance(crop, str):
-                unreadable[str(path)] = crop
-            else:
-                crops[len(targets)] = crop
-                targets.append(target)
+    with ThreadPoolExecutor(hardware.cores()) as pool, tqdm(total=len(pictures), desc=title) as bar:
+        for start in range(0, len(pictures), _SLICE):  # what is decoded ahead of its use stays small
+            some = pictures[start : start + _SLICE]
+            decoded = pool.map(decode, (path for path, _ in some))
+            for (path, target), crop in zip(some, decoded, strict=True):
+                bar.update()
+                if isinstance(crop, str):
+                    unreadable[str(path)] = crop
+                else:
+                    crops[len(targets)] = crop
+                    targets.append(target)
     for target in sorted({target for _, target in pictures} - set(targets)):
         path, reason = next((path, unreadable[str(path)]) for path, index in pictures if index == target)
         raise TrainingImpossible(f"no picture of {labels[target]!r} can be read; {path}: {reason}")
@@ -133,36 +155,59 @@ def _decode_file(path: Path, preprocessing: Preprocessing) -> images.Crop | str:
 
 
 def _allocate(shape: tuple[int, int, int, int]) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-    """Make room for pictures: in memory where they take less than half of it, else in a nameless file."""
-    memory_gib = hardware.fingerprint().memory_gib
-    if memory_gib is None or np.prod(shape) < memory_gib * 2**30 / 2:
+    """Make room for pictures: in memory where they take less than half of what is free, else in a file."""
+    size = math.prod(shape)
+    free = hardware.free_memory()
+    if free is None or size < free / 2:
         return np.empty(shape, np.uint8)
-    with TemporaryFile() as file:  # the mapping keeps it; the system writes out what does not fit
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+    try:
+        folder = _cache_folder()  # not the usual temporary folder, which often is memory itself
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:  # it has no name; the mapping keeps it
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would end the process later
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+    except OSError as error:
+        raise TrainingImpossible(
+            f"the pictures need {size / 1e9:.1f} GB, which neither memory nor {folder} has: {error.strerror}"
+        ) from error
 
 
-def _cifar10(size: int) -> Data:
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "resnet-service"
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "resnet-service"
+
+
+def _cifar10(preprocessing: Preprocessing, *, train: bool) -> tuple[tuple[str, ...], Dataset]:
+    """Return CIFAR-10's labels and one of its parts, fetched first where it is not there yet."""
+    folder = _cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        parts = [CIFAR10(folder, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
+        with connection_timeout():
+            part = CIFAR10(folder, train=train, download=True)
+    # RuntimeError: what came has another hash.
+    except (OSError, HTTPException, RuntimeError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it is the response too, with its connection
         raise TrainingImpossible(
             f"CIFAR-10 could not be downloaded into {folder}: {error}; put cifar-10-python.tar.gz there, or "
             "give --data a folder with train/CLASS and test/CLASS"
         ) from error
-    train, test = (Dataset(_resized(part.data, size), torch.tensor(part.targets)) for part in parts)
-    return Data("cifar10", tuple(parts[0].classes), train, test)
+    return tuple(part.classes), Dataset(_resized(part.data, preprocessing), torch.tensor(part.targets))
 
 
-def _resized(pictures: images.Crop, size: int) -> Tensor:
-    """[N, H, W, 3] uint8 -> [N, 3, size, size] uint8."""
+def _resized(pictures: images.Crop, preprocessing: Preprocessing) -> Tensor:
+    """[N, 32, 32, 3] uint8 -> [N, 3, S, S] uint8, resized and cropped as `images.decode` does."""
     tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-    if tensor.shape[-1] == size:
+    size, crop = preprocessing.resize, preprocessing.crop
+    if tensor.shape[-1] == size == crop:
         return tensor
-    kept = torch.from_numpy(_allocate((len(tensor), size, size, 3))).permute(0, 3, 1, 2)
-    for start in range(0, len(tensor), 1000):
-        kept[start : start + 1000] = functional.interpolate(
-            tensor[start : start + 1000], (size, size), mode="bilinear", antialias=True
+    kept = torch.from_numpy(_allocate((len(tensor), crop, crop, 3))).permute(0, 3, 1, 2)
+    for start in range(0, len(tensor), _SLICE):
+        resized = functional.interpolate(
+            tensor[start : start + _SLICE].float(),
+            (size, size),
+            mode=preprocessing.interpolation,
+            antialias=True,
         )
+        kept[start : start + _SLICE] = center_crop(resized.round().clamp(0, 255), [crop, crop])
     return kept

@@ -39,7 +39,9 @@ def evaluate(
     """
     classes = len(model.labels)
     predicted: list[Tensor] = []
-    with tqdm(total=len(dataset), desc=f"evaluating {model.name}", unit="picture") as bar:
+    with tqdm(
+        total=len(dataset), desc="evaluating, mirrored" if mirrored else "evaluating", unit="picture"
+    ) as bar:
         for part in dataset.pictures.permute(0, 2, 3, 1).split(batch_size):
             probabilities = _probabilities(runtime, part, classes)
             if mirrored:

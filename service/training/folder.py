@@ -1,6 +1,8 @@
 """The folder of a run: its files, each there whole or not at all, and what an earlier run left in it."""
 
+import fcntl
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +20,16 @@ from service.files import replacing
 from service.models import checkpoint
 from service.training import record
 
-_BROKEN: Final = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError)
+_BROKEN: Final = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
 
 
 class RunFolder:
@@ -54,12 +65,16 @@ class RunFolder:
             log: dict[str, Any] = json.loads(self.log.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TrainingImpossible(f"{self.log} cannot be read: {error}; give another --out") from error
+        if not isinstance(log, dict) or not {"request", "accuracy", "epochs", "pictures"} <= log.keys():
+            raise TrainingImpossible(f"{self.log} is no log of a finished run; give another --out")
         return log
 
     def read_state(self) -> dict[str, Any]:
         """Return what `save_epoch` wrote last; raises TrainingImpossible where it is broken."""
         try:
             state: dict[str, Any] = torch.load(self._resume, map_location="cpu", weights_only=True)
+            if not {"request", "digest", "trainer", "epochs", "seconds", "resumed_after"} <= state.keys():
+                raise ValueError("it holds something else")
         except _BROKEN as error:
             raise TrainingImpossible(f"{self._resume} cannot be read: {error}; give another --out") from error
         return state
@@ -79,19 +94,38 @@ class RunFolder:
         with self._writing():
             with replacing(self._resume) as temporary:
                 torch.save(state, temporary)
-            record.write_log(log, self.log)
+            self._write(self.log, json.dumps(log, indent=1))
 
     def save_result(
         self, trained: checkpoint.Checkpoint, log: Mapping[str, Any], counts: Tensor, labels: Sequence[str]
     ) -> None:
         """Write everything that a finished run leaves; `counts` is its confusion matrix."""
+        from service.training import plots
+
         with self._writing():
             checkpoint.save(trained, self.model)
-            self.card.write_text(record.card(log), encoding="utf-8")
-            record.plot_learning_curve(log, self.learning_curve)
-            record.plot_confusion(counts, labels, self.confusion_matrix)
-            record.write_log({**log, "confusion": counts.tolist()}, self.log)
+            self._write(self.card, record.card(log))
+            plots.learning_curve(log, self.learning_curve)
+            plots.confusion_matrix(counts, labels, self.confusion_matrix)
+            self._write(self.log, json.dumps({**log, "confusion": counts.tolist()}, indent=1))
             self._resume.unlink(missing_ok=True)
+
+    def _write(self, path: Path, text: str) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out for the block; raises TrainingImpossible where one is at it."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TrainingImpossible(f"another run is at work in {self.path}") from error
+            yield
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

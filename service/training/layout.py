@@ -1,5 +1,8 @@
 """Which pictures there are to train and to test on: folders of classes, split with a seed where need be."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,14 +38,15 @@ def find(folder: Path, test_share: float = 0.2) -> Layout:
     TrainingImpossible, naming the folder, for fewer than two classes, an empty class, or a class to test that
     is not there to train.
     """
-    train_folder, test_folder = _parts(folder)
-    if train_folder is None:
-        raise TrainingImpossible(f"{folder} has test pictures but no train/")
-    labels = class_names(train_folder)
-    train = pictures(train_folder, labels)
-    if test_folder is not None:
-        return Layout(labels, train, _known(test_folder, labels), None)
-    return Layout(labels, *_split(train, labels, test_share), test_share)
+    with _reading():
+        train_folder, test_folder = _parts(folder)
+        if train_folder is None:
+            raise TrainingImpossible(f"{folder} has test pictures but no train/")
+        labels = _class_names(train_folder)
+        train = _pictures(train_folder, labels)
+        if test_folder is not None:
+            return Layout(labels, train, _known(test_folder, labels), None)
+        return Layout(labels, *_split(train, labels, test_share), test_share)
 
 
 def find_test(folder: Path, labels: tuple[str, ...], test_share: float = 1.0) -> tuple[Labelled, ...]:
@@ -51,12 +55,19 @@ def find_test(folder: Path, labels: tuple[str, ...], test_share: float = 1.0) ->
     Without test/ or val/, those that `find` sets apart with the same share, by default all. Raises
     TrainingImpossible for a class that is not among the labels, and for an empty one.
     """
-    train_folder, test_folder = _parts(folder)
-    if test_folder is not None:
-        return _known(test_folder, labels)
-    assert train_folder is not None
-    found = _known(train_folder, labels)
-    return _split(found, labels, test_share)[1] if test_share < 1 else found
+    with _reading():
+        train_folder, test_folder = _parts(folder)
+        found = _known(test_folder or train_folder or folder, labels)
+    apart = test_folder is None and test_share < 1
+    return _split(found, labels, test_share)[1] if apart else found
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingImpossible(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _parts(folder: Path) -> tuple[Path | None, Path | None]:
@@ -64,17 +75,23 @@ def _parts(folder: Path) -> tuple[Path | None, Path | None]:
     if not folder.is_dir():
         raise TrainingImpossible(f"there is no folder {folder}")
     test_folder = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
-    if (folder / "train").is_dir():
+    if (folder / "train").is_dir() and _subfolders(folder / "train"):
         return folder / "train", test_folder
     return (None if test_folder else folder), test_folder
 
 
-def class_names(folder: Path) -> tuple[str, ...]:
-    """Return the names of the class folders under `folder`, sorted: their order is the class index.
+def _subfolders(folder: Path) -> tuple[str, ...]:
+    return tuple(
+        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
+    )
 
-    Raises TrainingImpossible where there are fewer than two.
-    """
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)))
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the class folders under `folder`, sorted: their order is the class index."""
+    names = _subfolders(folder)
+    for name in names:
+        if not utf8(name):
+            raise TrainingImpossible(f"the class folder {name!r} in {folder} has a name that is not UTF-8")
     if len(names) < 2:
         found = f"found only {names[0]!r}" if names else "found none"
         raise TrainingImpossible(f"{folder} needs at least two class folders, {found}")
@@ -83,7 +100,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 def _known(folder: Path, labels: tuple[str, ...]) -> tuple[Labelled, ...]:
     """List the pictures under `folder`, whose classes must be among `labels`, with the index there."""
-    here = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)))
+    here = _subfolders(folder)
     if unknown := [name for name in here if name not in labels]:
         raise TrainingImpossible(
             f"{folder} has classes that are not there to train: {', '.join(unknown[:5])}; "
@@ -91,30 +108,38 @@ def _known(folder: Path, labels: tuple[str, ...]) -> tuple[Labelled, ...]:
         )
     if not here:
         raise TrainingImpossible(f"{folder} has no class folders")
-    return tuple((path, labels.index(here[index])) for path, index in pictures(folder, here))
+    return tuple((path, labels.index(here[index])) for path, index in _pictures(folder, here))
 
 
-def pictures(folder: Path, labels: tuple[str, ...]) -> tuple[Labelled, ...]:
+def _pictures(folder: Path, labels: tuple[str, ...]) -> tuple[Labelled, ...]:
     """List the files under folder/CLASS for every class of `labels`, in order of class and path.
 
     Raises TrainingImpossible for a class without any.
     """
     found: list[Labelled] = []
     for index, label in enumerate(labels):
-        paths = sorted(
-            path
-            for path in (folder / label).rglob("*")
-            if path.is_file() and not any(map(_hidden, (path, *path.relative_to(folder).parents)))
-        )
+        paths: list[Path] = []
+        for parent, folders, names in os.walk(folder / label, onerror=_raise):
+            folders[:] = [name for name in folders if not _hidden(name)]
+            paths += [Path(parent, name) for name in names if not _hidden(name)]
         if not paths:
             raise TrainingImpossible(f"{folder / label} holds no pictures")
-        found += [(path, index) for path in paths]
+        found += [(path, index) for path in sorted(paths)]
     return tuple(found)
 
 
-def _hidden(path: Path) -> bool:
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _hidden(name: str) -> bool:
     """Say whether it is the system's, not a class or a picture: .DS_Store, .ipynb_checkpoints, Thumbs.db."""
-    return path.name.startswith(".") or path.name == "Thumbs.db"
+    return name.startswith(".") or name == "Thumbs.db"
+
+
+def utf8(name: str) -> bool:
+    """Say whether a name from the file system can be written down elsewhere."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)  # what Python makes of other bytes
 
 
 def _split(
@@ -123,8 +148,13 @@ def _split(
     train: list[Labelled] = []
     test: list[Labelled] = []
     generator = torch.Generator().manual_seed(_SPLIT_SEED)
+    by_class: dict[int, list[Labelled]] = {}
+    for item in found:
+        by_class.setdefault(item[1], []).append(item)
     for index, label in enumerate(labels):
-        ours = [item for item in found if item[1] == index]
+        ours = by_class.get(index, [])
+        if not ours:
+            continue
         if len(ours) < 2:
             raise TrainingImpossible(
                 f"the class {label!r} has one picture, and one to train and one to test are needed"

@@ -1,8 +1,9 @@
 """One training run: from pictures to a folder with a checkpoint that can be served, and how it was made."""
 
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from service import __version__, hardware
-from service.errors import TrainingImpossible
+from service import __version__, hardware, models
+from service.errors import DeviceOutOfMemory, TrainingImpossible
 from service.hardware import Precision
-from service.models import checkpoint
-from service.training import data, record
+from service.models import Model, checkpoint
+from service.runtimes.pytorch import TorchRuntime, translated_errors
+from service.training import record, require_plots
 from service.training.data import Data, Dataset
+from service.training.evaluation import evaluate
 from service.training.folder import RunFolder
 from service.training.loop import Epoch, Normalise, Options, Step, Trainer
 from service.training.start import Start
@@ -28,7 +31,8 @@ _STORED: Final = {"fp32": torch.float32, "fp16": torch.float16}
 class Request:
     """What was asked for; an interrupted run goes on under an equal request only.
 
-    `data` and `test_share` as for `data.load`; `store` is the precision of the checkpoint's weights.
+    `data` and `test_share` are what the pictures were loaded from; `store` is the precision of the weights in
+    the checkpoint.
     """
 
     network: str
@@ -45,76 +49,106 @@ class Request:
     deterministic: bool = False
 
 
-def run(request: Request, start: Start, folder: RunFolder, *, resume: bool = False) -> Mapping[str, Any]:
+def run(
+    request: Request, start: Start, folder: RunFolder, load: Callable[[], Data], *, resume: bool = False
+) -> Mapping[str, Any]:
     """Train as `request` says from `start`, write into `folder`, and return the run's log.
 
-    `resume` goes on after the last epoch that was finished there; what is finished is not done again. Raises
-    TrainingImpossible for data that cannot be trained on, a folder that holds another run or cannot be
-    written, and a loss that diverges.
+    `load` reads the pictures, and is called once all else is known to be usable. `resume` goes on after the
+    last epoch that was finished there; what is finished is not done again. Raises TrainingImpossible for a
+    network that cannot take the pictures, a folder that holds another run or cannot be written, too little
+    memory, and a loss that diverges; and what `load` and `start.build` raise.
     """
-    record.check_plotting()
-    _check_earlier(request, folder, resume=resume)
-    if folder.finished():
-        return folder.read_log()
-    torch.use_deterministic_algorithms(request.deterministic)
+    require_plots()
+    with folder.locked():
+        _check_earlier(request, folder, resume=resume)
+        if folder.finished():
+            return folder.read_log()
+        if request.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        torch.use_deterministic_algorithms(request.deterministic)
+        try:
+            _try_out(start, request, folder)
+            return _run(request, start, folder, load())
+        except (DeviceOutOfMemory, torch.OutOfMemoryError) as error:
+            raise TrainingImpossible("out of memory; lower --batch-size or --size") from error
+
+
+def _run(request: Request, start: Start, folder: RunFolder, loaded: Data) -> Mapping[str, Any]:
     torch.manual_seed(request.options.seed)
-    loaded = data.load(request.data, start.preprocessing, test_share=request.test_share)
     network = start.build(len(loaded.labels), frozen=request.frozen)
-    _check_sizes(network, request)
-    folder.check_room(sum(parameter.numel() for parameter in network.parameters()))
     preprocessing = start.preprocessing
-    if start.pretrained is None:
+    if start.unknown_statistics:
         mean, std = _statistics(loaded.train)
         preprocessing = replace(preprocessing, mean=mean, std=std)
-    trainer = Trainer(
-        network,
-        Normalise(preprocessing.mean, preprocessing.std),
-        loaded.train,
-        loaded.test,
-        request.options,
-        device=torch.device(request.device),
-        autocast=torch.bfloat16 if request.precision == "bf16" else None,
-        frozen=request.frozen,
-        compiled=request.compile,
-    )
     log = _facts(request, network, loaded)
-    if folder.started():
-        _go_on(trainer, log, folder)
-    _train(trainer, log, folder, request)
-    counts = _examine(trainer, log, loaded)
-    trained = checkpoint.Checkpoint(
-        network=start.network,
-        labels=loaded.labels,
-        preprocessing=preprocessing,
-        state=_stored(trainer.trained, _STORED[request.store]),
-        training={key: value for key, value in log.items() if key != "unreadable"},
+    with translated_errors():
+        trainer = Trainer(
+            network,
+            Normalise(preprocessing.mean, preprocessing.std),
+            loaded.train,
+            loaded.test,
+            request.options,
+            device=torch.device(request.device),
+            autocast=torch.bfloat16 if request.precision == "bf16" else None,
+            frozen=request.frozen,
+            compiled=request.compile,
+        )
+        if folder.started():
+            _go_on(trainer, log, folder)
+        _train(trainer, log, folder, request)
+    state = _stored(trainer.trained, _STORED[request.store])
+    models.fill(network, state, request.network)
+    model = models.Model(
+        folder.path.name, network.cpu().eval(), loaded.labels, preprocessing, folder.model.name
     )
+    counts = _examine(model, log, loaded.test, request)
+    training = {key: value for key, value in log.items() if key != "unreadable"}
+    trained = checkpoint.Checkpoint(start.network, loaded.labels, preprocessing, state, training)
     folder.save_result(trained, log, counts, loaded.labels)
     return log
+
+
+def _try_out(start: Start, request: Request, folder: RunFolder) -> None:
+    """Find out before anything else that the network can be built, fits the disk, and takes every size."""
+    network = start.build(2, frozen=request.frozen)
+    folder.check_room(sum(parameter.numel() for parameter in network.parameters()))
+    sizes = {request.options.size(number, request.size) for number in range(1, request.options.epochs + 1)}
+    for size in sorted(sizes):
+        try:
+            for training in (False, True):  # googlenet and inception have layers for training alone
+                network.train(training)(torch.zeros(2, 3, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            way_out = "--no-progressive" if size < request.size else "another --size"
+            raise TrainingImpossible(
+                f"{request.network} cannot take pictures of {size} pixels ({error}); try {way_out}"
+            ) from error
 
 
 def _go_on(trainer: Trainer, log: dict[str, Any], folder: RunFolder) -> None:
     """Bring trainer and log to where the run in `folder` was interrupted."""
     state = folder.read_state()
-    if (there := state["pictures"]) != log["pictures"]:
-        raise TrainingImpossible(
-            f"the run in {folder.path} had {there} pictures, and now there are {log['pictures']}"
-        )
-    trainer.restore(state["trainer"])
+    if state["digest"] != log["digest"]:
+        raise TrainingImpossible(f"the run in {folder.path} had other pictures or classes than there are now")
+    try:
+        trainer.restore(state["trainer"])
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise TrainingImpossible(f"the run in {folder.path} cannot go on: {error}") from error
     log |= {"epochs": state["epochs"], "seconds": state["seconds"]}
     log["resumed_after"] = [*state["resumed_after"], trainer.finished]
 
 
-def _examine(trainer: Trainer, log: dict[str, Any], loaded: Data) -> Tensor:
-    """Write into the log how good the trained network is, and return its confusion matrix."""
-    targets = loaded.test.targets
-    predicted = trainer.test().argmax(1)
-    mirrored = trainer.test(mirrored=True).argmax(1)
-    counts = record.confusion(predicted, targets, len(loaded.labels))
-    log["accuracy"] = (predicted == targets).double().mean().item()
-    log["accuracy_mirrored"] = (mirrored == targets).double().mean().item()
-    log["accuracy_by_class"] = record.accuracy_by_class(counts, loaded.labels)
-    return counts
+def _examine(model: Model, log: dict[str, Any], test_set: Dataset, request: Request) -> Tensor:
+    """Write into the log how good the network is, as it will be served, and return its confusion matrix."""
+    device = torch.device(request.device)
+    runtime = TorchRuntime(model.network, model.preprocessing, device, hardware.choose_precision(device))
+    batch_size = request.options.batch_size
+    plain = evaluate(model, runtime, test_set, batch_size=batch_size)
+    mirrored = evaluate(model, runtime, test_set, batch_size=batch_size, mirrored=True)
+    log["tested_in"] = runtime.precision
+    log["accuracy"], log["accuracy_mirrored"] = plain.accuracy, mirrored.accuracy
+    log["accuracy_by_class"] = record.accuracy_by_class(plain.confusion, model.labels)
+    return plain.confusion
 
 
 def _train(trainer: Trainer, log: dict[str, Any], folder: RunFolder, request: Request) -> None:
@@ -150,7 +184,7 @@ def _train(trainer: Trainer, log: dict[str, Any], folder: RunFolder, request: Re
                 {
                     "request": asdict(request),
                     "trainer": trainer.state(),
-                    **{key: log[key] for key in ("pictures", "epochs", "seconds", "resumed_after")},
+                    **{key: log[key] for key in ("digest", "epochs", "seconds", "resumed_after")},
                 },
                 log,
             )
@@ -176,7 +210,8 @@ def _check_earlier(request: Request, folder: RunFolder, *, resume: bool) -> None
     now = asdict(request)
     options = {**now.pop("options"), **now}
     earlier = {**before.pop("options"), **before}
-    if changed := [key for key in options if options[key] != earlier.get(key)]:
+    same_pictures = {"data"}  # a path may be written in several ways; the pictures' digest is compared
+    if changed := [key for key in options.keys() - same_pictures if options[key] != earlier.get(key)]:
         differences = ", ".join(
             f"{key} {earlier.get(key)!r} there and {options[key]!r} here" for key in changed
         )
@@ -193,6 +228,7 @@ def _facts(request: Request, network: nn.Module, loaded: Data) -> dict[str, Any]
         "data": loaded.name,
         "pictures": {"train": len(loaded.train), "test": len(loaded.test)},
         "split": loaded.split,
+        "digest": loaded.digest(),
         "unreadable": {**loaded.train.unreadable, **loaded.test.unreadable},
         "request": asdict(request),
         "version": __version__,
@@ -203,21 +239,6 @@ def _facts(request: Request, network: nn.Module, loaded: Data) -> dict[str, Any]
         "seconds": 0.0,
         "epochs": [],
     }
-
-
-@torch.inference_mode()
-def _check_sizes(network: nn.Module, request: Request) -> None:
-    """Find out that a network cannot take a size before the training, not in its middle."""
-    network.eval()
-    sizes = {request.options.size(number, request.size) for number in range(1, request.options.epochs + 1)}
-    for size in sorted(sizes):
-        try:
-            network(torch.zeros(1, 3, size, size))
-        except (RuntimeError, AssertionError) as error:
-            way_out = "--no-progressive" if size < request.size else "another --size"
-            raise TrainingImpossible(
-                f"{request.network} cannot take pictures of {size} pixels ({error}); try {way_out}"
-            ) from error
 
 
 def _stored(network: nn.Module, precision: torch.dtype) -> dict[str, Tensor]:
@@ -232,12 +253,12 @@ def _statistics(dataset: Dataset) -> tuple[tuple[float, float, float], tuple[flo
     """Mean and standard deviation of each channel, of pixels scaled to 0..1, to four digits."""
     total = torch.zeros(3, dtype=torch.float64)
     squares = torch.zeros(3, dtype=torch.float64)
-    for part in dataset.pictures.split(1000):
+    for part in dataset.pictures.split(max(1, 2**22 // dataset.pictures.shape[-1] ** 2)):
         pixels = part.double() / 255
         total += pixels.mean((2, 3)).sum(0)
         squares += pixels.square().mean((2, 3)).sum(0)
     mean = total / len(dataset)
-    std = (squares / len(dataset) - mean.square()).sqrt().clamp(min=1e-3)
+    std = (squares / len(dataset) - mean.square()).clamp(min=1e-6).sqrt()
     return _triple(mean), _triple(std)
 
 

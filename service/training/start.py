@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import torch
 from torch import nn
 
 from service import models
-from service.errors import TrainingImpossible
-from service.images import Preprocessing
-from service.models import catalog, weights
+from service.errors import ModelUnavailable, TrainingImpossible
+from service.images import MAX_SIDE, Preprocessing
+from service.models import catalog, checkpoint, weights
 from service.models.networks import NETWORKS
 from service.training.loop import Options
 
@@ -36,23 +37,30 @@ _SMALL_SIZE: Final = 64
 class Start:
     """A network to be trained: its name in a checkpoint, how to build it, its input and its recipe.
 
-    `pretrained` says where its weights come from, None for random ones; a pretrained network keeps the mean
-    and std of `preprocessing`, another gets those of its data.
+    `pretrained` says where its weights come from, None for random ones. `preprocessing` has the mean and std
+    they were trained with; where nobody knows, `unknown_statistics` says so, and those of the data serve.
     """
 
     network: str
     preprocessing: Preprocessing
     recipe: Options
     pretrained: str | None
+    unknown_statistics: bool
     _build: Callable[[int], nn.Module]
 
     def build(self, classes: int, *, frozen: bool = False) -> nn.Module:
         """Build the network for `classes` classes; where it is pretrained, its last layer is new.
 
         `frozen` leaves all but that layer as it is. Raises ModelUnavailable where the weights cannot be had
-        or do not fit.
+        or do not fit, and TrainingImpossible where there is no such network for the size of the input.
         """
-        network = self._build(classes)
+        try:
+            network = self._build(classes)
+        except (AssertionError, ValueError) as error:
+            size = self.preprocessing.crop
+            raise TrainingImpossible(
+                f"{self.network} cannot be built for {size} pixels: {error}; give another --size"
+            ) from error
         if self.pretrained is None:
             return network
         head = self._head(classes)
@@ -81,9 +89,14 @@ def start(network: str, *, weights_source: str | None = None, size: int | None =
     """
     if weights_source is None and (size or 0) <= _SMALL_SIZE:
         network = _SMALL.get(network, network)
+    trained = _checkpoint(weights_source)
     if network in NETWORKS:
-        side = size or 32
-        return Start(network, _plain(side), RECIPES[network], weights_source, NETWORKS[network])
+        if weights_source == "DEFAULT":
+            raise TrainingImpossible(f"nobody has published weights of {network}; give --weights FILE")
+        own = trained.preprocessing if trained else _plain(32)
+        recipe = FINE_TUNING if weights_source else RECIPES[network]
+        preprocessing = _scaled(own, size)
+        return Start(network, preprocessing, recipe, weights_source, trained is None, NETWORKS[network])
     if network not in catalog.names():
         raise TrainingImpossible(
             f"there is no network {network!r} to train; choose from {', '.join((*_SMALL, *NETWORKS))}, "
@@ -91,17 +104,32 @@ def start(network: str, *, weights_source: str | None = None, size: int | None =
         )
     published = weights_source in catalog.published(network)
     entry = catalog.entry(network, weights_source if published else None)
-    own = entry.preprocessing
-    side = size or own.crop
     if weights_source is None:
-        preprocessing, recipe, source = _plain(side), FROM_SCRATCH, None
+        preprocessing, recipe, source = _plain(size or entry.preprocessing.crop), FROM_SCRATCH, None
     else:
-        preprocessing = replace(own, crop=side, resize=round(own.resize * side / own.crop))
+        preprocessing = _scaled(trained.preprocessing if trained else entry.preprocessing, size)
         recipe, source = FINE_TUNING, entry.url if published else weights_source
     entry = replace(entry, preprocessing=preprocessing)
-    return Start(network, preprocessing, recipe, source, entry.build)
+    return Start(network, preprocessing, recipe, source, weights_source is None, entry.build)
+
+
+def _checkpoint(source: str | None) -> checkpoint.Checkpoint | None:
+    """Return the checkpoint of ours that `source` is; None for other weights, which `Start.build` reads."""
+    if source is None or not Path(source).is_file():
+        return None
+    try:
+        return checkpoint.load(Path(source))
+    except ModelUnavailable:
+        return None
 
 
 def _plain(size: int) -> Preprocessing:
     """Resize to `size` and crop to a square, whose mean and std are still to be found."""
     return Preprocessing(resize=size, crop=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def _scaled(own: Preprocessing, size: int | None) -> Preprocessing:
+    """Return `own` for pictures of another size, with the same share cropped away."""
+    if size is None:
+        return own
+    return replace(own, crop=size, resize=min(MAX_SIDE, round(own.resize * size / own.crop)))
