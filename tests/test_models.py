@@ -4,7 +4,6 @@ import hashlib
 import os
 import pickle
 import re
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -53,10 +52,8 @@ def same_weights(network: nn.Module, other: nn.Module) -> bool:
 
 
 def test_the_bundled_model_works_offline() -> None:
-    """`bundled` loads with no cache and no network, quickly, and is small."""
-    started = time.perf_counter()
+    """`bundled` loads with no cache and no network, and is small."""
     model = models.load("bundled")
-    assert time.perf_counter() - started < 10  # a second on an idle machine; the card has the figure
     assert set(model.labels) == {
         *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     }

@@ -34,6 +34,11 @@ class CifarResNet(nn.Module):
         self.layer4 = _stage(4 * width, 8 * width, blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(8 * width, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)  # each block begins as the identity: Goyal et al. (2017)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, 3, H, W] -> logits [N, classes]."""

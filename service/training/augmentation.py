@@ -9,11 +9,11 @@ def augment(
     pictures: Tensor,
     generator: torch.Generator,
     *,
-    flip: bool = True,
-    shift: float = 0.125,
-    cutout: float = 0.25,
+    mirrored: Tensor | None = None,
+    shift: float = 0.0,
+    cutout: float = 0.0,
 ) -> Tensor:
-    """Shift each picture, mirror half of them, and grey out one square in each.
+    """Shift each picture, mirror those that `mirrored`, [N] bool, says, and grey out one square in each.
 
     Takes and gives [N, 3, S, S] float of mean 0. `shift` is the furthest move, whose gap the reflected edge
     fills, and `cutout` the square's side (DeVries and Taylor, 2017), both as shares of S; 0 leaves it out.
@@ -33,9 +33,8 @@ def augment(
         each = torch.arange(count, device=device)[:, None, None]
         # Indices on both sides of the channels' slice put the channels last, which is where they belong.
         pictures = padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    if flip:
-        mirrored = random(2).bool()[:, None, None, None]
-        pictures = torch.where(mirrored, pictures.flip(3), pictures)
+    if mirrored is not None:
+        pictures = torch.where(mirrored.to(device)[:, None, None, None], pictures.flip(3), pictures)
     if hole := round(cutout * size):
         inside_rows = (pixel - random(size)[:, None] + hole // 2).div(hole, rounding_mode="floor") == 0
         inside_columns = (pixel - random(size)[:, None] + hole // 2).div(hole, rounding_mode="floor") == 0

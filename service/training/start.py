@@ -16,17 +16,15 @@ from service.models.networks import NETWORKS
 from service.training.loop import Options
 
 RECIPES: Final = {
-    "lenet": Options(epochs=30, max_lr=0.1, label_smoothing=0.0, cutout=0.0, progressive=False),
-    "lenet-wide": Options(max_lr=0.1, cutout=0.0, progressive=False),
+    "lenet": Options(epochs=30, label_smoothing=0.0),
+    "lenet-wide": Options(),
     "cifar-resnet10": Options(epochs=24),
     "cifar-resnet18": Options(),
 }
 """What made the figures in docs/training.md. Other networks get one of the two below."""
 
-FROM_SCRATCH: Final = Options(epochs=60, batch_size=128, max_lr=0.1)
-FINE_TUNING: Final = Options(
-    epochs=10, batch_size=64, max_lr=0.01, weight_decay=1e-4, cutout=0.0, progressive=False
-)
+FROM_SCRATCH: Final = Options(epochs=60, cutout=0.25, progressive=True)
+FINE_TUNING: Final = Options(epochs=10, batch_size=64, max_lr=0.01, weight_decay=1e-4)
 
 _SMALL: Final = {"resnet18": "cifar-resnet18"}
 _SMALL_SIZE: Final = 64
