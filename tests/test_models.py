@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import re
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: refused at once
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib keeps the proxies of its first call
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms._presets import ImageClassification
 
+from service.errors import ModelUnavailable
 from service.images import Preprocessing
 
 _OLD_DENSENET_KEY: Final = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
@@ -41,14 +42,19 @@ class Entry:
     def build(self, classes: int | None = None) -> nn.Module:
         """Build the network with random weights for `classes` classes (as published by default).
 
-        With the options that torchvision itself adds only when it loads published weights.
+        With the options that torchvision itself adds only when it loads published weights. Raises
+        ModelUnavailable where the network does not exist for the size of the input.
         """
         options: dict[str, Any] = {"num_classes": classes or len(self.labels)}
         if self.name in ("googlenet", "inception_v3"):
             options |= {"init_weights": False, "transform_input": True}
         if self.name.startswith("vit_"):
             options |= {"image_size": self.preprocessing.crop}
-        return cast(nn.Module, models.get_model(self.name, weights=None, **options))
+        try:
+            return cast(nn.Module, models.get_model(self.name, weights=None, **options))
+        except (AssertionError, ValueError) as error:
+            size = self.preprocessing.crop
+            raise ModelUnavailable(f"{self.name} cannot be built for {size} pixels: {error}") from error
 
     def adapt(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Rename what a published file calls otherwise: densenet's keys, written for an older torch."""

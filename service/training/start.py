@@ -50,15 +50,9 @@ class Start:
         """Build the network for `classes` classes; where it is pretrained, its last layer is new.
 
         `frozen` leaves all but that layer as it is. Raises ModelUnavailable where the weights cannot be had
-        or do not fit, and TrainingImpossible where there is no such network for the size of the input.
+        or do not fit, or the network does not exist for the size of the input.
         """
-        try:
-            network = self._build(classes)
-        except (AssertionError, ValueError) as error:
-            size = self.preprocessing.crop
-            raise TrainingImpossible(
-                f"{self.network} cannot be built for {size} pixels: {error}; give another --size"
-            ) from error
+        network = self._build(classes)
         if self.pretrained is None:
             return network
         head = self._head(classes)
