@@ -94,6 +94,7 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_was_trained_can_be_loaded(finished: Path) -> None:
     """One command makes a checkpoint that knows its classes and its input, and does better than chance."""
     model = models.load(str(finished / "model.safetensors"))
+    assert model.name == "mine"
     assert model.labels == ("dark", "light")
     assert model.preprocessing.crop == 32
     assert log_of(finished)["accuracy"] > 0.5

@@ -62,7 +62,8 @@ def _load(name: str, weights_source: str | None) -> Model:
             return _from_checkpoint(name, path)
     path = Path(name)
     if path.suffix or len(path.parts) > 1 or path.exists():
-        return _from_checkpoint(path.stem, path)
+        # A run's folder is called what its model should be; the file in it is always "model".
+        return _from_checkpoint(path.absolute().parent.name if path.stem == "model" else path.stem, path)
     close = get_close_matches(name, [BUNDLED, *catalog.names()], n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise ModelUnavailable(f"no torchvision classifier and no file has this name{hint}")
