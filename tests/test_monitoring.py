@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 import yaml
 
 from monitoring import dashboards
-from tests.conftest import REPOSITORY, Running
+from service.settings import Settings
+from tests.conftest import REPOSITORY, Running, serving
 
 CONFIGURATION = REPOSITORY / "monitoring" / "prometheus"
 
@@ -58,6 +60,11 @@ class Prometheus:
         while not condition():
             assert time.monotonic() < ends, "it never came true"
             meanwhile()
+
+    def wait_for_data(self, expression: str, jpeg: bytes) -> None:
+        """Send predictions until the expression has series."""
+        predict = partial(self.server.client.post, "/predict", files={"file": jpeg})
+        self.wait_for(lambda: self.query(expression), predict)
 
 
 def free_port() -> int:
@@ -122,8 +129,7 @@ def test_each_panel_shows_data(
 ) -> None:
     """Every query of every panel returns series from a service under load, and their legends are filled."""
     expression = series.expr.replace("$__rate_interval", "20s").replace("$instance", ".*")
-    load = lambda: prometheus.server.client.post("/predict", files={"file": jpeg})  # noqa: E731
-    prometheus.wait_for(lambda: prometheus.query(expression), load)
+    prometheus.wait_for_data(expression, jpeg)
     for found in prometheus.query(expression):
         for label in (part.split("}}")[0] for part in series.legend.split("{{")[1:]):
             assert found["metric"].get(label), f"{title}: no label {label}"
@@ -132,8 +138,7 @@ def test_each_panel_shows_data(
 @pytest.mark.parametrize("record", [rule["record"] for rule in RULES if "record" in rule])
 def test_each_recorded_series_is_there(prometheus: Prometheus, jpeg: bytes, record: str) -> None:
     """Every recording rule produces a series for the instance."""
-    load = lambda: prometheus.server.client.post("/predict", files={"file": jpeg})  # noqa: E731
-    prometheus.wait_for(lambda: prometheus.query(record), load)
+    prometheus.wait_for_data(record, jpeg)
     assert {found["metric"]["job"] for found in prometheus.query(record)} == {"resnet-service"}
 
 
@@ -162,10 +167,8 @@ def test_every_alert_is_tested() -> None:
     assert all(f'alertname="{rule}"' in tests for rule in ALERTS)
 
 
-def test_a_stopped_service_raises_an_alert(bundled_settings: Any, tmp_path: Path) -> None:
+def test_a_stopped_service_raises_an_alert(bundled_settings: Settings, tmp_path: Path) -> None:
     """Once the service has gone, Prometheus itself says InferenceDown."""
-    from tests.conftest import serving
-
     with serving(bundled_settings) as server, scraping(server, tmp_path) as prometheus:
         prometheus.wait_for(lambda: prometheus.query("up{job='resnet-service'} == 1"), lambda: None)
         server.stop()

@@ -29,8 +29,7 @@ from service.errors import ModelUnavailable
 _HASH_IN_NAME: Final = re.compile(r"-(?!20\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])\.)([a-f0-9]{8,64})\.[^.]+$")
 _TIMEOUT_S: Final = 30.0
 
-# What torch's restricted unpickler and its archive reader raise on bytes that are something else.
-_BROKEN: Final = (
+UNREADABLE: Final = (
     SafetensorError,
     OSError,
     RuntimeError,
@@ -43,6 +42,8 @@ _BROKEN: Final = (
     MemoryError,
     struct.error,
 )
+"""What torch's restricted unpickler and its archive reader raise on bytes that are something else, beside
+pickle.UnpicklingError, which may also mean code in the file."""
 
 
 def cache_folder() -> Path:
@@ -82,7 +83,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             f"{path} is damaged or holds more than tensors, and pickled code is never run; "
             "save network.state_dict(), or use safetensors"
         ) from error
-    except _BROKEN as error:
+    except UNREADABLE as error:
         raise ModelUnavailable(f"{path} is no readable weights file: {error}") from error
 
 

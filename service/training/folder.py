@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Final
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,18 +18,8 @@ from torch import Tensor
 from service.errors import TrainingImpossible
 from service.files import replacing
 from service.models import checkpoint
+from service.models.weights import UNREADABLE
 from service.training import record
-
-_BROKEN: Final = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    pickle.UnpicklingError,
-)
 
 
 class RunFolder:
@@ -75,7 +65,7 @@ class RunFolder:
             state: dict[str, Any] = torch.load(self._resume, map_location="cpu", weights_only=True)
             if not {"request", "digest", "trainer", "epochs", "seconds", "resumed_after"} <= state.keys():
                 raise ValueError("it holds something else")
-        except _BROKEN as error:
+        except (*UNREADABLE, pickle.UnpicklingError) as error:
             raise TrainingImpossible(f"{self._resume} cannot be read: {error}; give another --out") from error
         return state
 
