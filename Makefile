@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test check format lint types lock dashboards bundled-model clean
+.PHONY: help install serve test check format lint types lock load-test image-test dashboards bundled-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,8 +33,14 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; versions locked already stay
-	$(LOCK) --extra train pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra train --extra traces --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) --extra train --extra traces pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra train --extra traces --extra load --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+
+load-test: $(VENV)/.installed-dev  ## Load a service that serves MODEL, in every scenario; reports in load-test/
+	$(BIN)/python -m load_tests run --model "$(MODEL)"
+
+image-test: $(VENV)/.installed-dev  ## Build Dockerfile.cpu without an engine (buildah, root) and try its container
+	$(BIN)/pytest tests/image_test.py
 
 dashboards: $(VENV)/.installed-dev  ## Write Grafana's dashboards anew from monitoring/dashboards.py
 	$(BIN)/python -m monitoring.dashboards

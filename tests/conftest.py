@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Self
 
 import httpx
-import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
 
+from load_tests.pictures import draw
 from service.api.app import create_app
 from service.api.server import Server
 from service.api.service import Service, load
@@ -47,13 +47,8 @@ def dog(real_pictures: Path) -> bytes:
 
 
 def make_image(width: int = 64, height: int = 48, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    """Draw smooth colours with a little noise, so that codecs and filters have something to do."""
-    random = np.random.default_rng(seed)
-    across = np.linspace(0, 255, width)[None, :, None]
-    down = np.linspace(0, 255, height)[:, None, None]
-    pixels = across * random.uniform(0.2, 0.5, 3) + down * random.uniform(0.2, 0.5, 3)
-    pixels = np.clip(pixels + random.normal(0, 4, (height, width, 3)), 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels).convert(mode)
+    """Draw a picture of this mode."""
+    return draw(width, height, seed).convert(mode)
 
 
 def encode(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:  # noqa: A002

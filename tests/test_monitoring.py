@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +15,10 @@ import httpx
 import pytest
 import yaml
 
-from monitoring import dashboards
+from monitoring import dashboards, local
+from monitoring.local import CONFIGURATION
 from service.settings import Settings
-from tests.conftest import REPOSITORY, Running, serving
-
-CONFIGURATION = REPOSITORY / "monitoring" / "prometheus"
+from tests.conftest import Running, serving
 
 RULES = [
     rule
@@ -67,45 +65,15 @@ class Prometheus:
         self.wait_for(lambda: self.query(expression), predict)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @contextmanager
 def scraping(server: Running, folder: Path) -> Iterator[Prometheus]:
     """Run Prometheus with the configuration that ships, but at once where it would wait."""
-    port = free_port()
-    configuration = yaml.safe_load((CONFIGURATION / "prometheus.yml").read_text())
-    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    targets = {"resnet-service": server.url.removeprefix("http://"), "prometheus": f"127.0.0.1:{port}"}
-    for job in configuration["scrape_configs"]:
-        job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
-    rules = yaml.safe_load((CONFIGURATION / "rules.yml").read_text())
-    for rule in (rule for group in rules["groups"] for rule in group["rules"] if "for" in rule):
-        del rule["for"]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
-    (folder / "rules.yml").write_text(yaml.safe_dump(rules))
-    command = [
-        needs("prometheus"),
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if "ready to receive web requests" in line:
-                    break
-            else:
-                pytest.fail("Prometheus did not start")
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-                yield Prometheus(client, server)
-        finally:
-            process.terminate()
-            process.communicate()
+    needs("prometheus")
+    with (
+        local.scraping(server.url.removeprefix("http://"), folder) as url,
+        httpx.Client(base_url=url, timeout=10) as client,
+    ):
+        yield Prometheus(client, server)
 
 
 @pytest.fixture(scope="module")

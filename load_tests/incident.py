@@ -1,0 +1,108 @@
+"""An incident made on purpose: the model grows slow under load, and the dashboards must say so.
+
+A real Prometheus scrapes the service; afterwards each panel of both dashboards is drawn from what it stored.
+"""
+
+import math
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import httpx
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+
+from monitoring.dashboards import DASHBOARDS, Panel, Series
+
+_STEP_S: Final = 2
+_RATE_INTERVAL: Final = "20s"
+_COLUMNS: Final = 3
+
+
+class Slowness(NamedTuple):
+    """When the model was slow, in seconds since the epoch, and where the drawing begins and ends."""
+
+    shown_from: float
+    begins: float
+    ends: float
+    shown_to: float
+
+
+def slow_for_a_while(
+    process: "subprocess.Popen[bytes]", before: float, during: float, after: float
+) -> Slowness:
+    """Switch the model of `load_tests.slowed` to slow and back; returns at once."""
+    for seconds in (before, before + during):
+        timer = threading.Timer(seconds, process.send_signal, [signal.SIGUSR1])
+        timer.daemon = True
+        timer.start()
+    now = time.time()
+    return Slowness(now, now + before, now + before + during, now + before + during + after)
+
+
+def draw_dashboards(prometheus: str, span: Slowness, folder: Path) -> list[Path]:
+    """Draw each dashboard's panels over the incident; returns the pictures' paths."""
+    written = []
+    with httpx.Client(base_url=prometheus, timeout=30) as client:
+        for name, (title, rows) in DASHBOARDS.items():
+            panels = [panel for row, panels in rows.items() if row != "Now" for panel in panels]
+            lines = math.ceil(len(panels) / _COLUMNS)
+            figure = Figure(figsize=(5.2 * _COLUMNS, 2.9 * lines), layout="constrained")
+            figure.suptitle(f"{title}; the model is slow in the grey part")
+            axes: Sequence[Axes] = figure.subplots(lines, _COLUMNS, sharex=True).flat
+            for panel, place in zip(panels, axes, strict=False):
+                _draw_panel(client, panel, span, place)
+            for place in axes[len(panels) :]:
+                place.set_axis_off()
+            path = folder / f"incident-{name}.png"
+            figure.savefig(path, dpi=80)
+            written.append(path)
+    return written
+
+
+def _draw_panel(client: httpx.Client, panel: Panel, span: Slowness, axes: Axes) -> None:
+    axes.axvspan(span.begins - span.shown_from, span.ends - span.shown_from, color="0.9")
+    for series in panel.series:
+        for legend, seconds, values in _query(client, series, span):
+            axes.plot(seconds, values, label=legend, linewidth=1.3)
+    if panel.limit is not None:
+        axes.axhline(panel.limit, color="tab:red", linestyle="--", linewidth=0.8)
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_ylim(0, panel.top and panel.top * 1.05)
+    axes.tick_params(labelsize=8)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=6, loc="upper left")
+    match panel.unit:
+        case "percentunit":
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        case "s":
+            axes.yaxis.set_major_formatter(EngFormatter("s"))
+        case "bytes":
+            axes.yaxis.set_major_formatter(EngFormatter("B"))
+        case "reqps" | "ops":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}/s"))
+
+
+def _query(
+    client: httpx.Client, series: Series, span: Slowness
+) -> list[tuple[str, list[float], list[float]]]:
+    """Return (legend, seconds since the drawing begins, values) of each series of a query."""
+    expression = series.expr.replace("$__rate_interval", _RATE_INTERVAL).replace("$instance", ".*")
+    answer = client.get(
+        "/api/v1/query_range",
+        params={"query": expression, "start": span.shown_from, "end": span.shown_to, "step": _STEP_S},
+    )
+    found: list[dict[str, Any]] = answer.raise_for_status().json()["data"]["result"]
+    drawn = []
+    for result in found:
+        legend = series.legend
+        for label, value in result["metric"].items():
+            legend = legend.replace(f"{{{{{label}}}}}", value)
+        seconds = [float(at) - span.shown_from for at, _ in result["values"]]
+        drawn.append((legend, seconds, [float(value) for _, value in result["values"]]))
+    return drawn

@@ -1,0 +1,42 @@
+"""A service of one's own to load: a process, from its start to its end."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def started(command: Sequence[str], log: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """Run a command that serves, until the block ends; yields the URL, once it is ready, and the process.
+
+    Its log goes to a file, since a pipe that nobody reads would stop it. Raises RuntimeError where it ends
+    before it is ready.
+    """
+    with (
+        log.open("wb") as written,
+        log.open(encoding="utf-8") as read,
+        subprocess.Popen(command, stderr=written) as process,
+    ):
+        try:
+            url = ""
+            while process.poll() is None:
+                for line in read:
+                    event = json.loads(line) if line.startswith("{") and line.endswith("}\n") else {}
+                    url = event.get("url", url)
+                    if event.get("event") == "ready":
+                        yield url, process
+                        return
+                time.sleep(0.05)
+            raise RuntimeError(f"the service did not start; see {log}")
+        finally:
+            process.terminate()
+
+
+def serve(model: str, *flags: str) -> list[str]:
+    """Return the command that serves a model on a free port."""
+    options = ["--model", model, "--port", "0", "--no-access-log", "--log-format", "json"]
+    return [sys.executable, "-m", "service", "serve", *options, *flags]
