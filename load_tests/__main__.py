@@ -20,11 +20,6 @@ from monitoring.local import scraping
 
 _LOCUSTFILE: Final = Path(__file__).parent / "locustfile.py"
 
-_BEFORE_S: Final = 60.0
-_DURING_S: Final = 90.0
-_AFTER_S: Final = 60.0
-"""Of the incident."""
-
 
 class Load:
     """Locust against one service; what it writes goes into a folder."""
@@ -48,7 +43,7 @@ class Load:
 
     def capacity(self) -> float:
         """Return how many requests/s the service answers when it is kept busy."""
-        run = self.run("capacity", "--scenario", "capacity", "--duration", "8")
+        run = self.run("capacity", "--scenario", "capacity", "--seconds", "8")
         steady = run.answered & (run.due_s > 2)
         return float(steady.sum() / (run.due_s.max() - 2))
 
@@ -103,6 +98,7 @@ _out = click.option(
 @_pictures
 @_out
 @click.option("--capacity", type=float, help="Requests/s that the service can do; measured if not given.")
+@click.option("--seconds", type=float, help="Length of each scenario; its own if not given.")
 @click.option("--p99-ms", default=500.0, show_default=True, help="The target for the answered requests.")
 def run(
     scenarios: tuple[str, ...],
@@ -111,6 +107,7 @@ def run(
     pictures: Path | None,
     out: Path,
     capacity: float | None,
+    seconds: float | None,
     p99_ms: float,
 ) -> None:
     """Run SCENARIOS (all by default); the exit status is 1 where a target was broken.
@@ -126,8 +123,9 @@ def run(
         runs, broken = [], []
         for name in scenarios or SCENARIOS:
             scenario = SCENARIOS[name]
-            click.echo(f"{name}: {scenario.description}, {scenario.seconds:.0f} s")
-            done = load.run(name, "--scenario", name, "--capacity", str(rate))
+            lasts = seconds or scenario.seconds
+            click.echo(f"{name}: {scenario.description}, {lasts:.0f} s")
+            done = load.run(name, "--scenario", name, "--capacity", str(rate), "--seconds", str(lasts))
             report.draw_timeline(done, rate, out / f"{name}.png")
             runs.append(done)
             broken += done.broken(p99_ms + queue_ms * scenario.overloads)
@@ -154,7 +152,7 @@ def capacity(model: str, host: str | None, pictures: Path | None, out: Path, sec
         click.echo(f"{url}: capacity {rate:.0f} requests/s")
         runs = []
         for share in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5):
-            step = ("--scenario", "level", "--share", str(share), "--duration", str(seconds))
+            step = ("--scenario", "level", "--share", str(share), "--seconds", str(seconds))
             runs.append(load.run(f"{share:.0%}", *step, "--capacity", str(rate)))
             click.echo("  ".join(runs[-1].row()))
     report.draw_capacity(runs, f"{model}: open loop, {seconds:.0f} s each", out / "capacity.png")
@@ -167,8 +165,14 @@ def capacity(model: str, host: str | None, pictures: Path | None, out: Path, sec
 @_pictures
 @_out
 @click.option("--factor", default=4.0, show_default=True, help="How much longer a batch takes while slow.")
-def incident(model: str, pictures: Path | None, out: Path, factor: float) -> None:
-    """Slow the model down under a steady load, and draw what the dashboards show of it."""
+@click.option("--before", default=60.0, show_default=True, help="Seconds before the model grows slow.")
+@click.option("--during", default=90.0, show_default=True, help="Seconds for which it is slow.")
+@click.option("--after", default=60.0, show_default=True, help="Seconds after that.")
+def incident(
+    model: str, pictures: Path | None, out: Path, factor: float, before: float, during: float, after: float
+) -> None:
+    """Slow the model down under a load of half its capacity, and draw what the dashboards show of it."""
+    seconds = before + during + after
     out.mkdir(parents=True, exist_ok=True)
     data = out / "prometheus"
     data.mkdir(exist_ok=True)
@@ -179,10 +183,9 @@ def incident(model: str, pictures: Path | None, out: Path, factor: float) -> Non
     ):
         load = Load(url, out, pictures)
         rate = load.capacity()
-        click.echo(f"{url}: capacity {rate:.0f} requests/s; {_BEFORE_S + _DURING_S + _AFTER_S:.0f} s to go")
-        span = slow_for_a_while(process, _BEFORE_S, _DURING_S, _AFTER_S)
-        seconds = str(_BEFORE_S + _DURING_S + _AFTER_S)
-        step = ("--scenario", "level", "--share", "0.5", "--duration", seconds, "--capacity", str(rate))
+        click.echo(f"{url}: capacity {rate:.0f} requests/s; {seconds:.0f} s to go")
+        span = slow_for_a_while(process, before, during, after)
+        step = ("--scenario", "level", "--share", "0.5", "--seconds", str(seconds), "--capacity", str(rate))
         done = load.run("incident", *step)
         report.draw_timeline(done, rate, out / "incident.png")
         for path in draw_dashboards(prometheus, span, out):

@@ -8,6 +8,7 @@ import csv
 import random
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
 from load_tests.pictures import Payload, payloads
-from load_tests.scenarios import SCENARIOS, Kind, Scenario, level
+from load_tests.scenarios import SCENARIOS, Kind, level
 
 COLUMNS: Final = ("due_s", "kind", "status", "latency_ms", "decode_ms", "queue_ms", "device_ms")
 """Of requests.csv: when the request was due, and its answer; status 0 is a request without one."""
@@ -35,7 +36,7 @@ def _options(parser: LocustArgumentParser) -> None:
     group.add_argument(
         "--share", type=float, default=0.6, help="for level: the rate as a share of the capacity"
     )
-    group.add_argument("--duration", type=float, default=15.0, help="for level and capacity: seconds")
+    group.add_argument("--seconds", type=float, default=30.0, help="how long it lasts")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--pictures", type=Path, help="a folder of JPEGs instead of drawn ones")
     group.add_argument("--requests", type=Path, help="where to write a line for each request, as CSV")
@@ -57,7 +58,7 @@ class Client(FastHttpUser):
         options = environment.parsed_options
         assert options is not None, "locust has a command line"
         self._options = options
-        self._payloads = payloads(options.pictures)
+        self._payloads: dict[Kind, list[Payload]] = {}
         self._chance = random.Random(options.seed)
         self._rows: list[tuple[Any, ...]] = []
 
@@ -65,12 +66,11 @@ class Client(FastHttpUser):
     def run_scenario(self) -> None:
         """Run it once, wait for the last answers, and end the test."""
         options = self._options
-        began = time.perf_counter()
         if options.scenario == "capacity":
-            self._saturate(began, options.duration)
+            self._saturate(options.seconds)
         else:
-            whole = SCENARIOS.get(options.scenario) or level(options.share, options.duration)
-            self._follow(whole, began, options.capacity, options.seed)
+            scenario = SCENARIOS.get(options.scenario) or level(options.share)
+            self._follow(scenario.lasting(options.seconds).arrivals(options.capacity, options.seed))
         if options.requests:
             with options.requests.open("w", newline="") as file:
                 csv.writer(file).writerows([COLUMNS, *sorted(self._rows)])
@@ -79,15 +79,21 @@ class Client(FastHttpUser):
             gevent.spawn(runner.quit)
             gevent.sleep(60)
 
-    def _follow(self, scenario: Scenario, began: float, capacity: float, seed: int) -> None:
+    def _follow(self, arrivals: Iterable[tuple[float, Kind]]) -> None:
+        """Send each request when it is due, whatever became of the others."""
+        planned = list(arrivals)
+        self._prepare({kind for _, kind in planned})
         waiting = Group()
-        for second, kind in scenario.arrivals(capacity, seed):
+        began = time.perf_counter()
+        for second, kind in planned:
             gevent.sleep(max(0, began + second - time.perf_counter()))
             waiting.spawn(self._send, began, second, kind)
         waiting.join()
 
-    def _saturate(self, began: float, seconds: float) -> None:
+    def _saturate(self, seconds: float) -> None:
         """Keep the service busy with a closed loop: what it answers a second is its capacity."""
+        self._prepare({"typical"})
+        began = time.perf_counter()
 
         def loop() -> None:
             while (now := time.perf_counter() - began) < seconds:
@@ -97,6 +103,9 @@ class Client(FastHttpUser):
         for _ in range(_CLOSED_LOOP):
             waiting.spawn(loop)
         waiting.join()
+
+    def _prepare(self, kinds: set[Kind]) -> None:
+        self._payloads = {kind: payloads(kind, self._options.pictures) for kind in kinds}
 
     def _send(self, began: float, due: float, kind: Kind) -> None:
         payload = self._chance.choice(self._payloads[kind])

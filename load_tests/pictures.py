@@ -10,16 +10,11 @@ from PIL import Image
 
 from load_tests.scenarios import Kind
 
-_SIZES: Final = (
-    (32, 32),
-    (224, 224),
-    (500, 375),
-    (500, 375),
-    (500, 375),
-    (1024, 768),
-    (1920, 1080),
-    (4000, 3000),
-)
+_TYPICAL: Final = (500, 375)
+"""The median size of ImageNet's pictures."""
+
+_SIZES: Final = ((32, 32), (224, 224), _TYPICAL, _TYPICAL, _TYPICAL, (1024, 768), (1920, 1080), (4000, 3000))
+_MOST_PICTURES: Final = 200
 
 
 @dataclass(frozen=True)
@@ -46,19 +41,18 @@ def _jpeg(width: int, height: int, seed: int, quality: int = 95) -> bytes:
     return buffer.getvalue()
 
 
-def payloads(folder: Path | None) -> dict[Kind, list[Payload]]:
-    """Return what each kind of request may carry; with `folder`, its .jpg files are the typical pictures."""
-    if folder is None:
-        typical = [_jpeg(500, 375, seed) for seed in range(8)]
-    else:
-        typical = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[:200]]
-    mixed = [_jpeg(width, height, seed) for seed, (width, height) in enumerate(_SIZES)]
-    whole = mixed[2]
-    bad = [b"", b"no picture", whole[: len(whole) // 2], b"\xff\xd8" + bytes(1000), b"GIF89a" + bytes(20)]
-    pictures = [Payload(content, "image/jpeg") for content in typical]
-    return {
-        "typical": pictures,
-        "hang-up": pictures,
-        "mixed": [Payload(content, "image/jpeg") for content in mixed],
-        "bad": [Payload(content, "image/jpeg") for content in bad] + [Payload(b"{}", "application/json")],
-    }
+def payloads(kind: Kind, folder: Path | None) -> list[Payload]:
+    """Return what requests of a kind may carry; with `folder`, its .jpg files are the typical pictures."""
+    match kind:
+        case "mixed":
+            contents = [_jpeg(width, height, seed) for seed, (width, height) in enumerate(_SIZES)]
+        case "bad":
+            whole = _jpeg(*_TYPICAL, seed=0)
+            contents = [b"", b"no picture", whole[: len(whole) // 2], whole[:2] + bytes(1000), b"GIF89a"]
+        case "typical" | "hang-up" if folder is None:
+            contents = [_jpeg(*_TYPICAL, seed) for seed in range(8)]
+        case "typical" | "hang-up":
+            contents = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[:_MOST_PICTURES]]
+            if not contents:
+                raise FileNotFoundError(f"no .jpg in {folder}")
+    return [Payload(content, "image/jpeg") for content in contents]

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 Kind = Literal["typical", "mixed", "bad", "hang-up"]
@@ -33,6 +33,11 @@ class Scenario:
     def overloads(self) -> bool:
         """Whether more arrives at some time than the service can do, so that some must be refused."""
         return max(share for _, share in self.rate) > 1
+
+    def lasting(self, seconds: float) -> "Scenario":
+        """Return the same scenario, stretched or squeezed to this length."""
+        factor = seconds / self.seconds
+        return replace(self, rate=tuple((second * factor, share) for second, share in self.rate))
 
     def share(self, second: float) -> float:
         """Return the rate at a time as a share of the capacity."""
@@ -77,6 +82,6 @@ SCENARIOS: Final = {
 """What `make load-test` runs, in this order."""
 
 
-def level(share: float, seconds: float) -> Scenario:
+def level(share: float) -> Scenario:
     """Return a scenario of one constant rate."""
-    return Scenario(f"{share:.0%} of the capacity", ((0, share), (seconds, share)))
+    return Scenario(f"{share:.0%} of the capacity", ((0, share), (30, share)))
