@@ -22,7 +22,10 @@ from service.training.start import FINE_TUNING, FROM_SCRATCH, RECIPES
 from tests.conftest import REPOSITORY, Running
 
 SERVING, TRAINING = REPOSITORY / "docs/serving.md", REPOSITORY / "docs/training.md"
-PAGES = [*(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), SERVING, TRAINING]
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 
 
 def settings_table() -> str:

@@ -303,3 +303,9 @@ def test_a_flag_wins_over_the_environment(tmp_path: Path) -> None:
     assert "flag.safetensors" in message
     assert "variable" not in message
     assert "variable" in refused(status=3, SERVICE_MODEL="variable")
+
+
+def test_an_empty_variable_counts_as_not_given() -> None:
+    """SERVICE_WEIGHTS= as compose files leave it behind, changes nothing."""
+    with started(SERVICE_WEIGHTS="", SERVICE_PORT="") as (_, _, url):
+        assert httpx.get(f"{url}/readyz").status_code == 200
