@@ -9,6 +9,7 @@ import random
 import re
 import time
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,7 +74,7 @@ class Client(FastHttpUser):
             self._follow(scenario.lasting(options.seconds).arrivals(options.capacity, options.seed))
         if options.requests:
             with options.requests.open("w", newline="") as file:
-                csv.writer(file).writerows([COLUMNS, *sorted(self._rows)])
+                csv.writer(file).writerows([COLUMNS, *sorted(self._rows, key=itemgetter(0))])
         runner = self.environment.runner
         if runner is not None:
             gevent.spawn(runner.quit)
