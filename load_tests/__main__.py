@@ -1,24 +1,27 @@
 """The load tests' command line: `python -m load_tests run`, `capacity` and `incident`."""
 
-import re
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
+import httpx
 
 from load_tests import report
 from load_tests.incident import draw_dashboards, slow_for_a_while
 from load_tests.report import Requests
 from load_tests.scenarios import SCENARIOS
-from load_tests.service import serve, started
-from monitoring.local import scraping
+from load_tests.service import ServiceFailed, serve, started
+from monitoring.local import PrometheusMissing, scraping
 
 _LOCUSTFILE: Final = Path(__file__).parent / "locustfile.py"
+_WARM_UP_S: Final = 2.0
+_SATURATED_S: Final = 10.0
+_PATIENCE_S: Final = 180.0
+"""For Locust's own start and for the last answers."""
 
 
 class Load:
@@ -28,45 +31,66 @@ class Load:
         self._url = url
         self._folder = folder
         self._pictures = [] if pictures is None else ["--pictures", str(pictures)]
+        try:
+            limits: dict[str, Any] = httpx.get(f"{url}/info", timeout=10).raise_for_status().json()["limits"]
+        except httpx.HTTPError as error:
+            raise click.ClickException(f"{url}/info does not answer: {error}") from error
+        self._max_batch: int = limits["max_batch"]
+        self._max_queue: int = limits["max_queue"]
+        self.capacity = self._measured_capacity()
+        click.echo(f"{url}: capacity {self.capacity:.0f} requests/s")
 
-    def run(self, name: str, *options: str) -> Requests:
+    @property
+    def full_queue_ms(self) -> float:
+        """How long the service needs for all that may wait."""
+        return self._max_queue / self.capacity * 1e3
+
+    def run(self, name: str, scenario: str, seconds: float, *options: str) -> Requests:
         """Run Locust once; NAME.html, NAME_stats.csv, NAME.csv (each request) and NAME.log are written."""
         base = self._folder / name
-        requests = base.with_suffix(".csv")
         command = [
             *(sys.executable, "-m", "locust", "--locustfile", str(_LOCUSTFILE), "--headless", "--users", "1"),
             *("--host", self._url, "--html", f"{base}.html", "--csv", str(base), "--logfile", f"{base}.log"),
-            *("--exit-code-on-error", "0", "--requests", str(requests), *self._pictures, *options),
+            *("--exit-code-on-error", "0", "--requests", f"{base}.csv", *self._pictures),
+            *("--scenario", scenario, "--seconds", str(seconds), *options),
         ]
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, check=True)
-        return Requests.read(name, requests)
+        try:
+            subprocess.run(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
+                timeout=seconds + _PATIENCE_S,
+                check=True,
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            raise click.ClickException(f"Locust did not finish {name}; see {base}.log") from error
+        return Requests.read(name, seconds, Path(f"{base}.csv"))
 
-    def capacity(self) -> float:
-        """Return how many requests/s the service answers when it is kept busy."""
-        run = self.run("capacity", "--scenario", "capacity", "--seconds", "8")
-        steady = run.answered & (run.due_s > 2)
-        return float(steady.sum() / (run.due_s.max() - 2))
+    def follow(self, name: str, scenario: str, seconds: float, *options: str) -> Requests:
+        """Run a scenario at its shares of the capacity."""
+        return self.run(name, scenario, seconds, "--capacity", str(self.capacity), *options)
 
-    def queue_limit(self) -> float:
-        """Return how many pictures may wait, as the service says."""
-        with urllib.request.urlopen(f"{self._url}/metrics", timeout=10) as answer:
-            found = re.search(r"^inference_queue_limit (\S+)", answer.read().decode(), re.MULTILINE)
-        if found is None:
-            raise click.ClickException(f"{self._url}/metrics has no inference_queue_limit")
-        return float(found[1])
+    def _measured_capacity(self) -> float:
+        """Return how many requests/s the service answers when it is kept busy, and no more."""
+        clients = str(min(4 * self._max_batch, self._max_queue))
+        run = self.run("capacity", "capacity", _SATURATED_S, "--clients", clients)
+        rate = run.answered_per_second(_WARM_UP_S)
+        if not rate or run.were("failed").any():
+            raise click.ClickException(f"{self._url} does not answer well enough to be loaded: {run.row()}")
+        return rate
 
 
 @contextmanager
-def _service(model: str, host: str | None, folder: Path) -> Iterator[str]:
-    """Yield the URL of the service to load: the one given, or one started here."""
+def _loaded(command: Sequence[str], host: str | None, folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the URL and the process of the service to load: the one given (no process), or one of our own."""
     folder.mkdir(parents=True, exist_ok=True)
     if host is not None:
-        yield host
+        yield host.rstrip("/"), None
         return
     try:
-        with started(serve(model), folder / "service.log") as (url, _):
-            yield url
-    except RuntimeError as error:
+        with started(command, folder / "service.log") as running:
+            yield running
+    except ServiceFailed as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -97,7 +121,6 @@ _out = click.option(
 @_host
 @_pictures
 @_out
-@click.option("--capacity", type=float, help="Requests/s that the service can do; measured if not given.")
 @click.option("--seconds", type=float, help="Length of each scenario; its own if not given.")
 @click.option("--p99-ms", default=500.0, show_default=True, help="The target for the answered requests.")
 def run(
@@ -106,29 +129,25 @@ def run(
     host: str | None,
     pictures: Path | None,
     out: Path,
-    capacity: float | None,
     seconds: float | None,
     p99_ms: float,
 ) -> None:
     """Run SCENARIOS (all by default); the exit status is 1 where a target was broken.
 
-    The targets: no failed request, and p99. Where more arrives than the service can do, the time that a full
-    queue takes is added to p99's target, and refusals with 429 are right.
+    The targets: no failed request, none refused, and p99. Where more arrives than the service can do, 429 is
+    right, and the time that a full queue takes is added to p99's target.
     """
-    with _service(model, host, out) as url:
+    with _loaded(serve(model), host, out) as (url, _):
         load = Load(url, out, pictures)
-        rate = capacity or load.capacity()
-        queue_ms = load.queue_limit() / rate * 1e3
-        click.echo(f"{url}: capacity {rate:.0f} requests/s")
         runs, broken = [], []
         for name in scenarios or SCENARIOS:
             scenario = SCENARIOS[name]
             lasts = seconds or scenario.seconds
             click.echo(f"{name}: {scenario.description}, {lasts:.0f} s")
-            done = load.run(name, "--scenario", name, "--capacity", str(rate), "--seconds", str(lasts))
-            report.draw_timeline(done, rate, out / f"{name}.png")
+            done = load.follow(name, name, lasts)
+            report.draw_timeline(done, load.capacity, out / f"{name}.png")
             runs.append(done)
-            broken += done.broken(p99_ms + queue_ms * scenario.overloads)
+            broken += done.broken(p99_ms + load.full_queue_ms * scenario.overloads, scenario.overloads)
     written = report.table(runs)
     (out / "report.md").write_text(written + "\n", encoding="utf-8")
     click.echo(f"\n{written}\n")
@@ -146,14 +165,11 @@ def run(
 @click.option("--seconds", default=15.0, show_default=True, help="Length of each step.")
 def capacity(model: str, host: str | None, pictures: Path | None, out: Path, seconds: float) -> None:
     """Step through rates up to 1.5 times the capacity, and draw p99 over requests/s."""
-    with _service(model, host, out) as url:
+    with _loaded(serve(model), host, out) as (url, _):
         load = Load(url, out, pictures)
-        rate = load.capacity()
-        click.echo(f"{url}: capacity {rate:.0f} requests/s")
         runs = []
         for share in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5):
-            step = ("--scenario", "level", "--share", str(share), "--seconds", str(seconds))
-            runs.append(load.run(f"{share:.0%}", *step, "--capacity", str(rate)))
+            runs.append(load.follow(f"{share:.0%}", "level", seconds, "--share", str(share)))
             click.echo("  ".join(runs[-1].row()))
     report.draw_capacity(runs, f"{model}: open loop, {seconds:.0f} s each", out / "capacity.png")
     (out / "capacity.md").write_text(report.table(runs) + "\n", encoding="utf-8")
@@ -172,24 +188,21 @@ def incident(
     model: str, pictures: Path | None, out: Path, factor: float, before: float, during: float, after: float
 ) -> None:
     """Slow the model down under a load of half its capacity, and draw what the dashboards show of it."""
-    seconds = before + during + after
-    out.mkdir(parents=True, exist_ok=True)
-    data = out / "prometheus"
-    data.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "load_tests.slowed", model, str(factor)]
-    with (
-        started(command, out / "service.log") as (url, process),
-        scraping(url.removeprefix("http://"), data) as prometheus,
-    ):
+    with _loaded(command, None, out) as (url, process):
+        # Before Prometheus begins, or its first minute would show how the capacity was measured.
         load = Load(url, out, pictures)
-        rate = load.capacity()
-        click.echo(f"{url}: capacity {rate:.0f} requests/s; {seconds:.0f} s to go")
-        span = slow_for_a_while(process, before, during, after)
-        step = ("--scenario", "level", "--share", "0.5", "--seconds", str(seconds), "--capacity", str(rate))
-        done = load.run("incident", *step)
-        report.draw_timeline(done, rate, out / "incident.png")
-        for path in draw_dashboards(prometheus, span, out):
-            click.echo(f"drawn: {path}")
+        try:
+            with scraping(url.removeprefix("http://"), out / "prometheus.log") as prometheus:
+                seconds = before + during + after
+                click.echo(f"{seconds:.0f} s to go")
+                span = slow_for_a_while(process, before, during, after)
+                done = load.follow("incident", "level", seconds, "--share", "0.5")
+                for path in draw_dashboards(prometheus, span, out):
+                    click.echo(f"drawn: {path}")
+        except PrometheusMissing as error:
+            raise click.ClickException(str(error)) from error
+    click.echo(f"\n{report.table([done])}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What the requests carry: pictures drawn here, or one's own, and things that are no pictures."""
+"""What the requests carry: pictures drawn here, or one's own, and bytes that are no pictures."""
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,14 +16,6 @@ _SIZES: Final = ((32, 32), (224, 224), _TYPICAL, _TYPICAL, _TYPICAL, (1024, 768)
 _MOST_PICTURES: Final = 200
 
 
-@dataclass(frozen=True)
-class Payload:
-    """A request's body and its media type."""
-
-    content: bytes
-    media_type: str
-
-
 def draw(width: int, height: int, seed: int = 0) -> Image.Image:
     """Draw smooth colours with a little noise, so that codecs and filters have something to do."""
     random = np.random.default_rng(seed)
@@ -35,24 +26,25 @@ def draw(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _jpeg(width: int, height: int, seed: int, quality: int = 95) -> bytes:
+def _jpeg(size: tuple[int, int], seed: int) -> bytes:
     buffer = io.BytesIO()
-    draw(width, height, seed).save(buffer, "JPEG", quality=quality)
+    draw(*size, seed).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
-def payloads(kind: Kind, folder: Path | None) -> list[Payload]:
-    """Return what requests of a kind may carry; with `folder`, its .jpg files are the typical pictures."""
-    match kind:
-        case "mixed":
-            contents = [_jpeg(width, height, seed) for seed, (width, height) in enumerate(_SIZES)]
-        case "bad":
-            whole = _jpeg(*_TYPICAL, seed=0)
-            contents = [b"", b"no picture", whole[: len(whole) // 2], whole[:2] + bytes(1000), b"GIF89a"]
-        case "typical" | "hang-up" if folder is None:
-            contents = [_jpeg(*_TYPICAL, seed) for seed in range(8)]
-        case "typical" | "hang-up":
-            contents = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[:_MOST_PICTURES]]
-            if not contents:
-                raise FileNotFoundError(f"no .jpg in {folder}")
-    return [Payload(content, "image/jpeg") for content in contents]
+def payloads(kind: Kind, folder: Path | None) -> list[bytes]:
+    """Return what requests of a kind may carry; with `folder`, its JPEGs are the typical pictures.
+
+    Raises FileNotFoundError where there is none in it.
+    """
+    if kind == "mixed":
+        return [_jpeg(size, seed) for seed, size in enumerate(_SIZES)]
+    if kind == "bad":
+        whole = _jpeg(_TYPICAL, seed=0)
+        return [b"", b"no picture", whole[: len(whole) // 2], whole[:2] + bytes(1000), b"GIF89a"]
+    if folder is None:
+        return [_jpeg(_TYPICAL, seed) for seed in range(8)]
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not found:
+        raise FileNotFoundError(f"no JPEG in {folder}")
+    return [path.read_bytes() for path in found[:_MOST_PICTURES]]

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class ServiceFailed(Exception):
+    """The service ended before it was ready."""
+
+
 @contextmanager
 def started(command: Sequence[str], log: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Run a command that serves, until the block ends; yields the URL, once it is ready, and the process.
 
-    Its log goes to a file, since a pipe that nobody reads would stop it. Raises RuntimeError where it ends
-    before it is ready.
+    Its log goes to a file, since a pipe that nobody reads would stop it. Raises ServiceFailed.
     """
     with (
         log.open("wb") as written,
@@ -31,12 +34,12 @@ def started(command: Sequence[str], log: Path) -> Iterator[tuple[str, "subproces
                         yield url, process
                         return
                 time.sleep(0.05)
-            raise RuntimeError(f"the service did not start; see {log}")
+            raise ServiceFailed(f"the service did not start; see {log}")
         finally:
             process.terminate()
 
 
-def serve(model: str, *flags: str) -> list[str]:
+def serve(model: str) -> list[str]:
     """Return the command that serves a model on a free port."""
     options = ["--model", model, "--port", "0", "--no-access-log", "--log-format", "json"]
-    return [sys.executable, "-m", "service", "serve", *options, *flags]
+    return [sys.executable, "-m", "service", "serve", *options]

@@ -3,6 +3,8 @@
 import shutil
 import socket
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +27,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def scraping(target: str, folder: Path) -> Iterator[str]:
+def scraping(target: str, log: Path) -> Iterator[str]:
     """Run Prometheus against `target` (host:port) until the block ends; yields Prometheus' URL.
 
-    Intervals are a second, and alerts fire without waiting; everything else is what ships. Its data go into
-    `folder`. Raises PrometheusMissing.
+    Intervals are a second, and alerts fire without waiting; everything else is what ships. Its own log goes
+    into the file `log`, its data are gone at the end. Raises PrometheusMissing.
     """
     program = shutil.which("prometheus")
     if program is None:
@@ -43,25 +45,22 @@ def scraping(target: str, folder: Path) -> Iterator[str]:
     rules = yaml.safe_load((CONFIGURATION / "rules.yml").read_text())
     for rule in (rule for group in rules["groups"] for rule in group["rules"] if "for" in rule):
         del rule["for"]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
-    (folder / "rules.yml").write_text(yaml.safe_dump(rules))
-    command = [
-        program,
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address={address}",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            said = []
-            for line in process.stderr:
-                said.append(line)
-                if "ready to receive web requests" in line:
-                    break
-            else:
-                raise PrometheusMissing("".join(said))
-            yield f"http://{address}"
-        finally:
-            process.terminate()
-            process.communicate()
+    with tempfile.TemporaryDirectory(prefix="prometheus-") as name, log.open("w") as written:
+        folder = Path(name)
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+        (folder / "rules.yml").write_text(yaml.safe_dump(rules))
+        command = [
+            program,
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={address}",
+        ]
+        with subprocess.Popen(command, stderr=written) as process:
+            try:
+                while "ready to receive web requests" not in log.read_text():
+                    if process.poll() is not None:
+                        raise PrometheusMissing(f"prometheus did not start; see {log}")
+                    time.sleep(0.05)
+                yield f"http://{address}"
+            finally:
+                process.terminate()

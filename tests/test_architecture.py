@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "service"
 
 LAYERS = [
-    {"errors", "settings", "logs", "hardware", "metrics", "threads", "files", "tracing"},
+    {"errors", "settings", "logs", "hardware", "metrics", "threads", "files", "tracing", "healthcheck"},
     {"images", "batching", "bench"},
     {"models"},
     {"runtimes"},

@@ -86,7 +86,8 @@ def test_every_container_is_hardened(name: str) -> None:
     assert service["restart"] == "unless-stopped"
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["cap_drop"] == ["ALL"]
-    assert service["deploy"]["resources"]["limits"]["memory"]
+    assert set(service["deploy"]["resources"]["limits"]) == {"memory", "pids"}
+    assert "healthcheck" in service or "HEALTHCHECK" in (REPOSITORY / "Dockerfile.cuda").read_text()
     assert not service["image"].endswith(":latest")
     assert ":" in service["image"]
 

@@ -4,11 +4,13 @@ import csv
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from load_tests.report import STAGES, Requests
 from load_tests.scenarios import SCENARIOS
 from tests.conftest import REPOSITORY, Running
 
@@ -18,20 +20,25 @@ def load_tests(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_arrivals_follow_the_scenario(name: str) -> None:
-    """Over many requests, each part of a scenario has the rate and the kinds that it says."""
-    scenario = SCENARIOS[name]
-    arrivals = list(scenario.arrivals(capacity=2000, seed=1))
-    seconds = np.array([second for second, _ in arrivals])
-    edges = np.linspace(0, scenario.seconds, 16)
-    moments = np.linspace(0, scenario.seconds, 1501)[:-1]
-    shares = np.array([scenario.share(moment) for moment in moments]).reshape(15, 100).mean(1)
-    expected = 2000 * shares * scenario.seconds / 15
-    found = np.histogram(seconds, edges)[0]
-    assert np.abs(found - expected).max() < 5 * np.sqrt(expected.max())
-    for kind, share in (("bad", scenario.bad), ("hang-up", scenario.hang_ups)):
-        assert np.mean([kind == sent for _, sent in arrivals]) == pytest.approx(share, abs=0.02)
+@pytest.mark.parametrize(
+    ("name", "seconds_of_capacity"),
+    [("steady", 18), ("ramp", 36), ("burst", 19.8), ("mixed", 6), ("bad", 15), ("hang-ups", 15)],
+)
+def test_as_many_arrive_as_the_scenario_says(name: str, seconds_of_capacity: float) -> None:
+    """The requests of a scenario are those of its rate, and a fifth means trouble where it says so."""
+    arrivals = list(SCENARIOS[name].arrivals(capacity=1000, seed=1))
+    assert len(arrivals) == pytest.approx(1000 * seconds_of_capacity, rel=0.03)
+    kinds: Counter[str] = Counter(kind for _, kind in arrivals)
+    trouble = {"bad": "bad", "hang-ups": "hang-up"}.get(name)
+    assert (kinds["bad"] + kinds["hang-up"]) / len(arrivals) == pytest.approx(0.2 * bool(trouble), abs=0.01)
+    assert trouble is None or kinds[trouble]
+
+
+def test_bursts_come_when_they_should() -> None:
+    """Two seconds of a burst bring three times the capacity, and the seconds before a third of it."""
+    seconds = [second for second, _ in SCENARIOS["burst"].arrivals(capacity=1000, seed=1)]
+    assert sum(10 <= second < 12 for second in seconds) == pytest.approx(6000, rel=0.05)
+    assert sum(8 <= second < 10 for second in seconds) == pytest.approx(600, rel=0.15)
 
 
 def test_the_same_seed_gives_the_same_arrivals() -> None:
@@ -40,11 +47,51 @@ def test_the_same_seed_gives_the_same_arrivals() -> None:
     assert first == second != other
 
 
+def requests(*outcomes: str, latency_ms: float = 10.0) -> Requests:
+    """Make a run of one second whose requests had these outcomes."""
+    count = len(outcomes)
+    same = np.full(count, latency_ms)
+    stages = dict.fromkeys(STAGES, same)
+    return Requests(
+        "made", 1.0, np.linspace(0, 0.9, count), np.zeros(count), np.array(outcomes), same, stages
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "may_refuse", "words"),
+    [
+        (["answered", "rejected", "hung up"], False, []),
+        (["answered", "failed"], False, ["1 of 2 requests failed"]),
+        (["answered", "failed"], True, ["1 of 2 requests failed"]),
+        (["answered", "refused"], False, ["1 of 2 requests were refused"]),
+        (["answered", "refused"], True, []),
+        (["refused"], True, ["p99 is nan"]),
+    ],
+)
+def test_targets(outcomes: list[str], may_refuse: bool, words: list[str]) -> None:
+    """A failure always breaks the targets, a refusal where there is no overload, and so does no answer."""
+    broken = requests(*outcomes).broken(p99_ms=20, may_refuse=may_refuse)
+    assert len(broken) == len(words)
+    assert all(word in line for word, line in zip(words, broken, strict=True))
+
+
+def test_a_p99_over_its_target_breaks_it() -> None:
+    """The p99 of the answered requests decides."""
+    assert requests("answered", latency_ms=21).broken(p99_ms=20, may_refuse=False)
+    assert not requests("answered", latency_ms=19).broken(p99_ms=20, may_refuse=False)
+
+
+def test_answers_after_the_end_do_not_count_as_throughput() -> None:
+    """What is answered while the queue empties afterwards is no proof of speed."""
+    assert requests("answered", "answered", latency_ms=10).answered_per_second() == 2
+    assert requests("answered", "answered", latency_ms=500).answered_per_second() == 1
+
+
 def test_scenarios_are_run_and_judged(server: Running, tmp_path: Path) -> None:
-    """Bad pictures and hang-ups break no target; a report, a page and a line for each request are left."""
+    """Against a real service every scenario with trouble leaves a report, and its clients do hang up."""
     result = load_tests(
-        *("run", "bad", "hang-ups", "--host", server.url, "--capacity", "60", "--seconds", "3"),
-        *("--p99-ms", "10000", "--out", str(tmp_path)),
+        *("run", "bad", "hang-ups", "--host", server.url, "--seconds", "3", "--p99-ms", "10000"),
+        *("--out", str(tmp_path)),
     )
     assert result.returncode == 0, result.stdout + result.stderr
     for name in ("bad", "hang-ups"):
@@ -53,22 +100,39 @@ def test_scenarios_are_run_and_judged(server: Running, tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").stat().st_size
     with (tmp_path / "bad.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["status"] for row in rows if row["kind"] == "bad"} <= {"415", "422"}
-    answered = [row for row in rows if row["status"] == "200"]
+    assert {row["outcome"] for row in rows if row["kind"] == "bad"} == {"rejected"}
+    answered = [row for row in rows if row["outcome"] == "answered"]
     assert answered
     for row in answered:
         stages = float(row["decode_ms"]) + float(row["queue_ms"]) + float(row["device_ms"])
         assert 0 < stages < float(row["latency_ms"])
+    assert server.metric("inference_images_total", outcome="cancelled") > 0
 
 
 def test_a_broken_target_fails_the_run(server: Running, tmp_path: Path) -> None:
     """With a p99 that nothing can reach, the run says which scenario broke it and ends with 1."""
     result = load_tests(
-        *("run", "steady", "--host", server.url, "--capacity", "30", "--seconds", "2"),
-        *("--p99-ms", "0.001", "--out", str(tmp_path)),
+        *("run", "mixed", "--host", server.url, "--seconds", "2", "--p99-ms", "0.001"),
+        *("--out", str(tmp_path)),
     )
     assert result.returncode == 1
-    assert "broken: steady: p99" in result.stderr
+    assert "broken: mixed: p99" in result.stderr
+
+
+def test_what_cannot_be_run_ends_with_a_message(server: Running, tmp_path: Path) -> None:
+    """A folder without pictures, and a service that is not there, end the run at once."""
+    without = load_tests(
+        "run", "--host", server.url, "--pictures", str(tmp_path), "--out", str(tmp_path / "1")
+    )
+    assert without.returncode == 1
+    assert "Locust did not finish capacity" in without.stderr
+    assert "no JPEG in" in (tmp_path / "1" / "capacity.log").read_text()
+    absent = load_tests("run", "--host", "http://127.0.0.1:9", "--out", str(tmp_path / "2"))
+    assert absent.returncode == 1
+    assert "does not answer" in absent.stderr
+    refused = load_tests("run", "--model", "resnet9000", "--out", str(tmp_path / "3"))
+    assert refused.returncode == 1
+    assert "the service did not start" in refused.stderr
 
 
 def test_an_incident_is_drawn(tmp_path: Path) -> None:

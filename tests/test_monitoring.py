@@ -70,7 +70,7 @@ def scraping(server: Running, folder: Path) -> Iterator[Prometheus]:
     """Run Prometheus with the configuration that ships, but at once where it would wait."""
     needs("prometheus")
     with (
-        local.scraping(server.url.removeprefix("http://"), folder) as url,
+        local.scraping(server.url.removeprefix("http://"), folder / "prometheus.log") as url,
         httpx.Client(base_url=url, timeout=10) as client,
     ):
         yield Prometheus(client, server)

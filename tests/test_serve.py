@@ -209,6 +209,18 @@ def test_a_signal_ends_an_idle_service(number: signal.Signals) -> None:
         assert process.wait(30) == 0
 
 
+def test_sigterm_ends_a_service_that_is_still_loading() -> None:
+    """While the weights are on their way, SIGTERM ends the start at once, with status 0."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/net.pth"
+        command = [*COMMAND, "--model", "resnet18", "--weights", url]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment()) as process:
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(20) == 0
+
+
 STUCK = """
 import sys
 import threading

@@ -1,5 +1,6 @@
 """`resnet-service serve`, with an option for every field of Settings."""
 
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -47,6 +48,9 @@ def serve(**given: Any) -> None:
       resnet-service serve --model resnet50 --device cuda --max-batch 64
       SERVICE_PORT=9000 resnet-service serve --model runs/mine.safetensors
     """
+    # A container's first process ignores SIGTERM unless it says otherwise, and loading can take minutes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
     from pydantic import ValidationError
 
     from service.settings import Settings
