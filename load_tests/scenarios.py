@@ -72,10 +72,10 @@ SCENARIOS: Final = {
     "steady": Scenario("60 % of the capacity", ((0, 0.6), (30, 0.6))),
     "ramp": Scenario("from a tenth of the capacity to half as much again", ((0, 0.1), (45, 1.5))),
     "burst": Scenario(
-        "three times the capacity for two seconds, twice",
-        ((0, 0.3), (10, 0.3), (10, 3), (12, 3), (12, 0.3), (22, 0.3), (22, 3), (24, 3), (24, 0.3), (30, 0.3)),
+        "twice the capacity for two seconds, twice",
+        ((0, 0.3), (10, 0.3), (10, 2), (12, 2), (12, 0.3), (22, 0.3), (22, 2), (24, 2), (24, 0.3), (30, 0.3)),
     ),
-    "mixed": Scenario("pictures of 32x32 to 4000x3000", ((0, 0.2), (30, 0.2)), mixed=True),
+    "mixed": Scenario("pictures of 32x32 to 4000x3000", ((0, 0.06), (30, 0.06)), mixed=True),
     "bad": Scenario("a fifth is no picture that can be read", ((0, 0.5), (30, 0.5)), bad=0.2),
     "hang-ups": Scenario("a fifth hangs up before the answer", ((0, 0.5), (30, 0.5)), hang_ups=0.2),
 }
