@@ -19,6 +19,9 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__
 _LINGER_S: Final = 0.5
 _CLOSING_S: Final = 2.0
 """Kept from the drain timeout for the steps after the last request."""
+_KEEP_ALIVE_S: Final = 75
+"""More than the 60 s for which load balancers keep a connection: a server that closes first may do it while a
+request is on its way."""
 _GIVE_UP_S: Final = 0.5
 
 
@@ -88,6 +91,7 @@ def run(service: Service) -> int:
         access_log=False,
         server_header=False,
         ws="none",
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.drain_timeout_s - _LINGER_S - _CLOSING_S),
     )
     server = Server(service, config)
