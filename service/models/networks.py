@@ -36,8 +36,8 @@ class CifarResNet(nn.Module):
         self.fc = nn.Linear(8 * width, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # Batch norm keeps its weights of 1: with blocks that begin as the identity (Goyal et al., 2017) the
-                # first epoch of cifar-resnet10, in batches of 128, came to 47 % instead of 65 %.
+                # Batch norm keeps its weights of 1: with blocks that begin as the identity (Goyal et al.,
+                # 2017) the first epoch of cifar-resnet10, in batches of 128, came to 47 %, not 65 %.
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
