@@ -39,7 +39,7 @@ lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; ve
 load-test: $(VENV)/.installed-dev  ## Load a service that serves MODEL, in every scenario; reports in load-test/
 	$(BIN)/python -m load_tests run --model "$(MODEL)"
 
-image-test: $(VENV)/.installed-dev  ## Build Dockerfile.cpu without an engine (buildah, root) and try its container
+image-test: $(VENV)/.installed-dev  ## Build both images without an engine (buildah, root) and try their containers
 	$(BIN)/pytest tests/image_test.py
 
 dashboards: $(VENV)/.installed-dev  ## Write Grafana's dashboards anew from monitoring/dashboards.py

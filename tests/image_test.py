@@ -1,13 +1,14 @@
-"""Dockerfile.cpu, really built, and its command really run: `make image-test`.
+"""The Dockerfiles, really built, and their commands really run: `make image-test`.
 
-No engine and no registry are needed: buildah builds over a stand-in for the official Python image, which
-debootstrap makes of Debian's packages. It takes minutes and gigabytes, so `make test` leaves it out. Where
-PyTorch's own index cannot be reached, TORCH_INDEX names another; the image then has CUDA's packages, if that
-has.
+No engine and no registry are needed: buildah builds over a stand-in for the base image, which debootstrap
+makes of Debian's packages; the CUDA image runs on the CPU then. It takes minutes and gigabytes, so
+`make test` leaves it out. Where PyTorch's own index cannot be reached, TORCH_INDEX names another, and the CPU
+image has CUDA's packages too.
 """
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,8 +27,7 @@ from torchvision.models import resnet18
 from monitoring.local import free_port
 from tests.conftest import REPOSITORY, FileServer, encode, make_image
 
-BASE = "python:3.11.14-slim-bookworm"
-IMAGE = "resnet-service:cpu"
+IMAGE = "resnet-service"
 ENVIRONMENT = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
 USER = 10001
 
@@ -57,8 +57,8 @@ def pip_configuration() -> dict[str, str]:
     return {key.removeprefix(":env:").removeprefix("global")[1:]: value.strip("'") for key, _, value in pairs}
 
 
-def make_base(buildah: Buildah, folder: Path) -> None:
-    """Commit a stand-in for the official Python image: Debian with Python, and this machine's pip and CAs."""
+def make_base(buildah: Buildah, folder: Path, name: str) -> None:
+    """Commit a stand-in for a base image: Debian with Python, and this machine's pip and CAs."""
     root = folder / "root"
     packages = "--include=python3,python3-venv,ca-certificates"
     subprocess.run(
@@ -72,7 +72,7 @@ def make_base(buildah: Buildah, folder: Path) -> None:
     (root / "etc" / "pip.conf").write_text(f"[global]\n{options}")
     container = buildah("from", "scratch")
     buildah("add", "--quiet", container, str(root), "/")
-    buildah("commit", "--quiet", "--rm", container, BASE)
+    buildah("commit", "--quiet", "--rm", container, name)
     shutil.rmtree(root)
 
 
@@ -84,6 +84,7 @@ class Container:
     name: str
     entrypoint: list[str]
     health_check: list[str]
+    without_cuda: bool
     settings: dict[str, str] = field(default_factory=dict)
 
     def run(self, *command: str) -> list[str]:
@@ -114,11 +115,15 @@ class Container:
                     os.kill(innermost(process.pid), signal.SIGKILL)  # buildah's own end would leave it behind
 
 
-@pytest.fixture(scope="module")
-def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    """A container of Dockerfile.cpu's image, built with a ResNet-18 from a file server baked in."""
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def container(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Container]:
+    """A container of a Dockerfile's image, built with a ResNet-18 from a file server baked in."""
     if os.geteuid() != 0 or not (shutil.which("buildah") and shutil.which("debootstrap")):
         pytest.skip("needs root, buildah and debootstrap (Debian's packages of these names)")
+    dockerfile = REPOSITORY / f"Dockerfile.{request.param}"
+    base = re.findall("^ARG BASE=(.+)", dockerfile.read_text(), re.MULTILINE)[0]
     folder = tmp_path_factory.mktemp("image")
     buildah = Buildah(("--root", str(folder / "storage"), "--runroot", str(folder / "run")))
     configuration = pip_configuration()
@@ -134,25 +139,30 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), weights / "resnet18.pth")
     try:
-        make_base(buildah, folder)
+        make_base(buildah, folder, base)
         with FileServer(weights) as server:
             arguments = {
                 "MODEL": "resnet18",
                 "WEIGHTS": f"{server.url}/resnet18.pth",
             }
-            if torch_index:
+            if torch_index and request.param == "cpu":
                 arguments["TORCH_INDEX"] = torch_index
             buildah(
                 *("bud", "--format", "docker", "--pull-never", "--layers=false"),
                 *(f"--volume={place}:{place}:ro" for place in sorted(folders)),
                 *(f"--build-arg={name}={value}" for name, value in arguments.items()),
-                *("--file", str(REPOSITORY / "Dockerfile.cpu"), "--tag", IMAGE, str(REPOSITORY)),
+                *("--file", str(dockerfile), "--tag", IMAGE, str(REPOSITORY)),
             )
         built = json.loads(buildah("inspect", "--type", "image", IMAGE))["Docker"]["config"]
         assert built["Healthcheck"]["Test"][0] == "CMD"
         name = buildah("from", "--pull-never", IMAGE)
+        without_cuda = request.param == "cpu" and not torch_index
         yield Container(
-            buildah, name, [*built["Entrypoint"], *built["Cmd"]], built["Healthcheck"]["Test"][1:]
+            buildah,
+            name,
+            [*built["Entrypoint"], *built["Cmd"]],
+            built["Healthcheck"]["Test"][1:],
+            without_cuda,
         )
     finally:
         buildah("umount", "--all")
@@ -201,7 +211,7 @@ def test_the_image_is_small_beside_pytorch(container: Container) -> None:
     """Without PyTorch and what it brings for CUDA, which CPU wheels leave out, packages take under 400 MB."""
     venv = Path(container.buildah("mount", container.name)) / "opt" / "venv"
     [packages] = venv.glob("lib/python3.*/site-packages")
-    if "TORCH_INDEX" not in os.environ:
+    if container.without_cuda:
         assert not [*packages.glob("nvidia*"), *packages.glob("triton*")]
     pytorch = [packages / name for name in ("torch", "nvidia", "triton", "cuda")]
     whole, *parts = (megabytes(place) for place in (venv, *filter(Path.exists, pytorch)))
