@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import httpx
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
 
-from monitoring.dashboards import DASHBOARDS, Panel, Series
+from monitoring.dashboards import BATCH_SIZES, DASHBOARDS, Panel, Series
 
 _STEP_S: Final = 2
 _RATE_INTERVAL: Final = "20s"
@@ -50,8 +51,8 @@ def draw_dashboards(prometheus: str, span: Slowness, folder: Path) -> list[Path]
     written = []
     with httpx.Client(base_url=prometheus, timeout=30) as client:
         for name, (title, rows) in DASHBOARDS.items():
-            panels = [panel for row, panels in rows.items() if row != "Now" for panel in panels]
-            lines = math.ceil(len(panels) / _COLUMNS)
+            panels = [panel for panels in rows.values() for panel in panels]
+            lines = math.ceil((len(panels) + 1) / _COLUMNS)
             figure = Figure(figsize=(5.2 * _COLUMNS, 2.9 * lines), layout="constrained")
             figure.suptitle(f"{title}; the model is slow in the grey part")
             axes: Sequence[Axes] = figure.subplots(lines, _COLUMNS, sharex=True).flat
@@ -59,6 +60,8 @@ def draw_dashboards(prometheus: str, span: Slowness, folder: Path) -> list[Path]
                 _draw_panel(client, panel, span, place)
             for place in axes[len(panels) :]:
                 place.set_axis_off()
+            if name == "detail":
+                _draw_batch_sizes(client, span, axes[len(panels)])
             path = folder / f"incident-{name}.png"
             figure.savefig(path, dpi=80)
             written.append(path)
@@ -86,6 +89,20 @@ def _draw_panel(client: httpx.Client, panel: Panel, span: Slowness, axes: Axes) 
             axes.yaxis.set_major_formatter(EngFormatter("B"))
         case "reqps" | "ops":
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}/s"))
+
+
+def _draw_batch_sizes(client: httpx.Client, span: Slowness, axes: Axes) -> None:
+    """Draw the heatmap: batches a second by size, the difference between one bucket and the next."""
+    buckets = sorted(_query(client, BATCH_SIZES, span), key=lambda bucket: float(bucket[0]))
+    axes.set_axis_on()
+    axes.set_title("Batch sizes", fontsize=10)
+    if not buckets:
+        return  # too short a run for a rate
+    seconds = buckets[0][1]
+    rates = np.diff([values for _, _, values in buckets], axis=0, prepend=0)
+    axes.imshow(rates, aspect="auto", origin="lower", extent=(seconds[0], seconds[-1], 0, len(rates)))
+    axes.set_yticks(np.arange(len(rates)) + 0.5, [size for size, _, _ in buckets], fontsize=6)
+    axes.set_xlim(0, span.shown_to - span.shown_from)
 
 
 def _query(

@@ -292,14 +292,15 @@ DASHBOARDS: Final = {
 }
 """File name -> title and panels by row."""
 
-_BATCH_SIZES: Final = Series(f"sum by (le) ({_rate('inference_batch_size_bucket')})", "{{le}}")
+BATCH_SIZES: Final = Series(f"sum by (le) ({_rate('inference_batch_size_bucket')})", "{{le}}")
+"""The detail dashboard's heatmap."""
 
 
 def queries() -> list[tuple[str, Series]]:
     """Return every query of every dashboard with the title of its panel."""
     panels = [panel for _, rows in DASHBOARDS.values() for row in rows.values() for panel in row]
     found = [(panel.title, series) for panel in panels for series in panel.series]
-    return [*found, ("Batch sizes", _BATCH_SIZES)]
+    return [*found, ("Batch sizes", BATCH_SIZES)]
 
 
 def _target(series: Series, letter: str = "A") -> prometheus.Dataquery:
@@ -342,7 +343,7 @@ def _batch_sizes() -> heatmap.Panel:
         .datasource(SOURCE)
         .height(8)
         .span(12)
-        .with_target(_target(_BATCH_SIZES).format(PromQueryFormat.HEATMAP))
+        .with_target(_target(BATCH_SIZES).format(PromQueryFormat.HEATMAP))
     )
 
 
