@@ -30,6 +30,8 @@ from tests.conftest import REPOSITORY, FileServer, encode, make_image
 IMAGE = "resnet-service"
 ENVIRONMENT = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
 USER = 10001
+ROOM = 24 << 30
+"""Three times the dependencies with CUDA's packages (built, packed and unpacked), and some to spare."""
 
 
 @dataclass
@@ -125,6 +127,8 @@ def container(
     dockerfile = REPOSITORY / f"Dockerfile.{request.param}"
     base = re.findall("^ARG BASE=(.+)", dockerfile.read_text(), re.MULTILINE)[0]
     folder = tmp_path_factory.mktemp("image")
+    if (free := shutil.disk_usage(folder).free) < ROOM:
+        pytest.skip(f"building needs {ROOM >> 30} GiB of disk, and {free >> 30} are free")
     buildah = Buildah(("--root", str(folder / "storage"), "--runroot", str(folder / "run")))
     configuration = pip_configuration()
     torch_index = os.environ.get("TORCH_INDEX")
