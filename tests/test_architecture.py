@@ -29,6 +29,7 @@ ONLY_IN = {
     "click": "cli",
     "prometheus_client": ("metrics", "api"),
     "PIL": "images",
+    "simplejpeg": "images",
     "matplotlib": "training",
     "opentelemetry": "tracing",
 }

@@ -1,0 +1,177 @@
+"""Bytes of a picture -> its pixels: libjpeg-turbo for JPEG, Pillow for everything else and for the header."""
+
+import io
+import logging
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from service.errors import InvalidImage, PayloadTooLarge, UnsupportedMedia
+from service.images.preprocessing import Crop, Pixels, Preprocessing
+
+# The limit below is checked on the header of every picture, so Pillow's own, which is global and
+# partly only a warning, would do nothing but get in its way.
+Image.MAX_IMAGE_PIXELS = None
+
+# Pillow warns of odd metadata, in words that the picture's maker chooses: nothing to act on, and each new
+# wording would be remembered for ever by Python's registry of warnings.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs as errors what becomes a typed error here
+
+DEFAULT_MAX_PIXELS: Final = 50_000_000
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+_MAGIC: Final = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II[*+]\x00|MM\x00[*+]", re.DOTALL
+)
+
+# What Pillow's decoders and its EXIF reader raise on broken bytes, besides OSError.
+_BROKEN: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+# Work that a few bytes can ask for, far beyond what any camera or editor writes.
+_MAX_JPEG_SCANS: Final = 100  # a progressive JPEG has about 10; each costs a pass over all pixels
+_MAX_TIFF_TILES: Final = 100_000  # more than one strip for each row of the largest picture
+
+_OVERSAMPLED: Final = 3
+"""Scaled decoding differs by 0.25 grey levels on average from decoding whole; with 2 it would be 0.56."""
+
+_ORIENTATION_TAG: Final = 0x0112
+_TILE_WIDTH_TAG: Final = 322
+_TILE_LENGTH_TAG: Final = 323
+_UPRIGHT: Final[dict[object, Callable[[Pixels], Pixels]]] = {
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: stored.swapaxes(0, 1)[:, ::-1],
+    7: lambda stored: stored.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda stored: stored.swapaxes(0, 1)[::-1],
+}
+"""EXIF orientation -> what turns the stored pixels upright."""
+_ON_THE_SIDE: Final = (5, 6, 7, 8)
+
+
+def decode(
+    data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Crop:
+    """Decode a picture and return its centre crop, [S, S, 3] uint8 with S = preprocessing.crop.
+
+    The first frame of an animation; upright by its EXIF orientation; transparent parts on white;
+    16-bit samples scaled to 8; grey, palette and CMYK turned to RGB.
+
+    Raises UnsupportedMedia where the bytes are no known format, PayloadTooLarge over `max_pixels` or where
+    decoding would take absurdly long, InvalidImage where a known format cannot be decoded.
+    """
+    image = _open(data)
+    try:
+        _check_work(image, data, max_pixels)
+        pixels = _decode_jpeg(image, data, preprocessing.resize)
+        if pixels is None:
+            image.load()  # before the orientation is read: TIFF turns itself
+            pixels = np.array(_to_rgb(image))  # a copy, because torch wants to be able to write
+        width, height = image.size
+        orientation = _orientation(image)
+        if orientation in _UPRIGHT:
+            pixels = np.ascontiguousarray(_UPRIGHT[orientation](pixels))
+            if orientation in _ON_THE_SIDE:
+                width, height = height, width
+        return preprocessing.resize_and_crop(pixels, (width, height))
+    except _BROKEN as error:
+        raise InvalidImage(f"the {image.format} picture cannot be decoded: {error}") from error
+
+
+def _open(data: bytes | bytearray) -> Image.Image:
+    """Read the header only; no pixel is decoded here."""
+    if not data:
+        raise InvalidImage("the picture is empty (0 bytes)")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except _BROKEN as error:
+        if _MAGIC.match(data):
+            raise InvalidImage("the picture's header is broken or cut off") from error
+        raise UnsupportedMedia(
+            f"not a picture in a format the service reads ({', '.join(FORMATS)})"
+        ) from error
+
+
+def _check_work(image: Image.Image, data: bytes | bytearray, max_pixels: int) -> None:
+    """Refuse what would take too much memory or time, by its header and before a pixel is decoded."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise PayloadTooLarge(
+            f"the picture has {width} x {height} pixels; the limit is {max_pixels:,} pixels"
+        )
+    # FF is escaped in compressed data, so this finds markers only.
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise PayloadTooLarge(f"the JPEG has more than {_MAX_JPEG_SCANS} scans")
+    if isinstance(image, TiffImageFile):
+        tile = image.tag_v2.get(_TILE_WIDTH_TAG, 1) * image.tag_v2.get(_TILE_LENGTH_TAG, 1)
+        if tile > max_pixels or len(image.tile) > _MAX_TIFF_TILES:
+            raise PayloadTooLarge("the TIFF's tiles are too large or too many")
+    if image.format == "BMP" and image.info.get("compression") in (1, 2):
+        # Pillow reads it byte by byte in Python: 1 KB can take 5 seconds.
+        raise UnsupportedMedia("run-length encoded BMP is not supported")
+
+
+def _decode_jpeg(image: Image.Image, data: bytes | bytearray, resize: int) -> Pixels | None:
+    """Decode a grey or RGB JPEG; None where only Pillow can, or can say what is wrong.
+
+    For a 500x375 picture libjpeg-turbo needs 1.2 ms through simplejpeg, 1.5 through Pillow. A large one is
+    decoded to a half or a quarter, as long as its short side stays _OVERSAMPLED times `resize`.
+    """
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+        return None
+    width, height = image.size
+    factor = next((f for f in (4, 2) if min(image.size) >= _OVERSAMPLED * resize * f), 1)
+    try:
+        if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
+            return None  # two readers, two headers: Pillow's is the one that was checked
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data, min_height=-(-height // factor), min_width=-(-width // factor)
+        )
+    except ValueError:  # stricter than Pillow, which knows what other programs write
+        return None
+    return pixels
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255 instead of scaling.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise InvalidImage("32-bit samples have no agreed range; send 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy it
+
+
+def _orientation(image: Image.Image) -> object:
+    try:
+        return image.getexif().get(_ORIENTATION_TAG)
+    except _BROKEN:
+        # Cameras and editors write broken EXIF around sound pixels; viewers show those as stored.
+        return None
