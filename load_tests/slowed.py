@@ -39,20 +39,23 @@ class SlowedRuntime:
         """Return the device's memory."""
         return self._runtime.memory()
 
-    def switch(self, _signal: int, _frame: FrameType | None) -> None:
-        """Become slow, or quick again."""
-        self.slow = not self.slow
-
 
 def main(model: str, factor: float) -> int:
     """Serve until a signal ends it."""
     settings = Settings(model=model, port=0, access_log=False, log_format="json")
     logs.configure(settings.log_level, settings.log_format)
-    service = load(settings)
-    runtime = SlowedRuntime(service.engine.runtime, factor)
-    service.engine.runtime = runtime
-    signal.signal(signal.SIGUSR1, runtime.switch)
-    return server.run(service)
+    runtimes: list[SlowedRuntime] = []
+
+    def slowed(runtime: Runtime) -> SlowedRuntime:
+        runtimes.append(SlowedRuntime(runtime, factor))
+        return runtimes[-1]
+
+    def switch(_signal: int, _frame: FrameType | None) -> None:
+        for runtime in runtimes:
+            runtime.slow = not runtime.slow
+
+    signal.signal(signal.SIGUSR1, switch)
+    return server.run(load(settings, slowed))
 
 
 if __name__ == "__main__":

@@ -245,8 +245,8 @@ _DETAIL: Final = {
             "Held by the process, and what the device has; 0 on a CPU.",
             "bytes",
             (
-                Series(f"inference_device_memory_bytes{{{HERE}}}", "{{instance}}"),
-                Series(f"inference_device_memory_limit_bytes{{{HERE}}}", "{{instance}} limit"),
+                Series(f"inference_device_memory_bytes{{{HERE}}}", "{{instance}} {{device}}"),
+                Series(f"inference_device_memory_limit_bytes{{{HERE}}}", "{{instance}} {{device}} limit"),
             ),
         ),
         Panel(

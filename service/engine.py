@@ -1,15 +1,17 @@
 """The way of one picture: decode -> micro-batcher -> runtime -> answer.
 
-Owns the threads: a bounded pool that decodes, and the one thread that talks to the device. Knows no HTTP.
+Owns the threads: a bounded pool that decodes, and one for each runtime, the only one to talk to it. Knows no
+HTTP.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import structlog
@@ -50,6 +52,11 @@ class _Job(NamedTuple):
     top_k: int
 
 
+class _Result(NamedTuple):
+    best: TopK
+    device: str
+
+
 @dataclass(frozen=True)
 class Ranked:
     """One class of an answer: its index, its label and its probability (0..1)."""
@@ -61,21 +68,22 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Classification:
-    """A picture's best classes, best first, and the seconds of each stage it went through."""
+    """A picture's best classes, best first, where it ran, and the seconds of each stage it went through."""
 
     ranking: tuple[Ranked, ...]
+    device: str
     decode_s: float
     queue_s: float
     device_s: float
 
 
 class Engine:
-    """Serves one model on one device, from `start` to `close`, on one event loop."""
+    """Serves one model on its runtimes, from `start` to `close`, on one event loop."""
 
     def __init__(
         self,
         model: Model,
-        runtime: Runtime,
+        runtimes: Sequence[Runtime],
         metrics: Metrics,
         *,
         max_batch: int = 32,
@@ -86,17 +94,17 @@ class Engine:
         stall_timeout_s: float = 60.0,
     ) -> None:
         self.model = model
-        self.runtime = runtime
+        self.runtimes = tuple(runtimes)
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._stall_timeout_s = stall_timeout_s
         self._closing = False
         self._starting: asyncio.Task[None] | None = None
         self._decoders = Threads(decode_threads or hardware.cores(), "decode")
-        self._device = Threads(1, "device")
+        self._devices = {runtime: Threads(1, "device") for runtime in self.runtimes}
         self._device_failure: DeviceFailed | None = None
-        self._batcher: MicroBatcher[_Job, TopK] = MicroBatcher(
-            [self._run_batch],
+        self._batcher: MicroBatcher[_Job, _Result] = MicroBatcher(
+            [partial(self._run_batch, runtime) for runtime in self.runtimes],
             max_batch=max_batch,
             max_queue=max_queue,
             max_wait_s=max_wait_s,
@@ -110,15 +118,24 @@ class Engine:
         metrics.decode_running.set_function(lambda: self._decoders.running)
         metrics.decode_waiting.set_function(lambda: self._decoders.waiting)
         metrics.ready.set_function(lambda: self.ready)
-        metrics.device_memory.set_function(lambda: (runtime.memory() or (0, 0))[0])
-        metrics.device_memory_limit.set_function(lambda: (runtime.memory() or (0, 0))[1])
-        info = (model.name, runtime.device, runtime.precision, runtime.name, __version__)
-        metrics.model_info.labels(*info).set(1)
+        metrics.instances.set(len(self.runtimes))
+        for runtime in self.runtimes:  # those of one device are the same here
+            held = metrics.device_memory.labels(runtime.device)
+            held.set_function(partial(_memory, runtime, "held"))
+            limit = metrics.device_memory_limit.labels(runtime.device)
+            limit.set_function(partial(_memory, runtime, "limit"))
+            info = (model.name, runtime.device, runtime.precision, runtime.name, __version__)
+            metrics.model_info.labels(*info).set(1)
 
     @property
     def max_batch(self) -> int:
         """The largest batch given to the device."""
         return self._batcher.max_batch
+
+    @property
+    def devices(self) -> str:
+        """The devices that pictures run on, with commas between."""
+        return ",".join(dict.fromkeys(runtime.device for runtime in self.runtimes))
 
     @property
     def ready(self) -> bool:
@@ -134,13 +151,13 @@ class Engine:
 
     @property
     def stalled(self) -> bool:
-        """Whether the device has been at one batch for longer than the stall timeout."""
-        return self._device.running_for_s > self._stall_timeout_s
+        """Whether a device has been at one batch for longer than the stall timeout."""
+        return any(thread.running_for_s > self._stall_timeout_s for thread in self._devices.values())
 
     @property
     def busy(self) -> bool:
         """Whether a thread is at work; after `close`, one that has not ended in time."""
-        return self._device.running_for_s > 0 or self._decoders.running_for_s > 0
+        return any(thread.running_for_s > 0 for thread in (self._decoders, *self._devices.values()))
 
     @property
     def _warm(self) -> bool:
@@ -169,12 +186,12 @@ class Engine:
             observe("decode").observe(decode_s)
             observe("queue").observe(answer.queue_s)
             observe("device").observe(answer.run_s)
-            ranking = self._rank(answer.result, top_k)
-            return Classification(ranking, decode_s, answer.queue_s, answer.run_s)
+            ranking = self._rank(answer.result.best, top_k)
+            return Classification(ranking, answer.result.device, decode_s, answer.queue_s, answer.run_s)
 
     async def run_synthetic(self, batch_size: int) -> None:
-        """Run one batch of noise through the device thread, between the batches of requests."""
-        await self._on_device([self._noise] * batch_size, 1)
+        """Run one batch of noise on the first device, between the batches of requests."""
+        await self._warm_up(self.runtimes[0], batch_size)
 
     def begin_drain(self) -> None:
         """Stop being ready; requests on open connections are still answered."""
@@ -186,7 +203,9 @@ class Engine:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
         await self._batcher.close(timeout_s)
-        await asyncio.gather(self._decoders.close(timeout_s), self._device.close(timeout_s))
+        await asyncio.gather(
+            *(thread.close(timeout_s) for thread in (self._decoders, *self._devices.values()))
+        )
 
     async def _start(self) -> None:
         started = time.perf_counter()
@@ -195,7 +214,7 @@ class Engine:
         while sizes[-1] < self.max_batch:
             sizes.append(min(2 * sizes[-1], self.max_batch))
         for size in sizes:
-            await self.run_synthetic(size)
+            await asyncio.gather(*(self._warm_up(runtime, size) for runtime in self.runtimes))
         self._batcher.start()
         _log.info("ready", warmed_batches=sizes, seconds=round(time.perf_counter() - started, 2))
 
@@ -208,19 +227,21 @@ class Engine:
         except TimeoutError as error:
             raise DeadlineExceeded("the picture was not decoded before the deadline") from error
 
-    async def _run_batch(self, jobs: list[_Job]) -> list[TopK]:
+    async def _run_batch(self, runtime: Runtime, jobs: list[_Job]) -> list[_Result]:
         self._metrics.batch_size.observe(len(jobs))
+        crops, k = [job.crop for job in jobs], max(job.top_k for job in jobs)
         with self._metrics.batch_seconds.time():
-            best = await self._on_device([job.crop for job in jobs], max(job.top_k for job in jobs))
+            best = await self._devices[runtime].run(runtime.run, crops, k)
         return [
-            TopK(ids, probabilities)
+            _Result(TopK(ids, probabilities), runtime.device)
             for ids, probabilities in zip(best.class_ids, best.probabilities, strict=True)
         ]
 
-    async def _on_device(self, crops: list[Crop], k: int) -> TopK:
+    async def _warm_up(self, runtime: Runtime, batch_size: int) -> None:
         try:
-            return await self._device.run(self.runtime.run, crops, k)
+            await self._devices[runtime].run(runtime.run, [self._noise] * batch_size, 1)
         except DeviceFailed as error:
+            # No batch of a request, whose end the batcher would see: it is the engine's own.
             self._device_failure = error
             raise
 
@@ -252,6 +273,11 @@ class Engine:
             raise
         finally:
             self._metrics.images.labels(outcome).inc()
+
+
+def _memory(runtime: Runtime, part: Literal["held", "limit"]) -> int:
+    memory = runtime.memory()
+    return 0 if memory is None else getattr(memory, part)
 
 
 def _log_failure(error: BaseException, batch_size: int) -> None:

@@ -6,6 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for what can be made again, by the XDG base directory specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet-service"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to, which becomes `path` once the block ends well.

@@ -15,7 +15,7 @@ import torch
 
 from service.errors import DeviceUnavailable
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 
 _NATIVE_BF16_FLAGS: Final = {"avx512_bf16", "amx_bf16", "bf16"}
 
@@ -40,6 +40,17 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "mps"):
         raise DeviceUnavailable(f"{name!r} is not supported: use auto, cpu, cuda, cuda:N or mps")
     return torch.device(device.type)
+
+
+def choose_devices(names: str = "auto") -> tuple[torch.device, ...]:
+    """Return the devices called `names`, with commas between, as in "cuda:0,cuda:1": see `choose_device`.
+
+    Raises DeviceUnavailable also where one is named twice.
+    """
+    devices = tuple(choose_device(name.strip()) for name in names.split(","))
+    if len(set(devices)) < len(devices):
+        raise DeviceUnavailable(f"{names!r} names a device twice; --instances N gives it N batches at a time")
+    return devices
 
 
 def _cuda_index(index: int) -> int:
@@ -69,6 +80,8 @@ def choose_precision(device: torch.device, name: Precision | Literal["auto"] = "
         return "bf16" if device.type == "cpu" and has_native_bf16() else "fp32"
     if name == "tf32" and device.type != "cuda":
         raise DeviceUnavailable(f"tf32 exists on NVIDIA GPUs only, not on {device.type}")
+    if name == "int8":
+        raise DeviceUnavailable("int8 needs a quantised model: see resnet-service quantize --help")
     if name == "fp16" and device.type == "cpu":
         raise DeviceUnavailable("fp16 is not supported on the CPU; use bf16 or fp32")
     return name

@@ -49,9 +49,10 @@ class Metrics:
         self.batch_size = histogram("inference_batch_size", "Pictures in a device batch.", buckets=_PICTURES)
         self.batch_seconds = histogram(
             "inference_batch_seconds",
-            "Time of a device batch, those that failed included; its sum's rate is the device's utilisation.",
+            "Time of a device batch, those that failed included; its sum's rate is the busy instances.",
             buckets=_SECONDS,
         )
+        self.instances = gauge("inference_device_instances", "Batches that run at a time, at most.")
         self.queue_depth = gauge("inference_queue_depth", "Pictures that wait for the device.")
         self.queue_limit = gauge("inference_queue_limit", "Pictures that may wait; more are refused.")
         self.decode_threads = gauge("inference_decode_threads", "Threads that decode pictures.")
@@ -79,8 +80,10 @@ class Metrics:
             ("model", "device", "precision", "runtime", "version"),
         )
         self.device_memory = gauge(
-            "inference_device_memory_bytes", "Bytes held on the device; 0 on the CPU, which has no own."
+            "inference_device_memory_bytes",
+            "Bytes held on the device; 0 on the CPU, which has no own.",
+            ("device",),
         )
         self.device_memory_limit = gauge(
-            "inference_device_memory_limit_bytes", "Bytes the device has; 0 on the CPU."
+            "inference_device_memory_limit_bytes", "Bytes the device has; 0 on the CPU.", ("device",)
         )

@@ -24,8 +24,14 @@ class Settings(BaseSettings):
     weights: str | None = Field(
         None, description="Weights for a torchvision classifier: a path, a URL, or a published set's name."
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+    devices: str = Field("auto", description="auto, cpu, mps, cuda, or several, as in cuda:0,cuda:1.")
+    instances: int | None = Field(
+        None, ge=1, le=64, description="Batches at a time on each device; by default 2 on a GPU, 1 elsewhere."
+    )
+    runtime: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="What runs the network; auto is OpenVINO on x86 CPUs where it is installed."
+    )
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
         "auto", description="Arithmetic of the network; auto is the fastest that costs no accuracy."
     )
 
@@ -57,7 +63,7 @@ class Settings(BaseSettings):
         None, ge=1, description="Threads that decode pictures; by default one for each core."
     )
     model_threads: int | None = Field(
-        None, ge=1, description="Threads of the network on the CPU; by default torch's own choice."
+        None, ge=1, description="Threads of the network on the CPU; by default one for each core."
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")

@@ -23,7 +23,6 @@ from load_tests.pictures import draw
 from service.api.app import create_app
 from service.api.server import Server
 from service.api.service import Service, load
-from service.engine import Engine
 from service.images import Crop
 from service.runtimes import Memory, Runtime, TopK
 from service.settings import Settings
@@ -56,6 +55,15 @@ def encode(image: Image.Image, format: str = "JPEG", **options: object) -> bytes
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache for this session's compiled models, so that tests neither find nor leave any."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -106,10 +114,16 @@ class Running:
 
     url: str
     client: httpx.Client
-    runtime: GatedRuntime
+    runtimes: list[GatedRuntime]
     service: Service
     server: uvicorn.Server
     thread: threading.Thread
+
+    @property
+    def runtime(self) -> GatedRuntime:
+        """The only runtime."""
+        [runtime] = self.runtimes
+        return runtime
 
     def stop(self) -> None:
         """End the server now, as at the end of `serving`."""
@@ -150,18 +164,13 @@ class _ThreadedServer(Server):
 @contextmanager
 def serving(settings: Settings) -> Iterator[Running]:
     """Serve for real, on a port that the system chooses, until the block ends."""
-    loaded = load(settings)
-    runtime = GatedRuntime(loaded.engine.runtime)
-    engine = Engine(
-        loaded.engine.model,
-        runtime,
-        loaded.metrics,
-        max_batch=settings.max_batch,
-        max_queue=settings.max_queue,
-        max_pixels=int(settings.max_pixels_mp * 1e6),
-        stall_timeout_s=settings.stall_timeout_s,
-    )
-    service = Service(settings, engine, loaded.metrics)
+    runtimes: list[GatedRuntime] = []
+
+    def gated(runtime: Runtime) -> GatedRuntime:
+        runtimes.append(GatedRuntime(runtime))
+        return runtimes[-1]
+
+    service = load(settings, gated)
     config = uvicorn.Config(
         create_app(service), port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=10
     )
@@ -172,11 +181,12 @@ def serving(settings: Settings) -> Iterator[Running]:
         assert server.listening.wait(30)
         limits = httpx.Limits(max_connections=None)
         with httpx.Client(base_url=server.url, timeout=30, limits=limits) as client:
-            running = Running(server.url, client, runtime, service, server, thread)
+            running = Running(server.url, client, runtimes, service, server, thread)
             running.wait_for(lambda: client.get("/readyz").status_code == 200)
             yield running
     finally:
-        runtime.release()
+        for runtime in runtimes:
+            runtime.release()
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()

@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache
 from itertools import count
 from typing import Any
@@ -220,12 +221,13 @@ def test_metrics_have_the_promised_names(server: Running, jpeg: bytes) -> None:
     for stage in ("read", "decode", "queue", "device"):
         assert server.metric("inference_stage_seconds_count", stage=stage) > 0
     assert server.metric("inference_ready") == 1
-    assert server.metric("inference_model_info", model="bundled", device="cpu", runtime="torch") == 1
+    assert server.metric("inference_model_info", model="bundled", device="cpu") == 1
     text = server.client.get("/metrics").text
     for name in (
         "inference_queue_depth",
         "inference_in_flight",
         "inference_rejected_total",
+        "inference_device_instances",
         "inference_device_memory_bytes",
         "process_resident_memory_bytes",
         "python_info",
@@ -428,6 +430,26 @@ def test_a_deadline_is_504(jpeg: bytes) -> None:
         with server.runtime.held():
             problem(server.client.post("/predict", files=files(jpeg)), 504, "deadline-exceeded")
         assert server.metric("inference_images_total", outcome="expired") == 1
+
+
+def test_two_instances_take_turns_and_outlive_each_other(jpeg: bytes) -> None:
+    """Two instances run two pictures at the same time; where one fails for good, the other goes on."""
+    with serving(Settings(model="bundled", instances=2)) as server, ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        for runtime in server.runtimes:
+            stack.enter_context(runtime.held())
+        answers = [pool.submit(server.client.post, "/predict", files=files(jpeg)) for _ in range(2)]
+        for runtime in server.runtimes:
+            assert runtime.begun.acquire(timeout=30)
+        one, other = server.runtimes
+        one.error = DeviceFailed("gone")
+        one.release()
+        other.release()
+        assert sorted(answer.result().status_code for answer in answers) == [200, 500]
+        for _ in range(3):
+            assert server.client.post("/predict", files=files(jpeg)).status_code == 200
+        assert server.client.get("/readyz").status_code == 200
+        assert server.client.get("/info").json()["instances"] == 2
 
 
 def test_a_stuck_batch_fails_liveness(jpeg: bytes) -> None:

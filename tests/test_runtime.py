@@ -1,17 +1,23 @@
-"""The torch runtime: that folding, batching and precision do not change the answer."""
+"""The runtimes: that conversion, folding, batching and precision do not change the answer."""
+
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import nn
 from torchvision import transforms
 
 from service import hardware, models
-from service.errors import DeviceOutOfMemory, DeviceUnavailable
+from service.errors import DeviceOutOfMemory, DeviceUnavailable, ModelUnavailable
 from service.hardware import Precision
 from service.models import Model
+from service.models.graph import Graph
+from service.runtimes import Runtime
 from service.runtimes.pytorch import TorchRuntime
+from service.runtimes.selection import Name, open_runtimes
 
 CPU = torch.device("cpu")
 
@@ -29,37 +35,106 @@ def crops(model: Model) -> list[npt.NDArray[np.uint8]]:
     return list(smooth.repeat(size // 4, 1).repeat(size // 4, 2))
 
 
-def probabilities(model: Model, crops: list[npt.NDArray[np.uint8]], precision: Precision) -> torch.Tensor:
+def opened(model: Model, name: Name, precision: Precision) -> Runtime:
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino")
+    [runtime] = open_runtimes(model, [CPU], name=name, precision=precision)
+    assert (runtime.name, runtime.precision) == (name, precision)
+    return runtime
+
+
+def probabilities(runtime: Runtime, crops: list[npt.NDArray[np.uint8]], classes: int = 10) -> torch.Tensor:
     """All classes' probabilities, [N, classes], in the order of the classes."""
-    runtime = TorchRuntime(model.network, model.preprocessing, CPU, precision)
-    best = runtime.run(crops, len(model.labels))
+    best = runtime.run(crops, classes)
+    assert (np.diff(best.probabilities, axis=1) <= 0).all()
     ordered = np.zeros_like(best.probabilities)
     np.put_along_axis(ordered, best.class_ids, best.probabilities, 1)
     return torch.from_numpy(ordered)
 
 
-def test_equals_the_plain_network(model: Model, crops: list[npt.NDArray[np.uint8]]) -> None:
-    """Folded, normalised on the device and channels last, it answers like the network as it was loaded."""
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_equals_the_plain_network(model: Model, crops: list[npt.NDArray[np.uint8]], name: Name) -> None:
+    """Converted, folded, normalised on the device, it answers like the network as it was loaded."""
     normalise = transforms.Normalize(model.preprocessing.mean, model.preprocessing.std)
     pictures = torch.stack([normalise(transforms.functional.to_tensor(crop)) for crop in crops])
     with torch.inference_mode():
         expected = model.network(pictures).softmax(1)
-    assert torch.allclose(probabilities(model, crops, "fp32"), expected, atol=1e-4)
+    assert torch.allclose(probabilities(opened(model, name, "fp32"), crops), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["torch", "openvino"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_batch_answers_like_its_pictures_alone(
-    model: Model, crops: list[npt.NDArray[np.uint8]], precision: Precision
+    model: Model, crops: list[npt.NDArray[np.uint8]], name: Name, precision: Precision
 ) -> None:
     """At the same precision a batched answer equals the single one to 1e-3."""
-    batched = probabilities(model, crops, precision)
-    single = torch.cat([probabilities(model, [crop], precision) for crop in crops])
+    if precision == "bf16" and name == "openvino" and not hardware.has_native_bf16():
+        pytest.skip("this CPU has no bf16 of its own, which OpenVINO needs")
+    runtime = opened(model, name, precision)
+    batched = probabilities(runtime, crops)
+    single = torch.cat([probabilities(runtime, [crop]) for crop in crops])
     assert torch.allclose(batched, single, atol=1e-3, rtol=0)
 
 
-def test_bf16_keeps_the_answer(model: Model, crops: list[npt.NDArray[np.uint8]]) -> None:
-    """bf16 moves probabilities by little."""
-    assert (probabilities(model, crops, "bf16") - probabilities(model, crops, "fp32")).abs().max() < 0.05
+def test_the_fastest_runtime_keeps_the_answer(model: Model, crops: list[npt.NDArray[np.uint8]]) -> None:
+    """What auto chooses on this CPU, bf16 where it is native, moves probabilities by little."""
+    [fastest] = open_runtimes(model, [CPU])
+    assert (
+        probabilities(fastest, crops) - probabilities(opened(model, "torch", "fp32"), crops)
+    ).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_instances_answer_alike(model: Model, crops: list[npt.NDArray[np.uint8]], name: Name) -> None:
+    """Several instances on one device are runtimes of their own with the same weights."""
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino")
+    one, other = open_runtimes(model, [CPU], name=name, precision="fp32", instances=2)
+    assert torch.allclose(probabilities(one, crops), probabilities(other, crops), atol=1e-5)
+
+
+def test_what_was_converted_once_is_kept(
+    model: Model, crops: list[npt.NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second start finds the converted network in the cache; other weights are another network."""
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def topologies() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.xml")}
+
+    first = probabilities(opened(model, "openvino", "fp32"), crops)
+    kept = topologies()
+    assert len(kept) == 1
+    assert torch.equal(probabilities(opened(model, "openvino", "fp32"), crops), first)
+    assert topologies() == kept
+    other = models.load("bundled")
+    with torch.no_grad():
+        next(other.network.parameters()).mul_(2)
+    opened(other, "openvino", "fp32")
+    assert len(topologies()) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    model: Model, crops: list[npt.NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be kept the network is converted at each start, and the log says so."""
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with capture_logs() as logs:
+        runtime = opened(model, "openvino", "fp32")
+    assert "cannot be kept" in logs[0]["event"]
+    assert len(probabilities(runtime, crops)) == len(crops)
+
+
+@pytest.mark.parametrize("program", [Graph(b"no xml", b""), Graph(b"", b"\0" * 8)])
+def test_a_broken_graph_is_a_clear_error(model: Model, program: Graph) -> None:
+    """A quantised model whose graph cannot be read, or is another's, stops the start."""
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    broken = Model("broken", program, model.labels, model.preprocessing, "here")
+    with pytest.raises(ModelUnavailable, match="broken"):
+        open_runtimes(broken, [CPU])
 
 
 def test_the_model_given_is_left_alone(model: Model) -> None:
@@ -112,3 +187,19 @@ def test_a_precision_the_cpu_lacks(precision: Precision) -> None:
     """A precision the device does not have is a clear error."""
     with pytest.raises(DeviceUnavailable, match=precision):
         hardware.choose_precision(CPU, precision)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"), [("cpu,cpu", "twice"), ("cpu,", "no device"), ("cpu,tpu", "tpu")]
+)
+def test_a_list_of_devices_is_checked(names: str, reason: str) -> None:
+    """Each name is a device, and none is named twice."""
+    assert hardware.choose_devices("cpu") == (CPU,)
+    with pytest.raises(DeviceUnavailable, match=reason):
+        hardware.choose_devices(names)
+
+
+def test_int8_needs_a_quantised_model(model: Model) -> None:
+    """int8 of a float network is refused with the command that makes one."""
+    with pytest.raises(DeviceUnavailable, match="quantize"):
+        open_runtimes(model, [CPU], precision="int8")

@@ -231,14 +231,15 @@ from service.settings import Settings
 
 logs.configure(style="json")
 service = load(Settings(model="bundled", port=0, drain_timeout_s=4))
-run = service.engine.runtime.run
+[runtime] = service.engine.runtimes
+run = runtime.run
 
 def stuck(crops, k):
     if k > 1:  # a picture, not the warm-up
         threading.Event().wait()
     return run(crops, k)
 
-service.engine.runtime.run = stuck
+runtime.run = stuck
 sys.exit(server.run(service))
 """
 
@@ -304,7 +305,7 @@ def test_a_wrong_environment_variable() -> None:
 
 def test_a_device_that_is_missing() -> None:
     """A forced device that is not there stops the start with status 3."""
-    assert "cuda:99" in refused("--model", "bundled", "--device", "cuda:99", status=3).replace(
+    assert "cuda:99" in refused("--model", "bundled", "--devices", "cuda:99", status=3).replace(
         "cuda was", "cuda:99"
     )
 

@@ -62,15 +62,16 @@ async def metrics(request: Request, service: ServiceDep) -> Response:
 @router.get("/info", summary="What is served, on what, within which limits")
 async def info(service: ServiceDep) -> Info:
     """Describe the model, the device, the versions, the machine and the limits."""
-    model, runtime, settings = service.engine.model, service.engine.runtime, service.settings
+    model, runtime, settings = service.engine.model, service.engine.runtimes[0], service.settings
     return Info(
         model=model.name,
         source=model.source,
         labels=len(model.labels),
         input_size=model.preprocessing.crop,
-        device=runtime.device,
+        device=service.engine.devices,
         precision=runtime.precision,
         runtime=runtime.name,
+        instances=len(service.engine.runtimes),
         version=__version__,
         versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
         hardware=hardware.fingerprint(),
@@ -99,7 +100,7 @@ async def bench_(
     ] = None,
     iterations: Annotated[int, Query(ge=1, le=1000, description="Timed batches of each size.")] = 20,
 ) -> Bench:
-    """Run noise through the device thread, between the batches of requests. One run at a time."""
+    """Run noise on the first device, between the batches of requests. One run at a time."""
     sizes = _batch_sizes(service, batch_sizes)
     images_needed = sum(sizes) * (iterations + bench.WARM_UP)
     if images_needed > service.settings.bench_max_images:
@@ -114,7 +115,7 @@ async def bench_(
     async with service.bench_lock:
         measuring = bench.measure(service.engine.run_synthetic, sizes, iterations)
         rows = await while_connected(request, measuring)
-    runtime = service.engine.runtime
+    runtime = service.engine.runtimes[0]
     return Bench(
         model=service.engine.model.name,
         device=runtime.device,

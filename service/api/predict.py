@@ -68,7 +68,7 @@ async def predict(request: Request, service: ServiceDep, top_k: TopK = None) -> 
     body = Predicted(
         predictions=_predictions(result),
         model=service.engine.model.name,
-        device=service.engine.runtime.device,
+        device=result.device,
         timing_ms=_timing(result, total_s),
     )
     stages = {
@@ -106,9 +106,7 @@ async def predict_batch(request: Request, service: ServiceDep, top_k: TopK = Non
     pictures = await _read(request, service)
     items = _items(service, pictures, _resolve(service, top_k), started)
     results = await while_connected(request, items)
-    body = PredictedBatch(
-        results=results, model=service.engine.model.name, device=service.engine.runtime.device
-    )
+    body = PredictedBatch(results=results, model=service.engine.model.name, device=service.engine.devices)
     return _json(body)
 
 

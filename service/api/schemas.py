@@ -103,6 +103,7 @@ class Info(_Body):
     device: str
     precision: str
     runtime: str
+    instances: int = Field(description="Batches that can run at the same time, on all devices.")
     version: str
     versions: dict[str, str]
     hardware: Fingerprint

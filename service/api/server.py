@@ -40,6 +40,7 @@ class Server(uvicorn.Server):
         """Listen, then say where."""
         await super().startup(sockets)
         engine = self._service.engine
+        runtime = engine.runtimes[0]
         for server in self.servers:
             for listener in server.sockets:
                 host, port = listener.getsockname()[:2]
@@ -48,8 +49,10 @@ class Server(uvicorn.Server):
                     "serving",
                     url=f"http://{shown}:{port}",
                     model=engine.model.name,
-                    device=engine.runtime.device,
-                    precision=engine.runtime.precision,
+                    device=engine.devices,
+                    precision=runtime.precision,
+                    runtime=runtime.name,
+                    instances=len(engine.runtimes),
                 )
 
     async def on_tick(self, counter: int) -> bool:

@@ -1,6 +1,7 @@
 """What one process serves, and how routes get at it."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
@@ -9,7 +10,8 @@ from fastapi import Depends, Request
 from service import hardware, models
 from service.engine import Engine
 from service.metrics import Metrics
-from service.runtimes.pytorch import TorchRuntime
+from service.runtimes import Runtime
+from service.runtimes.selection import open_runtimes
 from service.settings import Settings
 from service.tracing import Traces
 
@@ -25,19 +27,26 @@ class Service:
     bench_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-def load(settings: Settings) -> Service:
-    """Load the model onto the device, as the settings say; this may download, and may take seconds.
+def load(settings: Settings, wrap: Callable[[Runtime], Runtime] = lambda runtime: runtime) -> Service:
+    """Load the model onto its devices, as the settings say; this may download, and may take seconds.
 
-    Raises ModelUnavailable, DeviceUnavailable or ExtraMissing with a message for people.
+    `wrap` is put around each runtime: a load test's, say, that makes it slow. Raises ModelUnavailable,
+    DeviceUnavailable or ExtraMissing with a message for people.
     """
-    device = hardware.choose_device(settings.device)
-    precision = hardware.choose_precision(device, settings.precision)
+    devices = hardware.choose_devices(settings.devices)
     model = models.load(settings.model, settings.weights)
-    runtime = TorchRuntime(model.network, model.preprocessing, device, precision, settings.model_threads)
+    runtimes = open_runtimes(
+        model,
+        devices,
+        name=settings.runtime,
+        precision=settings.precision,
+        instances=settings.instances,
+        threads=settings.model_threads,
+    )
     metrics = Metrics()
     engine = Engine(
         model,
-        runtime,
+        [wrap(runtime) for runtime in runtimes],
         metrics,
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,

@@ -45,7 +45,7 @@ def serve(**given: Any) -> None:
     \b
     Examples:
       resnet-service serve --model bundled
-      resnet-service serve --model resnet50 --device cuda --max-batch 64
+      resnet-service serve --model resnet50 --devices cuda:0,cuda:1 --max-batch 64
       SERVICE_PORT=9000 resnet-service serve --model runs/mine.safetensors
     """
     # A container's first process ignores SIGTERM unless it says otherwise, and loading can take minutes.

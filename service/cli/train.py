@@ -216,7 +216,7 @@ def _report(log: Mapping[str, Any], model: Path, seed: int) -> None:
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "tf32", "bf16", "fp16"]),
+    type=click.Choice(["auto", "fp32", "tf32", "bf16", "fp16", "int8"]),
     default="auto",
     help="As for serve.",
 )
@@ -239,16 +239,14 @@ def evaluate(
       resnet-service evaluate bundled --data path/to/cifar10 --mirrored
     """
     from service import hardware, models
-    from service.runtimes.pytorch import TorchRuntime
+    from service.runtimes.selection import open_runtimes
     from service.training import data as pictures
     from service.training.evaluation import evaluate as measure
 
     with _refusals():
         loaded = models.load(model)
         target = hardware.choose_device(device)
-        runtime = TorchRuntime(
-            loaded.network, loaded.preprocessing, target, hardware.choose_precision(target, precision)
-        )
+        [runtime] = open_runtimes(loaded, [target], precision=precision, instances=1)
         dataset = pictures.load_test(data, loaded.labels, loaded.preprocessing, test_share=test_share)
         result = measure(loaded, runtime, dataset, mirrored=mirrored, batch_size=batch_size)
     if as_json:

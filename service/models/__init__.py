@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from service.errors import ModelUnavailable
 from service.images import Preprocessing
 from service.models import catalog, checkpoint, weights
+from service.models.graph import Graph, from_state
 from service.models.networks import NETWORKS
 
 BUNDLED: Final = "bundled"
@@ -24,17 +25,29 @@ _BUNDLED_FILE: Final = "cifar10.safetensors"
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier ready to be put on a device: fp32, on the CPU, in eval mode.
+    """A classifier ready to be put on a device: a network in fp32, on the CPU, in eval mode, or a graph.
 
     `network` takes [N, 3, S, S] normalised float, S = preprocessing.crop, and gives logits
     [N, len(labels)]. `source` says where the weights come from.
     """
 
     name: str
-    network: nn.Module
+    program: nn.Module | Graph
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     source: str
+
+    @property
+    def network(self) -> nn.Module:
+        """The network; raises ModelUnavailable where quantisation has left a graph only."""
+        if isinstance(self.program, Graph):
+            raise ModelUnavailable(f"{self.name!r} is quantised; this needs the model it was made from")
+        return self.program
+
+    @property
+    def graph(self) -> Graph | None:
+        """The graph of a quantised model; None where there is a network."""
+        return self.program if isinstance(self.program, Graph) else None
 
 
 def load(name: str, weights_source: str | None = None) -> Model:
@@ -82,6 +95,8 @@ def _from_torchvision(name: str, weights_source: str | None) -> Model:
 
 def _from_checkpoint(name: str, path: Path) -> Model:
     trained = checkpoint.load(path)
+    if quantised := from_state(trained.state):
+        return Model(name, quantised, trained.labels, trained.preprocessing, path.name)
     if trained.network in NETWORKS:
         network = NETWORKS[trained.network](len(trained.labels))
     elif trained.network in catalog.names():
@@ -105,6 +120,8 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
 
 @torch.inference_mode()
 def _check_output(model: Model) -> None:
+    if model.graph is not None:
+        return  # its runtime checks it
     size = model.preprocessing.crop
     try:
         output = model.network(torch.zeros(1, 3, size, size))

@@ -6,8 +6,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from service.images import Crop
+from service.images import Crop, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,14 @@ class Memory(NamedTuple):
     limit: int
 
 
+def normalisation(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Return mean and std, [3, 1, 1], for pictures of 0..255: those of the preprocessing are for 0..1."""
+    mean, std = torch.tensor([preprocessing.mean, preprocessing.std]).view(2, 3, 1, 1) * 255
+    return mean, std
+
+
 class Runtime(Protocol):
-    """A model on a device. All calls come from the one thread that owns the device.
+    """A model on a device, for one batch at a time. All calls come from one thread, its own.
 
     `name` is the runtime's own ("torch"), `device` and `precision` are those in use.
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Final
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.fx.experimental.optimization import fuse
 from service.errors import DeviceFailed, DeviceOutOfMemory
 from service.hardware import Precision
 from service.images import Crop, Preprocessing
-from service.runtimes import Memory, TopK
+from service.runtimes import Memory, TopK, normalisation
 
 _DTYPES: Final = {
     "fp32": torch.float32,
@@ -24,7 +25,10 @@ _OUT_OF_MEMORY: Final = ("can't allocate memory", "out of memory")
 
 
 class TorchRuntime:
-    """A network on one device, from construction to the end of the process."""
+    """A network on one device, from construction to the end of the process.
+
+    On a GPU it has a stream of its own, so that its batch is copied while a sibling's is computed.
+    """
 
     name: str = "torch"
 
@@ -44,13 +48,19 @@ class TorchRuntime:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         with translated_errors():
             # Folded in fp32 before the weights are rounded: batch norm's own statistics never are.
             folded = fuse(network)  # a copy
             self._network = folded.to(device, self._dtype).to(memory_format=torch.channels_last)
-            # The pictures are 0..255, so mean and std, which are for 0..1, are scaled up instead.
-            self._mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1) * 255
-            self._std = torch.tensor(preprocessing.std, device=device).view(3, 1, 1) * 255
+            self._mean, self._std = (values.to(device) for values in normalisation(preprocessing))
+
+    def sibling(self) -> "TorchRuntime":
+        """Return a runtime for another batch at the same time, with the same weights."""
+        other = copy(self)
+        if self._device.type == "cuda":
+            other._stream = torch.cuda.Stream(self._device)
+        return other
 
     @torch.inference_mode()
     def run(self, crops: Sequence[Crop], k: int) -> TopK:
@@ -58,7 +68,7 @@ class TorchRuntime:
         if self._threads is not None:
             # Here, not in __init__: OpenMP keeps the number for each calling thread.
             torch.set_num_threads(self._threads)
-        with translated_errors():
+        with translated_errors(), torch.cuda.stream(self._stream):  # None: as it is
             probabilities = self._forward(np.stack(crops)).softmax(1)
             best = probabilities.topk(k)
             return TopK(best.indices.cpu().numpy(), best.values.cpu().numpy())

@@ -16,7 +16,8 @@ from service import __version__, hardware, models
 from service.errors import DeviceOutOfMemory, TrainingImpossible
 from service.hardware import Precision
 from service.models import Model, checkpoint
-from service.runtimes.pytorch import TorchRuntime, translated_errors
+from service.runtimes.pytorch import translated_errors
+from service.runtimes.selection import open_runtimes
 from service.training import record, require_plots
 from service.training.data import Data, Dataset
 from service.training.evaluation import evaluate
@@ -140,8 +141,7 @@ def _go_on(trainer: Trainer, log: dict[str, Any], folder: RunFolder) -> None:
 
 def _examine(model: Model, log: dict[str, Any], test_set: Dataset, request: Request) -> Tensor:
     """Write into the log how good the network is, as it will be served, and return its confusion matrix."""
-    device = torch.device(request.device)
-    runtime = TorchRuntime(model.network, model.preprocessing, device, hardware.choose_precision(device))
+    [runtime] = open_runtimes(model, [torch.device(request.device)], instances=1)
     batch_size = request.options.batch_size
     plain = evaluate(model, runtime, test_set, batch_size=batch_size)
     mirrored = evaluate(model, runtime, test_set, batch_size=batch_size, mirrored=True)

@@ -1,0 +1,74 @@
+"""Choose how a model is executed on the devices there are, and get it ready."""
+
+import platform
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Final, Literal
+
+import torch
+
+from service import hardware
+from service.errors import DeviceUnavailable, ExtraMissing
+from service.hardware import Precision
+from service.models import Model
+from service.runtimes import Runtime
+from service.runtimes.pytorch import TorchRuntime
+
+Name = Literal["auto", "torch", "openvino"]
+
+_MEASURED: Final = ("x86_64", "AMD64")
+"""Where OpenVINO has been seen to be the faster one."""
+
+
+def open_runtimes(
+    model: Model,
+    devices: Sequence[torch.device],
+    *,
+    name: Name = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    instances: int | None = None,
+    threads: int | None = None,
+) -> list[Runtime]:
+    """Put `model` on each of `devices`, ready for `instances` batches at a time, which share its weights.
+
+    By default a GPU has two batches in flight, so that one is copied while the other is computed, and a CPU
+    one, on all its cores; several on a CPU share `threads` cores out. Raises DeviceUnavailable for what a
+    device cannot do, ExtraMissing where OpenVINO is not installed, ModelUnavailable for a broken graph.
+    """
+    return [
+        runtime
+        for device in devices
+        for runtime in _on_device(model, device, name, precision, instances, threads)
+    ]
+
+
+def _on_device(
+    model: Model,
+    device: torch.device,
+    name: Name,
+    precision: Precision | Literal["auto"],
+    instances: int | None,
+    threads: int | None,
+) -> Sequence[Runtime]:
+    quantised = model.graph is not None
+    if (quantised or name == "openvino") and device.type != "cpu":
+        raise DeviceUnavailable(f"OpenVINO runs on the CPU here, not on {device}; use --devices cpu")
+    if quantised and name == "torch":
+        raise DeviceUnavailable(f"{model.name!r} is quantised, which only --runtime openvino can run")
+    if quantised and precision not in ("auto", "int8"):
+        raise DeviceUnavailable(f"{model.name!r} is quantised: int8 is the precision it has")
+    chosen: Precision = "int8" if quantised else hardware.choose_precision(device, precision)
+    count = instances or (2 if device.type == "cuda" else 1)
+    if quantised or name == "openvino" or (name == "auto" and device.type == "cpu" and _prefers_openvino()):
+        if find_spec("openvino") is None:
+            raise ExtraMissing("this needs OpenVINO: pip install 'resnet-service[openvino]'")
+        from service.runtimes import openvino
+
+        return openvino.compile_model(model, chosen, streams=count, threads=threads)
+    each = max(1, (threads or hardware.cores()) // count) if device.type == "cpu" else threads
+    first = TorchRuntime(model.network, model.preprocessing, device, chosen, each)
+    return [first, *(first.sibling() for _ in range(count - 1))]
+
+
+def _prefers_openvino() -> bool:
+    return platform.machine() in _MEASURED and find_spec("openvino") is not None
