@@ -16,6 +16,7 @@ LAYERS = [
     {"models"},
     {"runtimes"},
     {"engine", "training"},
+    {"quantisation"},
     {"api"},
     {"cli"},
     {"__main__"},
@@ -30,6 +31,8 @@ ONLY_IN = {
     "prometheus_client": ("metrics", "api"),
     "PIL": "images",
     "simplejpeg": "images",
+    "openvino": "runtimes",
+    "nncf": "quantisation",
     "matplotlib": "training",
     "opentelemetry": "tracing",
 }

@@ -4,14 +4,15 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from service.cli.refusals import refusals
 
 if TYPE_CHECKING:
     from service.hardware import Precision
@@ -29,17 +30,6 @@ class _Number(click.FloatRange):
 
 
 _SHARE = _Number(0, 1, max_open=True)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn the service's errors into one message and exit status 1."""
-    from service.errors import ServiceError
-
-    try:
-        yield
-    except ServiceError as error:
-        raise click.ClickException(str(error)) from error
 
 
 class _SeveralSeeds(click.Command):
@@ -151,7 +141,7 @@ def train(
         raise click.UsageError("--freeze needs --pretrained or --weights: random weights must learn")
     if pretrained and weights:
         raise click.UsageError("give --pretrained or --weights, not both")
-    with _refusals():
+    with refusals():
         begin = start(network, weights_source="DEFAULT" if pretrained else weights, size=size)
         target = hardware.choose_device(device)
         recipe = replace(begin.recipe, **{key: value for key, value in options.items() if value is not None})
@@ -243,7 +233,7 @@ def evaluate(
     from service.training import data as pictures
     from service.training.evaluation import evaluate as measure
 
-    with _refusals():
+    with refusals():
         loaded = models.load(model)
         target = hardware.choose_device(device)
         [runtime] = open_runtimes(loaded, [target], precision=precision, instances=1)
@@ -290,7 +280,7 @@ def activations(model: str, image: Path, out: Path, layers: tuple[str, ...]) -> 
     from service import images, models
     from service.training.activations import draw
 
-    with _refusals():
+    with refusals():
         loaded = models.load(model)
         crop = images.decode(image.read_bytes(), loaded.preprocessing)
         for path, shape in draw(loaded, crop, out, layers).items():

@@ -101,6 +101,14 @@ def convert(network: nn.Module, preprocessing: Preprocessing) -> ov.Model:
     return ov.convert_model(exported, input=[ov.PartialShape([-1, size, size, 3])])
 
 
+def serialise(graph: ov.Model) -> Graph:
+    """Return OpenVINO's model as what a checkpoint holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        topology = Path(folder) / "graph.xml"
+        ov.save_model(graph, topology, compress_to_fp16=False)
+        return Graph(topology.read_bytes(), topology.with_suffix(".bin").read_bytes())
+
+
 class _Whole(nn.Module):
     """A network from uint8 pictures to probabilities, so that OpenVINO can fuse what stands around it."""
 

@@ -25,7 +25,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
-from service import hardware, images
+from service import files, hardware, images
 from service.errors import ServiceError, TrainingImpossible
 from service.images import Preprocessing
 from service.models.weights import connection_timeout
@@ -161,7 +161,7 @@ def _allocate(shape: tuple[int, int, int, int]) -> "np.ndarray[tuple[int, ...], 
     if free is None or size < free / 2:
         return np.empty(shape, np.uint8)
     try:
-        folder = _cache_folder()  # not the usual temporary folder, which often is memory itself
+        folder = files.cache_folder()  # not the usual temporary folder, which often is memory itself
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:  # it has no name; the mapping keeps it
             if hasattr(os, "posix_fallocate"):
@@ -173,13 +173,9 @@ def _allocate(shape: tuple[int, int, int, int]) -> "np.ndarray[tuple[int, ...], 
         ) from error
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "resnet-service"
-
-
 def _cifar10(preprocessing: Preprocessing, *, train: bool) -> tuple[tuple[str, ...], Dataset]:
     """Return CIFAR-10's labels and one of its parts, fetched first where it is not there yet."""
-    folder = _cache_folder()
+    folder = files.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with connection_timeout():
