@@ -63,7 +63,7 @@ class Settings(BaseSettings):
         None, ge=1, description="Threads that decode pictures; by default one for each core."
     )
     model_threads: int | None = Field(
-        None, ge=1, description="Threads of the network on the CPU; by default one for each core."
+        None, ge=1, description="Threads of the network on the CPU; by default the runtime's own choice."
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")

@@ -124,8 +124,44 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with capture_logs() as logs:
         runtime = opened(model, "openvino", "fp32")
-    assert "cannot be kept" in logs[0]["event"]
+    assert "of no use" in logs[0]["event"]
     assert len(probabilities(runtime, crops)) == len(crops)
+
+
+def test_a_broken_cache_is_no_obstacle(
+    model: Model, crops: list[npt.NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a kept network was damaged it is converted anew, and the log says so."""
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = probabilities(opened(model, "openvino", "fp32"), crops)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    with capture_logs() as logs:
+        again = probabilities(opened(model, "openvino", "fp32"), crops)
+    assert "of no use" in logs[0]["event"]
+    assert torch.allclose(again, first)
+
+
+def test_a_network_that_cannot_be_converted_is_run_by_torch(
+    model: Model, crops: list[npt.NDArray[np.uint8]]
+) -> None:
+    """Auto falls back to PyTorch, and says so; who asked for OpenVINO is told why not."""
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+
+    class Exotic(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svdvals(x.mean(1))[:, :10]
+
+    stubborn = Model("stubborn", Exotic(), model.labels, model.preprocessing, "here")
+    with capture_logs() as logs:
+        [runtime] = open_runtimes(stubborn, [CPU], precision="fp32")
+    assert runtime.name == "torch"
+    assert "cannot run this network" in logs[-1]["event"]
+    assert len(probabilities(runtime, crops)) == len(crops)
+    with pytest.raises(ModelUnavailable, match="convert"):
+        open_runtimes(stubborn, [CPU], name="openvino", precision="fp32")
 
 
 @pytest.mark.parametrize("program", [Graph(b"no xml", b""), Graph(b"", b"\0" * 8)])

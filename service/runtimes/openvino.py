@@ -64,10 +64,11 @@ class OpenVINORuntime:
 def compile_model(
     model: Model, precision: Precision, *, streams: int = 1, threads: int | None = None
 ) -> list[OpenVINORuntime]:
-    """Compile `model` for `streams` batches at a time, on `threads` cores in all, by default every one.
+    """Compile `model` for `streams` batches at a time, on `threads` in all, by default OpenVINO's choice.
 
     What was converted and compiled once is kept in the user's cache, so that the next start is quick. Raises
-    DeviceUnavailable for a precision that this CPU does not have, ModelUnavailable for a broken graph.
+    DeviceUnavailable for a precision that this CPU does not have, ModelUnavailable for a broken graph and
+    for a network that cannot be converted.
     """
     core = ov.Core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -80,25 +81,29 @@ def compile_model(
         "INFERENCE_NUM_THREADS": threads or 0,
     }
     if model.graph is not None:
-        source: ov.Model | Path = _read(core, model.graph, model)
+        compiled = core.compile_model(_read(core, model.graph, model), "CPU", options)
     else:
-        source, cache = _converted(model.network, model.preprocessing)
-        if cache is not None:
-            options["CACHE_DIR"] = str(cache)
-    compiled = core.compile_model(source, "CPU", options)
+        compiled = _compile(core, model, options)
     return [OpenVINORuntime(compiled, precision) for _ in range(streams)]
 
 
 def convert(network: nn.Module, preprocessing: Preprocessing) -> ov.Model:
-    """Convert to [N, S, S, 3] uint8 -> probabilities [N, classes] fp32, for any N."""
+    """Convert to [N, S, S, 3] uint8 -> probabilities [N, classes] fp32, for any N.
+
+    Raises ModelUnavailable where that cannot be done.
+    """
     size = preprocessing.crop
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=4096)
-    with torch.no_grad():
-        exported = torch.export.export(
-            _Whole(network, preprocessing).eval(), (example,), dynamic_shapes=({0: batch},)
-        )
-    return ov.convert_model(exported, input=[ov.PartialShape([-1, size, size, 3])])
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                _Whole(network, preprocessing).eval(), (example,), dynamic_shapes=({0: batch},)
+            )
+        return ov.convert_model(exported, input=[ov.PartialShape([-1, size, size, 3])])
+    except Exception as error:  # torch.export has no common class for what it cannot do
+        reason = next(iter(str(error).splitlines()), type(error).__name__)  # of pages, often
+        raise ModelUnavailable(f"OpenVINO cannot convert the network: {reason}") from error
 
 
 def serialise(graph: ov.Model) -> Graph:
@@ -128,25 +133,31 @@ class _Whole(nn.Module):
         return logits.softmax(1)
 
 
-def _converted(network: nn.Module, preprocessing: Preprocessing) -> tuple[ov.Model | Path, Path | None]:
-    """Return the network's graph and the folder it was kept in; None where nothing can be kept."""
-    folder = files.cache_folder() / "openvino" / _fingerprint(network, preprocessing)
+def _compile(core: ov.Core, model: Model, options: dict[str, str | int]) -> ov.CompiledModel:
+    """Compile a network, whose graph and compiled form are found in the cache or put there."""
+    folder = files.cache_folder() / "openvino" / _fingerprint(model.network, model.preprocessing)
     topology = folder / "model.xml"
     try:
-        if topology.exists():
-            return topology, folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            whole = Path(temporary) / "whole"
-            whole.mkdir()
-            ov.save_model(convert(network, preprocessing), whole / topology.name, compress_to_fp16=False)
+        if not topology.exists():
+            _keep(convert(model.network, model.preprocessing), topology)
+        return core.compile_model(topology, "CPU", {**options, "CACHE_DIR": str(folder)})
+    except (OSError, RuntimeError) as error:  # RuntimeError: what was kept is broken
+        _log.warning("the cache of converted networks is of no use; converting anew", reason=str(error))
+        return core.compile_model(convert(model.network, model.preprocessing), "CPU", options)
+
+
+def _keep(graph: ov.Model, topology: Path) -> None:
+    folder = topology.parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        whole = Path(temporary) / "whole"
+        whole.mkdir()
+        ov.save_model(graph, whole / topology.name, compress_to_fp16=False)
+        try:
             whole.replace(folder)  # at once, so that a kill leaves no half
-    except OSError as error:
-        if topology.exists():  # another process was quicker
-            return topology, folder
-        _log.warning("the converted network cannot be kept, so every start converts it", reason=str(error))
-        return convert(network, preprocessing), None
-    return topology, folder
+        except OSError:
+            if not topology.exists():  # else another process was quicker
+                raise
 
 
 def _fingerprint(network: nn.Module, preprocessing: Preprocessing) -> str:

@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Final, Literal
 
+import structlog
 import torch
 
 from service import hardware
-from service.errors import DeviceUnavailable, ExtraMissing
+from service.errors import DeviceUnavailable, ExtraMissing, ModelUnavailable
 from service.hardware import Precision
 from service.models import Model
 from service.runtimes import Runtime
 from service.runtimes.pytorch import TorchRuntime
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 Name = Literal["auto", "torch", "openvino"]
 
@@ -64,8 +67,13 @@ def _on_device(
             raise ExtraMissing("this needs OpenVINO: pip install 'resnet-service[openvino]'")
         from service.runtimes import openvino
 
-        return openvino.compile_model(model, chosen, streams=count, threads=threads)
-    each = max(1, (threads or hardware.cores()) // count) if device.type == "cpu" else threads
+        try:
+            return openvino.compile_model(model, chosen, streams=count, threads=threads)
+        except ModelUnavailable as error:
+            if quantised or name == "openvino":
+                raise
+            _log.warning("OpenVINO cannot run this network, so PyTorch does", reason=str(error))
+    each = max(1, (threads or hardware.cores()) // count) if count > 1 else threads
     first = TorchRuntime(model.network, model.preprocessing, device, chosen, each)
     return [first, *(first.sibling() for _ in range(count - 1))]
 
