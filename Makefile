@@ -3,12 +3,13 @@ PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= bundled
 CIFAR ?= cifar10
+PICTURE ?= dog.jpg
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test check format lint types lock load-test image-test dashboards bundled-model clean
+.PHONY: help install serve test check format lint types lock load-test compare-peers image-test dashboards bundled-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,6 +39,9 @@ lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; ve
 
 load-test: $(VENV)/.installed-dev  ## Load a service that serves MODEL, in every scenario; reports in load-test/
 	$(BIN)/python -m load_tests run --model "$(MODEL)"
+
+compare-peers: $(VENV)/.installed-dev  ## Compare with other servers on PICTURE, over HTTP, with wrk; results in peers/
+	$(BIN)/python -m load_tests.peers --picture "$(PICTURE)"
 
 image-test: $(VENV)/.installed-dev  ## Build both images without an engine (buildah, root) and try their containers
 	$(BIN)/pytest tests/image_test.py

@@ -212,11 +212,11 @@ def test_sigterm_ends_the_container_with_0(container: Container) -> None:
 
 
 def test_the_image_is_small_beside_pytorch(container: Container) -> None:
-    """Without PyTorch and what it brings for CUDA, which CPU wheels leave out, packages take under 400 MB."""
+    """Without PyTorch and what it brings for CUDA, which CPU wheels leave out, packages take under 600 MB."""
     venv = Path(container.buildah("mount", container.name)) / "opt" / "venv"
     [packages] = venv.glob("lib/python3.*/site-packages")
     if container.without_cuda:
         assert not [*packages.glob("nvidia*"), *packages.glob("triton*")]
     pytorch = [packages / name for name in ("torch", "nvidia", "triton", "cuda")]
     whole, *parts = (megabytes(place) for place in (venv, *filter(Path.exists, pytorch)))
-    assert whole - sum(parts) < 400
+    assert whole - sum(parts) < 600

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from load_tests.peers import report as peers
 from load_tests.report import STAGES, Requests
 from load_tests.scenarios import SCENARIOS
 from tests.conftest import REPOSITORY, Running
@@ -146,3 +148,23 @@ def test_an_incident_is_drawn(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     for name in ("overview", "detail"):
         assert (tmp_path / f"incident-{name}.png").stat().st_size > 20_000
+
+
+def test_peers_are_compared_with_the_best_of_them(tmp_path: Path) -> None:
+    """Ratios are to the best other server, for int8 to the best at default precision."""
+
+    def row(table: str, server: str, rate: float) -> dict[str, Any]:
+        return {"table": table, "server": server, "rate": rate, "p50_ms": 1.0, "p99_ms": 2.0}
+
+    rows = [
+        row("default precision", "this service", 30.0),
+        row("default precision", "one", 10.0),
+        row("default precision", "other", 15.0),
+        row("no model", "this service", 500.0),
+        row("no model", "one", 250.0),
+        row("int8", "this service", 60.0),
+    ]
+    table = peers.write(rows, tmp_path)
+    ratios = [line.split("|")[4].strip() for line in table.splitlines()[2:]]
+    assert ratios == ["2.00", "0.67", "1.00", "2.00", "1.00", "4.00"]
+    assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")

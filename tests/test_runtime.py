@@ -152,7 +152,8 @@ def test_a_network_that_cannot_be_converted_is_run_by_torch(
 
     class Exotic(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.linalg.svdvals(x.mean(1))[:, :10]
+            values: torch.Tensor = torch.linalg.svdvals(x.mean(1))
+            return values[:, :10]
 
     stubborn = Model("stubborn", Exotic(), model.labels, model.preprocessing, "here")
     with capture_logs() as logs:

@@ -75,7 +75,7 @@ def compile_model(
     if precision == "bf16" and "BF16" not in capabilities:
         raise DeviceUnavailable("this CPU has no bf16; use fp32")
     inner = precision if precision in _HINTS else ("bf16" if "BF16" in capabilities else "fp32")
-    options = {
+    options: dict[str, str | int] = {
         "INFERENCE_PRECISION_HINT": _HINTS[inner],
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads or 0,

@@ -1,0 +1,49 @@
+"""What every one of them serves: torchvision's ResNet-50 in eager fp32, after its weights' own transforms.
+
+The environment has PORT, WEIGHTS (a state dict) and, where nothing is to be computed, NOOP.
+"""
+
+import os
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights, resnet50
+
+PORT = int(os.environ["PORT"])
+MAX_BATCH = 16
+
+
+class NoOp(nn.Module):
+    """Answers at once, so that what is left is decoding and serving."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """[N, 3, S, S] -> [N, 1000]."""
+        return torch.zeros(len(pictures), 1000)
+
+
+class Classifier:
+    """The network and what stands before and after it."""
+
+    def __init__(self) -> None:
+        self._transforms = ResNet50_Weights.DEFAULT.transforms()
+        self._network = NoOp() if "NOOP" in os.environ else resnet50()
+        if "NOOP" not in os.environ:
+            self._network.load_state_dict(torch.load(os.environ["WEIGHTS"], weights_only=True))
+        self._network.eval()
+
+    def decode(self, file: Any) -> Tensor:
+        """Read one picture: a file of JPEG, or a picture of Pillow's -> [3, 224, 224]."""
+        picture = file if isinstance(file, Image.Image) else Image.open(file)
+        pixels: Tensor = self._transforms(picture.convert("RGB"))
+        return pixels
+
+    @torch.inference_mode()
+    def classify(self, pictures: Tensor) -> list[dict[str, Any]]:
+        """[N, 3, 224, 224] -> an answer for each, with the five best classes."""
+        best = self._network(pictures).softmax(1).topk(5)
+        return [
+            {"class_ids": ids, "probabilities": probabilities}
+            for ids, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]

@@ -1,0 +1,35 @@
+"""Ray Serve, with its dynamic request batching."""
+
+import io
+from typing import Any
+
+import torch
+from ray import serve
+from starlette.requests import Request
+from torch import Tensor
+
+from load_tests.peers.servers.resnet import MAX_BATCH, PORT, Classifier
+
+
+@serve.deployment(max_ongoing_requests=64)
+class Resnet:
+    """One replica with the network."""
+
+    def __init__(self) -> None:
+        self.classifier = Classifier()
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
+    async def classify(self, pictures: list[Tensor]) -> list[dict[str, Any]]:
+        """Classify a batch."""
+        return self.classifier.classify(torch.stack(pictures))
+
+    async def __call__(self, request: Request) -> dict[str, Any]:
+        """Classify one body."""
+        picture = self.classifier.decode(io.BytesIO(await request.body()))
+        answer: dict[str, Any] = await self.classify(picture)
+        return answer
+
+
+if __name__ == "__main__":
+    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    serve.run(Resnet.bind(), blocking=True)  # type: ignore[attr-defined]
