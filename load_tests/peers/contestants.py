@@ -75,7 +75,7 @@ def started(command: tuple[str, ...], python: Path, log: Path, **environment: st
         subprocess.Popen(
             [str(python), *command],
             cwd=_REPOSITORY,
-            env={**os.environ, **environment, "PORT": str(port)},
+            env={**os.environ, **environment, "PORT": str(port), "SERVICE_PORT": str(port)},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
