@@ -179,7 +179,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     pictures: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     """After a SIGKILL or SIGINT, --resume ends with the very weights and figures of a whole run."""
-    flags = ["--epochs", "40", "--progressive", "--max-lr", "0.02"]
+    flags = ["--epochs", "40", "--progressive", "--max-lr", "0.02", "--muon-lr", "0.01"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     uninterrupted = train(pictures, whole, *flags)
     assert uninterrupted.exit_code == 0, uninterrupted.output
@@ -584,7 +584,14 @@ def test_a_loss_that_is_not_a_number_ends_the_run(pictures: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "flags", [["--momentum", "0"], ["--weight-decay", "0.1"], ["--ema", "0"], ["--label-smoothing", "0.5"]]
+    "flags",
+    [
+        ["--momentum", "0"],
+        ["--muon-lr", "0.02"],
+        ["--weight-decay", "0.1"],
+        ["--ema", "0"],
+        ["--label-smoothing", "0.5"],
+    ],
 )
 def test_options_change_the_result(pictures: Path, finished: Path, tmp_path: Path, flags: list[str]) -> None:
     """An option that is given is used: the weights are others."""

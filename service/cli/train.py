@@ -78,6 +78,7 @@ class _SeveralSeeds(click.Command):
 @click.option("--epochs", type=click.IntRange(1), help="Times to go through the training pictures.")
 @click.option("--batch-size", type=click.IntRange(2), help="Pictures in a step.")
 @click.option("--max-lr", type=_Number(0, min_open=True), help="Peak of the learning rate (OneCycleLR).")
+@click.option("--muon-lr", type=_Number(0), help="Peak for convolutions, under Muon; 0 for SGD.")
 @click.option("--momentum", type=_Number(0, 1, max_open=True), help="Of SGD, Nesterov's.")
 @click.option("--weight-decay", type=_Number(0), help="Of SGD.")
 @click.option("--label-smoothing", type=_Number(0, 1, max_open=True), help="0 for none.")

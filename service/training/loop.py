@@ -1,4 +1,4 @@
-"""Train one network on pictures in memory: SGD under OneCycleLR, augmentation in batches on the device.
+"""Train one network on pictures in memory, augmented in batches on the device.
 
 Reads and writes no files; `service.training.run` does.
 """
@@ -16,13 +16,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from service.errors import TrainingImpossible
 from service.training.augmentation import augment, resize
 from service.training.data import Dataset
+from service.training.optimisation import Optimisation
 
 
 @dataclass(frozen=True)
 class Options:
     """What decides the result of a run, beside the data and the network.
 
-    `max_lr` is OneCycleLR's peak for the given batch size; `momentum` cycles by 0.05 around its value. `ema`
+    `max_lr` is OneCycleLR's peak for the given batch size under SGD, whose `momentum` and `weight_decay` the
+    others are; `muon_lr` is the peak for the kernels of convolutions under Muon, 0 leaves them to SGD. `ema`
     is the share of the averaged weights that each step keeps, less in runs of few steps; 0 trains without an
     average. `shift` and `cutout` are shares of the picture's side. `progressive` trains the first third of
     the epochs on pictures of half the side and the second on three quarters.
@@ -31,6 +33,7 @@ class Options:
     epochs: int = 16
     batch_size: int = 128
     max_lr: float = 0.1
+    muon_lr: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
@@ -133,22 +136,13 @@ class Trainer:
         # Half of the pictures begin as mirror images, and each is turned over every epoch, so that two epochs
         # show both sides of all. By chance one in two would look the same again: Jordan (2024), section 3.6.
         self._mirrored_first = torch.randint(2, (len(train_set),), generator=self._generator)
-        self._optimizer = torch.optim.SGD(
-            [parameter for parameter in network.parameters() if parameter.requires_grad],
-            lr=options.max_lr,
+        self._optimisation = Optimisation(
+            network,
+            max_lr=options.max_lr,
+            muon_lr=options.muon_lr,
             momentum=options.momentum,
             weight_decay=options.weight_decay,
-            nesterov=options.momentum > 0,
-        )
-        # A quarter of the run warms up, but two steps at least: OneCycleLR divides by zero after one.
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer,
-            options.max_lr,
             total_steps=total_steps,
-            pct_start=min(0.5, max(0.25, 2 / total_steps)),
-            cycle_momentum=options.momentum > 0,
-            base_momentum=max(0.0, options.momentum - 0.05),
-            max_momentum=min(0.99, options.momentum + 0.05),
         )
         self.finished = 0
 
@@ -174,7 +168,7 @@ class Trainer:
             loss, right = self._step(*self._train_set.take(indices, self._device), mirrored, size)
             loss_sum += loss
             right_sum += right
-            on_step(Step(number, size, loss, right, self._learning_rate()))
+            on_step(Step(number, size, loss, right, self._optimisation.learning_rate))
         if not loss_sum.isfinite():
             raise TrainingImpossible(f"the loss of epoch {number} is not a number; lower --max-lr")
         accuracy = self._test()
@@ -182,7 +176,7 @@ class Trainer:
         return Epoch(
             number,
             size,
-            learning_rate=self._learning_rate(),
+            learning_rate=self._optimisation.learning_rate,
             loss=loss_sum.item() / self.steps,
             train_accuracy=right_sum.item() / self.steps,
             accuracy=accuracy,
@@ -207,10 +201,9 @@ class Trainer:
             if not isinstance(logits, Tensor):
                 logits = logits[0]  # googlenet and inception add auxiliary ones
             loss = functional.cross_entropy(logits, targets, label_smoothing=options.label_smoothing)
-        self._optimizer.zero_grad()
+        self._optimisation.zero_grad()
         loss.backward()
-        self._optimizer.step()
-        self._schedule.step()
+        self._optimisation.step()
         if self._average is not None:
             self._average.update_parameters(self.network)
         return loss.detach(), (logits.detach().argmax(1) == targets).float().mean()
@@ -230,17 +223,13 @@ class Trainer:
     def _autocasting(self) -> torch.autocast:
         return torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
 
-    def _learning_rate(self) -> float:
-        return float(self._schedule.get_last_lr()[0])
-
     def state(self) -> dict[str, Any]:
         """Return what the epochs to come depend on: tensors and plain values."""
         return {
             "finished": self.finished,
             "network": self.network.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
+            "optimisation": self._optimisation.state(),
             "order": self._generator.get_state(),
             "dropout": torch.get_rng_state(),
             "dropout_cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else [],
@@ -251,8 +240,7 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+        self._optimisation.restore(state["optimisation"])
         self._generator.set_state(state["order"])
         torch.set_rng_state(state["dropout"])
         if state["dropout_cuda"]:

@@ -18,8 +18,8 @@ from service.training.loop import Options
 RECIPES: Final = {
     "lenet": Options(epochs=30, label_smoothing=0.0),
     "lenet-wide": Options(),
-    "cifar-resnet10": Options(epochs=24),
-    "cifar-resnet18": Options(cutout=0.25),
+    "cifar-resnet10": Options(epochs=24, muon_lr=0.02),
+    "cifar-resnet18": Options(muon_lr=0.02, cutout=0.25),
 }
 """What made the figures in docs/training.md. Other networks get one of the two below."""
 
