@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from service import __version__, hardware, images
-from service.batching import MicroBatcher
+from service.batching import MicroBatcher, warm_up
 from service.errors import (
     DeadlineExceeded,
     DeviceFailed,
@@ -114,6 +114,7 @@ class Engine:
         self._noise: Crop = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
         metrics.queue_depth.set_function(lambda: self._batcher.depth)
         metrics.queue_limit.set(max_queue)
+        metrics.largest_batch.set_function(lambda: self._batcher.largest_batch)
         metrics.decode_threads.set(self._decoders.count)
         metrics.decode_running.set_function(lambda: self._decoders.running)
         metrics.decode_waiting.set_function(lambda: self._decoders.waiting)
@@ -191,7 +192,7 @@ class Engine:
 
     async def run_synthetic(self, batch_size: int) -> None:
         """Run one batch of noise on the first device, between the batches of requests."""
-        await self._warm_up(self.runtimes[0], batch_size)
+        await self._run_noise(self.runtimes[0], batch_size)
 
     def begin_drain(self) -> None:
         """Stop being ready; requests on open connections are still answered."""
@@ -209,14 +210,10 @@ class Engine:
 
     async def _start(self) -> None:
         started = time.perf_counter()
-        # Sizes in between cost nothing more: after 1 and 2, a first batch of 3 is as fast as a second.
-        sizes = [1]
-        while sizes[-1] < self.max_batch:
-            sizes.append(min(2 * sizes[-1], self.max_batch))
-        for size in sizes:
-            await asyncio.gather(*(self._warm_up(runtime, size) for runtime in self.runtimes))
-        self._batcher.start()
-        _log.info("ready", warmed_batches=sizes, seconds=round(time.perf_counter() - started, 2))
+        warmed = await warm_up(self._warm_up, self.max_batch)
+        self._batcher.start(warmed)
+        seconds = round(time.perf_counter() - started, 2)
+        _log.info("ready", largest_batch=warmed.worthwhile, seconds=seconds)
 
     async def _decode(self, data: bytes | bytearray, deadline: float | None) -> Crop:
         try:
@@ -237,7 +234,13 @@ class Engine:
             for ids, probabilities in zip(best.class_ids, best.probabilities, strict=True)
         ]
 
-    async def _warm_up(self, runtime: Runtime, batch_size: int) -> None:
+    async def _warm_up(self, batch_size: int) -> float:
+        """Run a batch of noise on each device at once and return the seconds of the slowest."""
+        started = time.perf_counter()
+        await asyncio.gather(*(self._run_noise(runtime, batch_size) for runtime in self.runtimes))
+        return time.perf_counter() - started
+
+    async def _run_noise(self, runtime: Runtime, batch_size: int) -> None:
         try:
             await self._devices[runtime].run(runtime.run, [self._noise] * batch_size, 1)
         except DeviceFailed as error:

@@ -47,6 +47,10 @@ class Metrics:
             buckets=_SECONDS,
         )
         self.batch_size = histogram("inference_batch_size", "Pictures in a device batch.", buckets=_PICTURES)
+        self.largest_batch = gauge(
+            "inference_largest_batch",
+            "Pictures in the largest batch formed: more do not fit, or are no faster a picture.",
+        )
         self.batch_seconds = histogram(
             "inference_batch_seconds",
             "Time of a device batch, those that failed included; its sum's rate is the busy instances.",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.batching import Answer, MicroBatcher
+from service.batching import Answer, MicroBatcher, Warmed, warm_up
 from service.errors import (
     DeadlineExceeded,
     DeviceFailed,
@@ -47,9 +47,11 @@ class Device:
 
 
 @asynccontextmanager
-async def batching(*devices: Any, **options: Any) -> AsyncIterator[MicroBatcher[int, int]]:
+async def batching(
+    *devices: Any, warmed: Warmed | None = None, **options: Any
+) -> AsyncIterator[MicroBatcher[int, int]]:
     batcher: MicroBatcher[int, int] = MicroBatcher(devices, **{"max_batch": 4, "max_queue": 100, **options})
-    batcher.start()
+    batcher.start(warmed)
     try:
         yield batcher
     finally:
@@ -123,6 +125,37 @@ async def test_no_batch_is_larger_than_max_batch() -> None:
         device.gate.set()
         await asyncio.gather(*tasks)
         assert device.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+
+
+@asynchronous
+async def test_no_batch_is_larger_than_is_worth_taking() -> None:
+    """Where batches of two are as good as any, three items go as two and one, and four still fit."""
+    device = Device(open_gate=True)
+    async with batching(device, warmed=Warmed({}, worthwhile=2)) as batcher:
+        await asyncio.gather(*submit(batcher, 1, 2, 3))
+        assert device.batches == [[1, 2], [3]]
+        assert (batcher.largest_batch, batcher.max_batch) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("fixed_s", "each_s", "worthwhile"),
+    [(0.0, 0.019, 4), (0.005, 0.019, 8), (0.0, 0.001, 24), (0.0012, 0.00007, 24), (0.1, 0.0, 24)],
+    ids=["no fixed cost", "two cores", "a small network", "a large GPU", "no cost of an item"],
+)
+@asynchronous
+async def test_warming_up_finds_what_is_worth_taking(fixed_s: float, each_s: float, worthwhile: int) -> None:
+    """Every size runs, and the largest worth it is where the next brings 2 % or less, or takes 50 ms."""
+    ran: list[int] = []
+
+    async def run(size: int) -> float:
+        first = size not in ran
+        ran.append(size)
+        return 10.0 if first else fixed_s + each_s * size
+
+    warmed = await warm_up(run, 24)
+    assert sorted(set(ran)) == [1, 2, 4, 8, 16, 24]
+    assert warmed.worthwhile == worthwhile
+    assert warmed.seconds[4] == fixed_s + each_s * 4
 
 
 @asynchronous

@@ -5,6 +5,16 @@ import pytest
 from service.batching.duration import BatchDuration
 
 
+def test_small_batches_do_not_wipe_out_what_large_ones_taught() -> None:
+    """After a thousand single items the time of a large batch is still known."""
+    duration = BatchDuration()
+    for n in (1, 2, 4, 8, 16, 32):
+        duration.observe(n, 0.010 + 0.002 * n)
+    for _ in range(1000):
+        duration.observe(1, 0.012)
+    assert duration.seconds(32) == pytest.approx(0.074)
+
+
 def test_knows_nothing_at_first() -> None:
     """Before any batch the estimate is 0, so that nobody is refused on a guess."""
     assert BatchDuration().seconds(8) == 0

@@ -2,9 +2,9 @@
 
 Its contract, a test for each line in tests/test_batching.py:
 
-1. Work-conserving. As soon as a runner is free, whatever waits goes, up to `max_batch`; the next
-   batch fills while one runs. Several runners feed from one queue, each pulling when it is free.
-   `max_wait_s` counts from the oldest item and is 0 by default.
+1. Work-conserving. As soon as a runner is free, whatever waits goes, up to `max_batch`, or to the size
+   from which larger batches are no faster an item; the next batch fills while one runs. Several runners
+   feed from one queue, each pulling when it is free. `max_wait_s` counts from the oldest item, 0 by default.
 2. First in, first out; no polling, no timer when idle, no busy loop.
 3. A caller that has gone (cancelled, or past its deadline) is dropped before the batch is formed;
    its batch-mates do not notice.
@@ -16,10 +16,12 @@ Its contract, a test for each line in tests/test_batching.py:
 6. `close` refuses new work, finishes what was accepted, and returns within a bound.
 
 Lines 1 to 3, which item goes when, are `queue`; 4 to 6, what becomes of it, are `batcher`; the measured rate
-is `duration`. Knows asyncio, the error tree and the clock; no HTTP, no torch, no metrics.
+is `duration`, and the largest batch worth taking `warming`. Knows asyncio, the error tree and the clock; no
+HTTP, no torch, no metrics.
 """
 
 from service.batching.batcher import MicroBatcher, Place, Runner
 from service.batching.queue import Answer
+from service.batching.warming import Warmed, warm_up
 
-__all__ = ["Answer", "MicroBatcher", "Place", "Runner"]
+__all__ = ["Answer", "MicroBatcher", "Place", "Runner", "Warmed", "warm_up"]

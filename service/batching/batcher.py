@@ -9,6 +9,7 @@ from typing import Generic
 
 from service.batching.duration import BatchDuration
 from service.batching.queue import Answer, Entry, Item, Queue, Result, fail
+from service.batching.warming import Warmed
 from service.errors import (
     DeadlineExceeded,
     DeviceFailed,
@@ -48,7 +49,7 @@ class MicroBatcher(Generic[Item, Result]):
         if not runners or max_batch < 1 or max_queue < 1 or max_wait_s < 0:
             raise ValueError("needs a runner, max_batch and max_queue of 1 or more, max_wait_s of 0 or more")
         self._runners = tuple(runners)
-        self._max_batch = max_batch
+        self._max_batch = self._worthwhile = max_batch
         self._max_queue = max_queue
         self._max_wait_s = max_wait_s
         self._on_failure = on_failure
@@ -67,11 +68,20 @@ class MicroBatcher(Generic[Item, Result]):
 
     @property
     def max_batch(self) -> int:
-        """The largest batch formed; shrinks when the device runs out of memory."""
+        """The largest batch that fits the device; shrinks when it runs out of memory."""
         return self._max_batch
 
-    def start(self) -> None:
-        """Begin to accept and to run; one worker task for each runner."""
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch formed: `max_batch`, or what was worth taking where that is less."""
+        return min(self._max_batch, self._worthwhile)
+
+    def start(self, warmed: Warmed | None = None) -> None:
+        """Begin to accept and to run, with what is known of the runners; one worker task for each."""
+        if warmed is not None:
+            self._worthwhile = warmed.worthwhile
+            for size, seconds in warmed.seconds.items():
+                self._duration.observe(size, seconds)
         self._refusal = None
         self._workers = [asyncio.create_task(self._work(runner)) for runner in self._runners]
 
@@ -120,10 +130,12 @@ class MicroBatcher(Generic[Item, Result]):
         )
         idle = len(self._workers) > len(self._running)
         until_free = 0.0 if idle else min(remaining, default=0.0)
-        full_batches, rest = divmod(ahead, self._max_batch)
+        full_batches, rest = divmod(ahead, self.largest_batch)
         rounds = full_batches // max(1, len(self._workers))
         return (
-            until_free + rounds * self._duration.seconds(self._max_batch) + self._duration.seconds(rest + 1)
+            until_free
+            + rounds * self._duration.seconds(self.largest_batch)
+            + self._duration.seconds(rest + 1)
         )
 
     def _admit(self, deadline: float | None) -> None:
@@ -162,7 +174,7 @@ class MicroBatcher(Generic[Item, Result]):
         worker = asyncio.current_task()
         assert worker is not None
         try:
-            while batch := await self._queue.next_batch(self._max_batch, self._max_wait_s):
+            while batch := await self._queue.next_batch(self.largest_batch, self._max_wait_s):
                 self._running[worker] = _Running(len(batch), time.perf_counter())
                 try:
                     await self._run(runner, batch)

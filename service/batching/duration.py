@@ -1,39 +1,54 @@
 """How long a batch of n takes, learnt from the batches that ran."""
 
+from collections.abc import Sequence
 from typing import Final
 
-_MEMORY: Final = 0.95
-"""Weight kept by older batches each time one is observed: the last 20 or so decide."""
+_NEWEST: Final = 0.1
+"""Weight of the newest batch in the mean of its size: the last 20 or so decide."""
 
 
 class BatchDuration:
-    """Seconds for a batch of n items, a + b*n, fitted by least squares that forget exponentially."""
+    """Seconds for a batch of n items, a + b*n, fitted to the recent mean of each power of two.
+
+    With a mean for each, what large batches taught is still known after an hour of small ones.
+    """
 
     def __init__(self) -> None:
-        self._weight = 0.0
-        self._n = 0.0
-        self._t = 0.0
-        self._nn = 0.0
-        self._nt = 0.0
+        self._means: dict[int, tuple[float, float]] = {}  # power of two: items and seconds
+        self._a = 0.0
+        self._b = 0.0
 
     def observe(self, n: int, seconds: float) -> None:
         """Learn from one batch of `n` items that took `seconds`."""
-        self._weight = self._weight * _MEMORY + 1
-        self._n = self._n * _MEMORY + n
-        self._t = self._t * _MEMORY + seconds
-        self._nn = self._nn * _MEMORY + n * n
-        self._nt = self._nt * _MEMORY + n * seconds
+        seconds = max(seconds, 1e-9)
+        power = n.bit_length()
+        mean_n, mean_t = self._means.get(power, (n, seconds))
+        self._means[power] = mean_n + _NEWEST * (n - mean_n), mean_t + _NEWEST * (seconds - mean_t)
+        self._fit()
 
     def seconds(self, n: int) -> float:
         """Estimate the time of a batch of `n` items; 0 before anything was observed."""
-        if not self._weight:
-            return 0.0
-        mean_n, mean_t = self._n / self._weight, self._t / self._weight
-        variance = self._nn / self._weight - mean_n**2
-        if variance < 1e-9 * mean_n**2:
-            # One size only: a line through the origin errs towards too long for larger batches.
-            return mean_t / mean_n * max(n, mean_n)
-        slope = (self._nt / self._weight - mean_n * mean_t) / variance
+        if len(self._means) == 1:
+            # A line through the origin errs towards too long for larger batches, a flat one for smaller.
+            ((mean_n, mean_t),) = self._means.values()
+            return mean_t * max(1.0, n / mean_n)
+        return self._a + self._b * n
+
+    def _fit(self) -> None:
+        """Least squares of relative errors, a/t + b*n/t = 1, so that small batches count as large ones do."""
+        if len(self._means) < 2:
+            return
+        x, y = zip(*((1 / t, n / t) for n, t in self._means.values()), strict=True)
+        xx, xy, yy = _dot(x, x), _dot(x, y), _dot(y, y)
+        determinant = xx * yy - xy * xy
+        self._a = (yy * sum(x) - xy * sum(y)) / determinant
+        self._b = (xx * sum(y) - xy * sum(x)) / determinant
         # Noise can tilt the line; time neither falls with n nor starts below zero.
-        slope = min(max(slope, 0.0), mean_t / mean_n)
-        return mean_t + slope * (n - mean_n)
+        if self._a < 0:
+            self._a, self._b = 0.0, sum(y) / yy
+        elif self._b < 0:
+            self._a, self._b = sum(x) / xx, 0.0
+
+
+def _dot(left: Sequence[float], right: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(left, right, strict=True))
