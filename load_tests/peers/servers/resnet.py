@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 
 PORT = int(os.environ["PORT"])
-MAX_BATCH = 16
+MAX_BATCH = 8
 
 
 class NoOp(nn.Module):

@@ -1,10 +1,10 @@
 """BentoML, with its adaptive batching: `bentoml serve load_tests.peers.servers.with_bentoml:Resnet`."""
 
+from pathlib import Path
 from typing import Any
 
 import bentoml
 import torch
-from PIL.Image import Image
 
 from load_tests.peers.servers.resnet import MAX_BATCH, Classifier
 
@@ -17,6 +17,6 @@ class Resnet:
         self.classifier = Classifier()
 
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000)  # type: ignore[untyped-decorator]
-    def predict(self, file: list[Image]) -> list[dict[str, Any]]:
+    def predict(self, file: list[Path]) -> list[dict[str, Any]]:
         """Classify a batch."""
         return self.classifier.classify(torch.stack([self.classifier.decode(picture) for picture in file]))

@@ -17,6 +17,7 @@ class Decode(mosec.Worker):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
+        torch.set_num_threads(1)  # else the threads of three processes fight for the cores
         self.classifier = Classifier()
 
     def deserialize(self, data: bytes) -> bytes:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from ray import serve
 from starlette.requests import Request
-from torch import Tensor
 
 from load_tests.peers.servers.resnet import MAX_BATCH, PORT, Classifier
 
@@ -19,14 +18,14 @@ class Resnet:
         self.classifier = Classifier()
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
-    async def classify(self, pictures: list[Tensor]) -> list[dict[str, Any]]:
-        """Classify a batch."""
+    async def classify(self, bodies: list[bytes]) -> list[dict[str, Any]]:
+        """Read a batch and classify it."""
+        pictures = [self.classifier.decode(io.BytesIO(body)) for body in bodies]
         return self.classifier.classify(torch.stack(pictures))
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         """Classify one body."""
-        picture = self.classifier.decode(io.BytesIO(await request.body()))
-        answer: dict[str, Any] = await self.classify(picture)
+        answer: dict[str, Any] = await self.classify(await request.body())
         return answer
 
 
