@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from typing import Final
 
 import structlog
@@ -23,6 +24,7 @@ _KEEP_ALIVE_S: Final = 75
 """More than the 60 s for which load balancers keep a connection: a server that closes first may do it while a
 request is on its way."""
 _GIVE_UP_S: Final = 0.5
+_SWITCH_S: Final = 0.0002
 
 
 class Server(uvicorn.Server):
@@ -93,6 +95,7 @@ def run(service: Service) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody asks for the client's address
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.drain_timeout_s - _LINGER_S - _CLOSING_S),
@@ -101,6 +104,8 @@ def run(service: Service) -> int:
     # Uvicorn's handlers come later and, when it has ended, it raises the signals it obeyed once more.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    # Decoders need the GIL for moments between long calls without it; by default each may wait 5 ms for it.
+    sys.setswitchinterval(_SWITCH_S)
     failed = False
     try:
         server.run()

@@ -59,7 +59,7 @@ def load(settings: Settings, wrap: Callable[[Runtime], Runtime] = lambda runtime
     return Service(settings, engine, metrics, traces)
 
 
-def _of_request(request: Request) -> Service:
+async def _of_request(request: Request) -> Service:  # async: FastAPI runs others in a thread
     return cast(Service, request.app.state.service)
 
 

@@ -60,7 +60,7 @@ class Preprocessing:
         if max(width, height) > _MAX_ASPECT * min(width, height):
             return self._resized_crop(pixels, new_width, new_height, left, top)
         resized = torch.nn.functional.interpolate(
-            torch.from_numpy(pixels).permute(2, 0, 1)[None],
+            torch.from_numpy(pixels)[None].permute(0, 3, 1, 2),  # the other way round it is not channels last
             (new_height, new_width),
             mode=self.interpolation,
             antialias=True,
