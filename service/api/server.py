@@ -1,6 +1,7 @@
 """Run the application under uvicorn, and end it without losing what was accepted."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -104,6 +105,8 @@ def run(service: Service) -> int:
     # Uvicorn's handlers come later and, when it has ended, it raises the signals it obeyed once more.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays, and need not be looked through again and again
     # Decoders need the GIL for moments between long calls without it; by default each may wait 5 ms for it.
     sys.setswitchinterval(_SWITCH_S)
     failed = False
