@@ -1,4 +1,4 @@
-"""The load tests' command line: `python -m load_tests run`, `capacity` and `incident`."""
+"""The load tests' command line: `python -m load_tests run`, `capacity`, `incident` and `profile`."""
 
 import subprocess
 import sys
@@ -203,6 +203,34 @@ def incident(
         except PrometheusMissing as error:
             raise click.ClickException(str(error)) from error
     click.echo(f"\n{report.table([done])}")
+
+
+@main.command()
+@_model
+@click.option("--weights", help="As for serve.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    required=True,
+    help="The JPEG that each request carries.",
+)
+@click.option("--connections", default=16, show_default=True)
+@click.option("--seconds", default=10, show_default=True, help="Of each of two recordings.")
+@_out
+def profile(
+    model: str, weights: str | None, picture: Path, connections: int, seconds: int, out: Path
+) -> None:
+    """Show where the CPU time of a request goes, stage by stage; needs wrk, and root on macOS."""
+    from load_tests.profiling import profile as measure
+
+    more = ["--weights", weights] if weights else []
+    with _loaded([*serve(model), *more], None, out) as (url, process):
+        rate, stages = measure(f"{url}/predict", process.pid, picture, connections, seconds)
+    total = sum(stages.values())
+    click.echo(f"{rate:.0f} requests/s, {total:.2f} ms of CPU each\n")
+    click.echo("| stage | CPU ms a request | share |\n|---|---|---|")
+    for stage, spent in sorted(stages.items(), key=lambda item: -item[1]):
+        click.echo(f"| {stage} | {spent:.2f} | {spent / total:.0%} |")
 
 
 if __name__ == "__main__":

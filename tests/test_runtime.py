@@ -1,5 +1,6 @@
 """The runtimes: that conversion, folding, batching and precision do not change the answer."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,26 @@ def test_the_fastest_runtime_keeps_the_answer(model: Model, crops: list[npt.NDAr
     assert (
         probabilities(fastest, crops) - probabilities(opened(model, "torch", "fp32"), crops)
     ).abs().max() < 0.05
+
+
+def test_a_compiled_network_keeps_the_answer(
+    model: Model,
+    crops: list[npt.NDArray[np.uint8]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """--compile is PyTorch's own, answers as before, and what it compiled is kept for the next start."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler: apt-get install g++")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    [runtime] = open_runtimes(model, [CPU], precision="fp32", compiled=True)
+    assert runtime.name == "torch"
+    expected = probabilities(opened(model, "torch", "fp32"), crops)
+    assert torch.allclose(probabilities(runtime, crops), expected, atol=1e-4)
+    assert list(tmp_path.glob("resnet-service/inductor/**/*.so"))
+    with pytest.raises(DeviceUnavailable, match="leave one of them out"):
+        open_runtimes(model, [CPU], name="openvino", compiled=True)
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from load_tests.peers.contestants import PEERS, Contestant, python_of, started, wait_until_it_answers
 from load_tests.peers.report import write
+from load_tests.wrk import load
 from service import hardware
 
-_SCRIPT: Final = Path(__file__).parent / "post.lua"
 _SERVE: Final = ("-m", "service", "serve", "--log-format", "json", "--no-access-log")
 _WARM_UP_S: Final = 3
 
@@ -82,16 +82,6 @@ def main(
     facts = {"hardware": hardware.fingerprint().__dict__, "connections": connections, "rows": rows}
     (out / "results.json").write_text(json.dumps(facts, indent=2))
     click.echo(write(rows, out))
-
-
-def load(url: str, picture: Path, body: str, connections: int, seconds: int) -> dict[str, float]:
-    """Post the picture over so many connections, as fast as answers come, and return wrk's figures."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(_SCRIPT), url]
-    result = subprocess.run(
-        [*command, "--", str(picture), body], capture_output=True, text=True, check=True, timeout=seconds + 90
-    )
-    figures: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
-    return figures
 
 
 def _medians(results: list[dict[str, float]]) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def load(settings: Settings, wrap: Callable[[Runtime], Runtime] = lambda runtime
         precision=settings.precision,
         instances=settings.instances,
         threads=settings.model_threads,
+        compiled=settings.compile,
+        cuda_graphs=settings.cuda_graphs,
     )
     metrics = Metrics()
     engine = Engine(

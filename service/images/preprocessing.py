@@ -59,14 +59,14 @@ class Preprocessing:
         top = round((new_height - self.crop) / 2)
         if max(width, height) > _MAX_ASPECT * min(width, height):
             return self._resized_crop(pixels, new_width, new_height, left, top)
+        # NumPy's views, because each call into torch gives the GIL away and waits to get it back. The batch of
+        # one comes before the transposition, or torch would not see that the channels are last.
+        picture = pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2)
         resized = torch.nn.functional.interpolate(
-            torch.from_numpy(pixels)[None].permute(0, 3, 1, 2),  # the other way round it is not channels last
-            (new_height, new_width),
-            mode=self.interpolation,
-            antialias=True,
+            torch.from_numpy(picture), (new_height, new_width), mode=self.interpolation, antialias=True
         )
-        crop = resized[0, :, top : top + self.crop, left : left + self.crop].permute(1, 2, 0)
-        return crop.contiguous().numpy()
+        crop: Crop = resized.numpy()[0].transpose(1, 2, 0)
+        return crop[top : top + self.crop, left : left + self.crop]
 
     def _resized_crop(self, pixels: Pixels, new_width: int, new_height: int, left: int, top: int) -> Crop:
         """Compute the pixels of the crop only, which differ by at most one grey level (bilinear)."""

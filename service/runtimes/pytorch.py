@@ -1,19 +1,25 @@
 """Run a network with PyTorch itself: batch norm folded, channels last, in the precision given."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import Final
 
 import numpy as np
+import structlog
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from service.errors import DeviceFailed, DeviceOutOfMemory
+from service import files
+from service.errors import DeviceFailed, DeviceOutOfMemory, DeviceUnavailable
 from service.hardware import Precision
 from service.images import Crop, Preprocessing
 from service.runtimes import Memory, TopK, normalisation
+from service.runtimes.cuda_graphs import CudaGraphs
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 _DTYPES: Final = {
     "fp32": torch.float32,
@@ -27,7 +33,8 @@ _OUT_OF_MEMORY: Final = ("can't allocate memory", "out of memory")
 class TorchRuntime:
     """A network on one device, from construction to the end of the process.
 
-    On a GPU it has a stream of its own, so that its batch is copied while a sibling's is computed.
+    On a GPU it has a stream of its own, so that its batch is copied while a sibling's is computed, and
+    replays the network as one graph for each batch size.
     """
 
     name: str = "torch"
@@ -39,7 +46,11 @@ class TorchRuntime:
         device: torch.device,
         precision: Precision,
         threads: int | None = None,
+        *,
+        compiled: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
+        """Put a copy of `network` on `device`; DeviceUnavailable where it cannot be `compiled`."""
         self.device = str(device)
         self.precision: str = precision
         self._device = device
@@ -52,14 +63,20 @@ class TorchRuntime:
         with translated_errors():
             # Folded in fp32 before the weights are rounded: batch norm's own statistics never are.
             folded = fuse(network)  # a copy
-            self._network = folded.to(device, self._dtype).to(memory_format=torch.channels_last)
+            self._network: Callable[[Tensor], Tensor] = folded.to(device, self._dtype).to(
+                memory_format=torch.channels_last
+            )
             self._mean, self._std = (values.to(device) for values in normalisation(preprocessing))
+        if compiled:
+            self._compile(preprocessing.crop)
+        self._graphs = CudaGraphs(self._forward, device) if device.type == "cuda" and cuda_graphs else None
 
     def sibling(self) -> "TorchRuntime":
         """Return a runtime for another batch at the same time, with the same weights."""
         other = copy(self)
         if self._device.type == "cuda":
             other._stream = torch.cuda.Stream(self._device)
+            other._graphs = CudaGraphs(other._forward, self._device) if self._graphs else None
         return other
 
     @torch.inference_mode()
@@ -69,8 +86,7 @@ class TorchRuntime:
             # Here, not in __init__: OpenMP keeps the number for each calling thread.
             torch.set_num_threads(self._threads)
         with translated_errors(), torch.cuda.stream(self._stream):  # None: as it is
-            probabilities = self._forward(np.stack(crops)).softmax(1)
-            best = probabilities.topk(k)
+            best = self._probabilities(crops).topk(k)
             return TopK(best.indices.cpu().numpy(), best.values.cpu().numpy())
 
     def memory(self) -> Memory | None:
@@ -82,15 +98,36 @@ class TorchRuntime:
             return Memory(torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory())
         return None
 
-    def _forward(self, pictures: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Tensor:
-        """[N, S, S, 3] uint8 -> logits [N, classes] fp32. Channels last is the layout it already has."""
-        batch = torch.from_numpy(pictures)
+    def _probabilities(self, crops: Sequence[Crop]) -> Tensor:
+        if self._graphs is not None:
+            try:
+                return self._graphs(crops)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # AcceleratorError too, which will come again if the device failed
+                _log.warning("the network cannot be recorded as a CUDA graph", reason=str(error))
+                self._graphs = None
+        batch = torch.from_numpy(np.stack(crops))
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
-        batch = batch.to(self._device).permute(0, 3, 1, 2)
-        normalised = (batch - self._mean) / self._std
-        logits: Tensor = self._network(normalised.to(self._dtype))
-        return logits.float()
+        return self._forward(batch.to(self._device))
+
+    def _forward(self, pictures: Tensor) -> Tensor:
+        """[N, S, S, 3] uint8 -> [N, classes] fp32. Channels last is the layout it already has."""
+        normalised = (pictures.permute(0, 3, 1, 2) - self._mean) / self._std
+        return self._network(normalised.to(self._dtype)).float().softmax(1)
+
+    @torch.inference_mode()
+    def _compile(self, side: int) -> None:
+        """Compile for one picture and for several; what was compiled once is kept for the next start."""
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.cache_folder() / "inductor"))
+        self._network = torch.compile(self._network, dynamic=True)
+        try:
+            for count in (1, 2):
+                self._forward(torch.zeros(count, side, side, 3, dtype=torch.uint8, device=self._device))
+        except Exception as error:  # of many kinds, from the network's Python to the C++ compiler
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DeviceUnavailable(f"torch.compile cannot compile it: {reason}") from error
 
 
 @contextmanager

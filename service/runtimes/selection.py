@@ -31,17 +31,22 @@ def open_runtimes(
     precision: Precision | Literal["auto"] = "auto",
     instances: int | None = None,
     threads: int | None = None,
+    compiled: bool = False,
+    cuda_graphs: bool = True,
 ) -> list[Runtime]:
     """Put `model` on each of `devices`, ready for `instances` batches at a time, which share its weights.
 
     By default a GPU has two batches in flight, so that one is copied while the other is computed, and a CPU
-    one, on all its cores; several on a CPU share `threads` cores out. Raises DeviceUnavailable for what a
-    device cannot do, ExtraMissing where OpenVINO is not installed, ModelUnavailable for a broken graph.
+    one, on all its cores; several on a CPU share `threads` cores out. `compiled` (torch.compile) and
+    `cuda_graphs` are for PyTorch. Raises DeviceUnavailable for what a device cannot do, ExtraMissing where
+    OpenVINO is not installed, ModelUnavailable for a broken graph.
     """
     return [
         runtime
         for device in devices
-        for runtime in _on_device(model, device, name, precision, instances, threads)
+        for runtime in _on_device(
+            model, device, name, precision, instances, threads, compiled=compiled, cuda_graphs=cuda_graphs
+        )
     ]
 
 
@@ -52,8 +57,12 @@ def _on_device(
     precision: Precision | Literal["auto"],
     instances: int | None,
     threads: int | None,
+    **torch_options: bool,
 ) -> Sequence[Runtime]:
     quantised = model.graph is not None
+    compiled = torch_options["compiled"]
+    if compiled and (quantised or name == "openvino"):
+        raise DeviceUnavailable("--compile is PyTorch's, and OpenVINO runs this; leave one of them out")
     if (quantised or name == "openvino") and device.type != "cpu":
         raise DeviceUnavailable(f"OpenVINO runs on the CPU here, not on {device}; use --devices cpu")
     if quantised and name == "torch":
@@ -62,7 +71,11 @@ def _on_device(
         raise DeviceUnavailable(f"{model.name!r} is quantised: int8 is the precision it has")
     chosen: Precision = "int8" if quantised else hardware.choose_precision(device, precision)
     count = instances or (2 if device.type == "cuda" else 1)
-    if quantised or name == "openvino" or (name == "auto" and device.type == "cpu" and _prefers_openvino()):
+    if (
+        quantised
+        or name == "openvino"
+        or (name == "auto" and device.type == "cpu" and not compiled and _prefers_openvino())
+    ):
         if find_spec("openvino") is None:
             raise ExtraMissing("this needs OpenVINO: pip install 'resnet-service[openvino]'")
         from service.runtimes import openvino
@@ -74,7 +87,7 @@ def _on_device(
                 raise
             _log.warning("OpenVINO cannot run this network, so PyTorch does", reason=str(error))
     each = max(1, (threads or hardware.cores()) // count) if count > 1 else threads
-    first = TorchRuntime(model.network, model.preprocessing, device, chosen, each)
+    first = TorchRuntime(model.network, model.preprocessing, device, chosen, each, **torch_options)
     return [first, *(first.sibling() for _ in range(count - 1))]
 
 
