@@ -10,11 +10,12 @@ from typing import Any, Final
 import click
 import httpx
 
-from load_tests import report
+from load_tests import profiling, report
 from load_tests.incident import draw_dashboards, slow_for_a_while
 from load_tests.report import Requests
 from load_tests.scenarios import SCENARIOS
 from load_tests.service import ServiceFailed, serve, started
+from load_tests.wrk import require
 from monitoring.local import PrometheusMissing, scraping
 
 _LOCUSTFILE: Final = Path(__file__).parent / "locustfile.py"
@@ -221,11 +222,10 @@ def profile(
     model: str, weights: str | None, picture: Path, connections: int, seconds: int, out: Path
 ) -> None:
     """Show where the CPU time of a request goes, stage by stage; needs wrk, and root on macOS."""
-    from load_tests.profiling import profile as measure
-
+    require()
     more = ["--weights", weights] if weights else []
     with _loaded([*serve(model), *more], None, out) as (url, process):
-        rate, stages = measure(f"{url}/predict", process.pid, picture, connections, seconds)
+        rate, stages = profiling.profile(f"{url}/predict", process.pid, picture, connections, seconds)
     total = sum(stages.values())
     click.echo(f"{rate:.0f} requests/s, {total:.2f} ms of CPU each\n")
     click.echo("| stage | CPU ms a request | share |\n|---|---|---|")

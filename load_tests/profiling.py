@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -18,23 +19,19 @@ _RATE_HZ: Final = 400
 _SETTLING_S: Final = 2
 
 # The innermost frame that one of these names decides; what has none is the event loop's.
-_MAIN: Final = {
+_STAGES: Final = {
     "read the form": ("python_multipart/", "service/api/uploads"),
     "measure": ("prometheus_client/", "structlog/", "service/api/middleware", "service/metrics"),
     "batch, hand to threads and back": ("service/batching/", "service/threads", "service/engine", "futures/"),
     "write the answer": ("service/api/predict", "pydantic/"),
     "route and validate": ("fastapi/", "starlette/", "service/api/service"),
 }
-_DECODER: Final = {
-    "decode the JPEG": ("_decode_jpeg",),
-    "resize and crop": ("service/images/preprocessing",),
-}
 
 
 def profile(
     url: str, pid: int, picture: Path, connections: int, seconds: int
 ) -> tuple[float, dict[str, float]]:
-    """Load the service `pid` at `url` with one picture; return requests/s and each stage's CPU ms a request."""
+    """Load the service `pid` at `url` with one picture; return requests/s and CPU ms a request by stage."""
     figures: dict[str, float] = {}
     lasts = 2 * (seconds + _SETTLING_S)
     loading = threading.Thread(
@@ -43,24 +40,24 @@ def profile(
     loading.start()
     time.sleep(_SETTLING_S)
     before, started = _cpu_seconds(pid), time.perf_counter()
-    # Python runs where the GIL is held; decoding and the network run without it, and nothing else does.
-    held, active = _samples(pid, seconds, "--gil"), _samples(pid, seconds)
+    names = {number: name for name, number in _samples(pid, seconds)}
+    held = _samples(pid, seconds, "--gil")  # without it a thread that waits for the GIL seems at work
     spent, elapsed = _cpu_seconds(pid), time.perf_counter() - started
     loading.join()
     each_ms = 1e3 / (figures["rate"] * elapsed)
-    stages: Counter[str] = Counter()
+    stages: dict[str, float] = {}
     for thread, seconds_used in spent.items():
         used_ms = (seconds_used - before.get(thread, 0.0)) * each_ms
-        name = next((label for label, of in active if of == thread), "")
-        if name.startswith("decode"):
-            stages.update(_split(used_ms, active, thread, _DECODER, "read the header, check limits"))
-        elif name.startswith("device"):
-            stages["network"] += used_ms
-        elif name.startswith("Main"):
-            stages.update(_split(used_ms, held, thread, _MAIN, "HTTP, sockets, event loop"))
+        name = names.get(thread, "")
+        if name.startswith("Main"):
+            shares = _shares(held[name, thread])
+        elif name.startswith("decode"):
+            shares = {"decode, resize and crop": 1.0}
         else:
-            stages["network"] += used_ms  # its own threads, which Python does not know
-    return figures["rate"], dict(stages)
+            shares = {"network": 1.0}  # the device's thread, and the runtime's, which Python does not know
+        for stage, share in shares.items():
+            stages[stage] = stages.get(stage, 0.0) + used_ms * share
+    return figures["rate"], stages
 
 
 def _cpu_seconds(pid: int) -> dict[int, float]:
@@ -74,7 +71,8 @@ def _samples(pid: int, seconds: int, *options: str) -> _Samples:
     """Record stacks, outermost frame first, and how often each was seen, by thread: its name and number."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
-        command = ["py-spy", "record", "--pid", str(pid), "--duration", str(seconds), "--rate", str(_RATE_HZ)]
+        py_spy = str(Path(sys.executable).parent / "py-spy")
+        command = [py_spy, "record", "--pid", str(pid), "--duration", str(seconds), "--rate", str(_RATE_HZ)]
         subprocess.run(
             [*command, "--format", "raw", "--threads", "--nonblocking", "--output", str(raw), *options],
             check=True,
@@ -92,22 +90,17 @@ def _samples(pid: int, seconds: int, *options: str) -> _Samples:
     return samples
 
 
-def _split(
-    used_ms: float, samples: _Samples, thread: int, stages: Mapping[str, tuple[str, ...]], rest: str
-) -> dict[str, float]:
-    """Share the time of a thread out among the stages that it was seen at."""
+def _shares(stacks: Counter[tuple[str, ...]]) -> dict[str, float]:
+    """Return which share of the event loop's Python each stage is, 0..1."""
     seen: Counter[str] = Counter()
-    for (_, number), stacks in samples.items():
-        if number == thread:
-            for frames, count in stacks.items():
-                seen[_stage(frames, stages, rest)] += count
-    total = seen.total() or 1
-    return {stage: used_ms * count / total for stage, count in seen.items()}
+    for frames, count in stacks.items():
+        seen[_stage(frames)] += count
+    return {stage: count / seen.total() for stage, count in seen.items()}
 
 
-def _stage(frames: tuple[str, ...], stages: Mapping[str, tuple[str, ...]], rest: str) -> str:
+def _stage(frames: tuple[str, ...]) -> str:
     for frame in reversed(frames):
-        for stage, names in stages.items():
+        for stage, names in _STAGES.items():
             if any(name in frame for name in names):
                 return stage
-    return rest
+    return "HTTP, sockets, event loop"

@@ -1,13 +1,22 @@
 """wrk, a load generator that costs next to nothing: one picture over and over, as fast as answers come."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Final
 
+import click
+
 _SCRIPT: Final = Path(__file__).parent / "post.lua"
 _PATIENCE_S: Final = 90.0
 """For the last answers."""
+
+
+def require() -> None:
+    """Raise ClickException where wrk is not installed."""
+    if shutil.which("wrk") is None:
+        raise click.ClickException("wrk is not installed: apt-get install wrk")
 
 
 def load(url: str, picture: Path, body: str, connections: int, seconds: int) -> dict[str, float]:

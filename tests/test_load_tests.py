@@ -1,6 +1,7 @@
 """The load tests themselves: their arrivals, their judgement, and the incident that they can make."""
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from load_tests.peers import report as peers
 from load_tests.report import STAGES, Requests
@@ -150,11 +152,26 @@ def test_an_incident_is_drawn(tmp_path: Path) -> None:
         assert (tmp_path / f"incident-{name}.png").stat().st_size > 20_000
 
 
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk: apt-get install wrk")
+@pytest.mark.skipif(sys.platform != "linux", reason="py-spy needs root elsewhere")
+def test_a_profile_accounts_for_the_cpu_time(tmp_path: Path) -> None:
+    """Every stage of a request, in Python or not, has its share of the CPU time; together they are all."""
+    Image.effect_noise((500, 375), 60).convert("RGB").save(tmp_path / "noise.jpg")
+    arguments = ["--picture", str(tmp_path / "noise.jpg"), "--seconds", "2", "--out", str(tmp_path / "out")]
+    result = load_tests("profile", "--model", "bundled", *arguments)
+    assert result.returncode == 0, result.stderr
+    shares = dict(re.findall(r"\| (.+) \| [0-9.]+ \| (\d+)% \|", result.stdout))
+    stages = {"decode, resize and crop", "network", "HTTP, sockets, event loop", "read the form", "measure"}
+    assert stages <= set(shares)
+    assert sum(map(int, shares.values())) == pytest.approx(100, abs=len(shares) / 2)
+
+
 def test_peers_are_compared_with_the_best_of_them(tmp_path: Path) -> None:
     """Ratios are to the best other server, for int8 to the best at default precision."""
 
     def row(table: str, server: str, rate: float) -> dict[str, Any]:
-        return {"table": table, "server": server, "rate": rate, "p50_ms": 1.0, "p99_ms": 2.0}
+        runs = [{"rate": speed * rate} for speed in (0.5, 1.0, 1.1)]  # the machine's, round by round
+        return {"table": table, "server": server, "rate": rate, "p50_ms": 1.0, "p99_ms": 2.0, "runs": runs}
 
     rows = [
         row("default precision", "this service", 30.0),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from load_tests.peers.contestants import PEERS, Contestant, python_of, started, wait_until_it_answers
 from load_tests.peers.report import write
-from load_tests.wrk import load
+from load_tests.wrk import load, require
 from service import hardware
 
 _SERVE: Final = ("-m", "service", "serve", "--log-format", "json", "--no-access-log")
@@ -52,8 +52,7 @@ def main(
 
     wrk is needed (a Debian package of that name). The others are installed under --out.
     """
-    if shutil.which("wrk") is None:
-        raise click.ClickException("wrk is not installed: apt-get install wrk")
+    require()
     out.mkdir(parents=True, exist_ok=True)
     weights = _random_weights(out)
     tables = contestants(weights, _int8(weights, picture, out))

@@ -1,5 +1,6 @@
 """The table and the plot of a comparison."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> str:
     lines = ["| | server | requests/s | to the best other | p50 ms | p99 ms |", "|---|---|---|---|---|---|"]
     for row in rows:
         best = best_other(rows, "no model" if row["table"] == "no model" else "default precision")
-        ratio = f"{row['rate'] / best:.2f}" if best else ""
+        # Round by round, since a machine that others use is not the same from one to the next.
+        ratios = [run["rate"] / of for run, of in zip(row["runs"], best, strict=True)] if best else []
+        ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
         lines.append(
             f"| {row['table']} | {row['server']} | {row['rate']:.1f} | {ratio} | {row['p50_ms']:.1f} "
             f"| {row['p99_ms']:.1f} |"
@@ -24,10 +27,11 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> str:
     return table
 
 
-def best_other(rows: Sequence[dict[str, Any]], table: str) -> float:
-    """Return the requests/s of the best server that is not this one; 0 where there is none."""
-    others = (row["rate"] for row in rows if row["table"] == table and row["server"] != "this service")
-    return max(others, default=0.0)
+def best_other(rows: Sequence[dict[str, Any]], table: str) -> list[float]:
+    """Return each round's requests/s of the best server that is not this one; [] where there is none."""
+    others = [row for row in rows if row["table"] == table and row["server"] != "this service"]
+    best = max(others, key=lambda row: row["rate"], default=None)
+    return [] if best is None else [run["rate"] for run in best["runs"]]
 
 
 def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -61,8 +61,9 @@ def load(settings: Settings, wrap: Callable[[Runtime], Runtime] = lambda runtime
     return Service(settings, engine, metrics, traces)
 
 
-async def _of_request(request: Request) -> Service:  # async: FastAPI runs others in a thread
+async def service_of(request: Request) -> Service:
+    """Return what this application serves; async, because FastAPI runs others in a thread."""
     return cast(Service, request.app.state.service)
 
 
-ServiceDep = Annotated[Service, Depends(_of_request)]
+ServiceDep = Annotated[Service, Depends(service_of)]

@@ -59,8 +59,8 @@ class Preprocessing:
         top = round((new_height - self.crop) / 2)
         if max(width, height) > _MAX_ASPECT * min(width, height):
             return self._resized_crop(pixels, new_width, new_height, left, top)
-        # NumPy's views, because each call into torch gives the GIL away and waits to get it back. The batch of
-        # one comes before the transposition, or torch would not see that the channels are last.
+        # NumPy's views, because each call into torch gives the GIL away and waits to get it back. The batch
+        # of one comes before the transposition, or torch would not see that the channels are last.
         picture = pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2)
         resized = torch.nn.functional.interpolate(
             torch.from_numpy(picture), (new_height, new_width), mode=self.interpolation, antialias=True
@@ -79,4 +79,5 @@ class Preprocessing:
             min((top + self.crop) * down, height),
         )
         resample = Image.Resampling[self.interpolation.upper()]
-        return np.asarray(Image.fromarray(pixels).resize((self.crop, self.crop), resample, box))
+        resized = Image.fromarray(pixels).resize((self.crop, self.crop), resample, box)
+        return np.array(resized)  # a copy, because torch wants to be able to write

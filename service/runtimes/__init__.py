@@ -27,6 +27,14 @@ class Memory(NamedTuple):
     limit: int
 
 
+def batched(crops: Sequence[Crop]) -> Tensor:
+    """Put crops together, [N, S, S, 3] uint8.
+
+    With torch, which gives the GIL away once; NumPy does for each crop, and waits to have it back.
+    """
+    return torch.stack([torch.from_numpy(crop) for crop in crops])
+
+
 def normalisation(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """Return mean and std, [3, 1, 1], for pictures of 0..255: those of the preprocessing are for 0..1."""
     mean, std = torch.tensor([preprocessing.mean, preprocessing.std]).view(2, 3, 1, 1) * 255

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Final, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from service.images import Crop
+from service.runtimes import batched
 
 _WARM_UP_RUNS: Final = 3
 """Before a recording, so that cuDNN has chosen its algorithms and the allocator has its memory."""
@@ -43,7 +43,7 @@ class CudaGraphs:
         if size not in self._recorded:
             self._recorded[size] = self._record(size, crops[0].shape)
         graph, staging, pictures, answers = self._recorded[size]
-        np.stack(crops, out=staging.numpy()[:count])
+        staging[:count] = batched(crops)
         pictures[:count].copy_(staging[:count], non_blocking=True)
         graph.replay()
         return answers[:count]

@@ -20,7 +20,7 @@ from service.hardware import Precision
 from service.images import Crop, Preprocessing
 from service.models import Model
 from service.models.graph import Graph
-from service.runtimes import Memory, TopK, normalisation
+from service.runtimes import Memory, TopK, batched, normalisation
 
 # Converting a network reports to OpenVINO's makers, unless each user has opted out in a file of their own.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: it cannot be imported
@@ -46,7 +46,7 @@ class OpenVINORuntime:
     def run(self, crops: Sequence[Crop], k: int) -> TopK:
         """Classify a batch: see `Runtime.run`."""
         try:
-            answer = self._request.infer([np.stack(crops)], share_inputs=True, share_outputs=True)
+            answer = self._request.infer([batched(crops).numpy()], share_inputs=True, share_outputs=True)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
                 raise DeviceOutOfMemory("the device is out of memory") from error

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Final
 
-import numpy as np
 import structlog
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from service import files
 from service.errors import DeviceFailed, DeviceOutOfMemory, DeviceUnavailable
 from service.hardware import Precision
 from service.images import Crop, Preprocessing
-from service.runtimes import Memory, TopK, normalisation
+from service.runtimes import Memory, TopK, batched, normalisation
 from service.runtimes.cuda_graphs import CudaGraphs
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -107,7 +106,7 @@ class TorchRuntime:
             except RuntimeError as error:  # AcceleratorError too, which will come again if the device failed
                 _log.warning("the network cannot be recorded as a CUDA graph", reason=str(error))
                 self._graphs = None
-        batch = torch.from_numpy(np.stack(crops))
+        batch = batched(crops)
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
         return self._forward(batch.to(self._device))

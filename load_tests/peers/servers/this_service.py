@@ -10,7 +10,7 @@ from service import logs
 from service.api import server
 from service.api.service import load
 from service.images import Crop
-from service.runtimes import Memory, Runtime, TopK
+from service.runtimes import Memory, Runtime, TopK, batched
 from service.settings import Settings
 
 
@@ -22,7 +22,7 @@ class NoOpRuntime:
 
     def run(self, crops: Sequence[Crop], k: int) -> TopK:
         """Stack the batch, as any runtime must, and answer with the first classes."""
-        count = len(np.stack(crops))
+        count = len(batched(crops))
         return TopK(np.tile(np.arange(k), (count, 1)), np.zeros((count, k), np.float32))
 
     def memory(self) -> Memory | None:
