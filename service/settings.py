@@ -40,7 +40,9 @@ class Settings(BaseSettings):
     )
     cuda_graphs: bool = Field(True, description="Replay the network on an NVIDIA GPU as recorded graphs.")
 
-    max_batch: int = Field(32, ge=1, le=4096, description="Largest batch given to the device.")
+    max_batch: int = Field(
+        32, ge=1, le=4096, description="Largest batch given to the device, as far as it pays."
+    )
     max_wait_ms: float = Field(
         0.0, ge=0, le=10_000, description="Time to wait for a batch to fill, from its oldest picture on."
     )
