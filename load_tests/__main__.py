@@ -10,12 +10,11 @@ from typing import Any, Final
 import click
 import httpx
 
-from load_tests import profiling, report
+from load_tests import profiling, report, wrk
 from load_tests.incident import draw_dashboards, slow_for_a_while
 from load_tests.report import Requests
 from load_tests.scenarios import SCENARIOS
 from load_tests.service import ServiceFailed, serve, started
-from load_tests.wrk import require
 from monitoring.local import PrometheusMissing, scraping
 
 _LOCUSTFILE: Final = Path(__file__).parent / "locustfile.py"
@@ -216,13 +215,13 @@ def incident(
     help="The JPEG that each request carries.",
 )
 @click.option("--connections", default=16, show_default=True)
-@click.option("--seconds", default=10, show_default=True, help="Of each of two recordings.")
+@click.option("--seconds", default=10, show_default=True, help="Of the recording.")
 @_out
 def profile(
     model: str, weights: str | None, picture: Path, connections: int, seconds: int, out: Path
 ) -> None:
     """Show where the CPU time of a request goes, stage by stage; needs wrk, and root on macOS."""
-    require()
+    wrk.require()
     more = ["--weights", weights] if weights else []
     with _loaded([*serve(model), *more], None, out) as (url, process):
         rate, stages = profiling.profile(f"{url}/predict", process.pid, picture, connections, seconds)

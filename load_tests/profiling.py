@@ -33,18 +33,18 @@ def profile(
 ) -> tuple[float, dict[str, float]]:
     """Load the service `pid` at `url` with one picture; return requests/s and CPU ms a request by stage."""
     figures: dict[str, float] = {}
-    lasts = 2 * (seconds + _SETTLING_S)
+    lasts = seconds + 2 * _SETTLING_S
     loading = threading.Thread(
         target=lambda: figures.update(load(url, picture, "multipart", connections, lasts))
     )
     loading.start()
     time.sleep(_SETTLING_S)
     before, started = _cpu_seconds(pid), time.perf_counter()
-    names = {number: name for name, number in _samples(pid, seconds)}
-    held = _samples(pid, seconds, "--gil")  # without it a thread that waits for the GIL seems at work
+    held = _samples(pid, seconds)
     spent, elapsed = _cpu_seconds(pid), time.perf_counter() - started
     loading.join()
     each_ms = 1e3 / (figures["rate"] * elapsed)
+    names = {number: name for name, number in held}
     stages: dict[str, float] = {}
     for thread, seconds_used in spent.items():
         used_ms = (seconds_used - before.get(thread, 0.0)) * each_ms
@@ -54,7 +54,7 @@ def profile(
         elif name.startswith("decode"):
             shares = {"decode, resize and crop": 1.0}
         else:
-            shares = {"network": 1.0}  # the device's thread, and the runtime's, which Python does not know
+            shares = {"network": 1.0}  # the device's thread, and the runtime's, which never hold the GIL
         for stage, share in shares.items():
             stages[stage] = stages.get(stage, 0.0) + used_ms * share
     return figures["rate"], stages
@@ -67,14 +67,17 @@ def _cpu_seconds(pid: int) -> dict[int, float]:
 _Samples = Mapping[tuple[str, int], Counter[tuple[str, ...]]]
 
 
-def _samples(pid: int, seconds: int, *options: str) -> _Samples:
-    """Record stacks, outermost frame first, and how often each was seen, by thread: its name and number."""
+def _samples(pid: int, seconds: int) -> _Samples:
+    """Record stacks, outermost frame first, and how often each held the GIL, by thread: name and number.
+
+    Without the GIL, a thread that waits for it would seem to be at work.
+    """
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
         py_spy = str(Path(sys.executable).parent / "py-spy")
         command = [py_spy, "record", "--pid", str(pid), "--duration", str(seconds), "--rate", str(_RATE_HZ)]
         subprocess.run(
-            [*command, "--format", "raw", "--threads", "--nonblocking", "--output", str(raw), *options],
+            [*command, "--format", "raw", "--threads", "--nonblocking", "--gil", "--output", str(raw)],
             check=True,
             capture_output=True,
         )

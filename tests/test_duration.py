@@ -5,6 +5,17 @@ import pytest
 from service.batching.duration import BatchDuration
 
 
+def test_a_device_that_slows_down_is_noticed_at_the_size_it_runs() -> None:
+    """Where full batches come to take four times as long, so do the estimates for them, and for others."""
+    duration = BatchDuration()
+    for n in (1, 2, 4):
+        duration.observe(n, 0.002 + 0.019 * n)
+    for _ in range(60):
+        duration.observe(4, 4 * 0.078)
+    assert duration.seconds(4) == pytest.approx(4 * 0.078, rel=0.06)
+    assert duration.seconds(1) == pytest.approx(4 * 0.021, rel=0.3)
+
+
 def test_small_batches_do_not_wipe_out_what_large_ones_taught() -> None:
     """After a thousand single items the time of a large batch is still known."""
     duration = BatchDuration()

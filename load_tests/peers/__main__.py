@@ -14,9 +14,9 @@ import torch
 from torchvision.models import resnet50
 from tqdm import tqdm
 
+from load_tests import wrk
 from load_tests.peers.contestants import PEERS, Contestant, python_of, started, wait_until_it_answers
 from load_tests.peers.report import write
-from load_tests.wrk import load, require
 from service import hardware
 
 _SERVE: Final = ("-m", "service", "serve", "--log-format", "json", "--no-access-log")
@@ -52,7 +52,7 @@ def main(
 
     wrk is needed (a Debian package of that name). The others are installed under --out.
     """
-    require()
+    wrk.require()
     out.mkdir(parents=True, exist_ok=True)
     weights = _random_weights(out)
     tables = contestants(weights, _int8(weights, picture, out))
@@ -72,8 +72,9 @@ def main(
         with started(contestant.command, pythons[contestant], log, WEIGHTS=str(weights), **no_op) as port:
             url = f"http://127.0.0.1:{port}{contestant.route}"
             wait_until_it_answers(url, picture.read_bytes(), contestant.body)
-            load(url, picture, contestant.body, connections, _WARM_UP_S)
-            runs[table, contestant.name].append(load(url, picture, contestant.body, connections, seconds))
+            wrk.load(url, picture, contestant.body, connections, _WARM_UP_S)
+            run = wrk.load(url, picture, contestant.body, connections, seconds)
+            runs[table, contestant.name].append(run)
     rows = [
         {"table": table, "server": name, "runs": results, **_medians(results)}
         for (table, name), results in runs.items()

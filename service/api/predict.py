@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from service import errors
 from service.api import problems
@@ -56,7 +56,7 @@ TopK = Annotated[
     ),
 ]
 
-_TOP_K: Final = TypeAdapter(Annotated[int, Field(ge=1)])
+_TOP_K: Final[TypeAdapter[int | None]] = TypeAdapter(TopK)
 
 
 def _form(schema: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,15 @@ _NEWEST: Final = 0.1
 class BatchDuration:
     """Seconds for a batch of n items, a + b*n, fitted to the recent mean of each power of two.
 
-    With a mean for each, what large batches taught is still known after an hour of small ones.
+    With a mean for each, what large batches taught is still known after an hour of small ones. How the latest
+    batches, of whatever size, compare with the line is a factor on it, for devices that slow down or recover.
     """
 
     def __init__(self) -> None:
         self._means: dict[int, tuple[float, float]] = {}  # power of two: items and seconds
         self._a = 0.0
         self._b = 0.0
+        self._pace = 1.0
 
     def observe(self, n: int, seconds: float) -> None:
         """Learn from one batch of `n` items that took `seconds`."""
@@ -24,7 +26,9 @@ class BatchDuration:
         power = n.bit_length()
         mean_n, mean_t = self._means.get(power, (n, seconds))
         self._means[power] = mean_n + _NEWEST * (n - mean_n), mean_t + _NEWEST * (seconds - mean_t)
-        self._fit()
+        if len(self._means) > 1:
+            self._fit()
+            self._pace += _NEWEST * (seconds / self._line(n) - self._pace)
 
     def seconds(self, n: int) -> float:
         """Estimate the time of a batch of `n` items; 0 before anything was observed."""
@@ -32,12 +36,13 @@ class BatchDuration:
             # A line through the origin errs towards too long for larger batches, a flat one for smaller.
             ((mean_n, mean_t),) = self._means.values()
             return mean_t * max(1.0, n / mean_n)
+        return self._line(n) * self._pace
+
+    def _line(self, n: int) -> float:
         return self._a + self._b * n
 
     def _fit(self) -> None:
         """Least squares of relative errors, a/t + b*n/t = 1, so that small batches count as large ones do."""
-        if len(self._means) < 2:
-            return
         x, y = zip(*((1 / t, n / t) for n, t in self._means.values()), strict=True)
         xx, xy, yy = _dot(x, x), _dot(x, y), _dot(y, y)
         determinant = xx * yy - xy * xy

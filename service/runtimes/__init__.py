@@ -27,12 +27,12 @@ class Memory(NamedTuple):
     limit: int
 
 
-def batched(crops: Sequence[Crop]) -> Tensor:
-    """Put crops together, [N, S, S, 3] uint8.
+def batched(crops: Sequence[Crop], out: Tensor | None = None) -> Tensor:
+    """Put crops together, [N, S, S, 3] uint8, in `out` where that is given.
 
     With torch, which gives the GIL away once; NumPy does for each crop, and waits to have it back.
     """
-    return torch.stack([torch.from_numpy(crop) for crop in crops])
+    return torch.stack([torch.from_numpy(crop) for crop in crops], out=out)
 
 
 def normalisation(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:

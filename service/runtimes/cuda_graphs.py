@@ -43,7 +43,7 @@ class CudaGraphs:
         if size not in self._recorded:
             self._recorded[size] = self._record(size, crops[0].shape)
         graph, staging, pictures, answers = self._recorded[size]
-        staging[:count] = batched(crops)
+        batched(crops, out=staging[:count])
         pictures[:count].copy_(staging[:count], non_blocking=True)
         graph.replay()
         return answers[:count]

@@ -18,10 +18,10 @@ from service.training.loop import Options
 RECIPES: Final = {
     "lenet": Options(epochs=30, label_smoothing=0.0),
     "lenet-wide": Options(),
-    "cifar-resnet10": Options(epochs=24, muon_lr=0.02),
+    "cifar-resnet10": Options(epochs=24),
     "cifar-resnet18": Options(muon_lr=0.02, cutout=0.25),
 }
-"""What made the figures in docs/training.md. Other networks get one of the two below."""
+"""docs/training.md has what they come to. Other networks get one of the two below."""
 
 FROM_SCRATCH: Final = Options(epochs=60, cutout=0.25, progressive=True)
 FINE_TUNING: Final = Options(epochs=10, batch_size=64, max_lr=0.01, weight_decay=1e-4)
