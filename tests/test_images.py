@@ -202,6 +202,17 @@ def test_a_truncated_jpeg_is_invalid() -> None:
         decode(jpeg[: len(jpeg) // 2], SMALL)
 
 
+@pytest.mark.parametrize("value", [0x00, 0x7F, 0xFF])
+def test_a_garbled_jpeg_header_is_a_typed_error_or_a_picture(value: int) -> None:
+    """Whatever a byte of its header is changed to, a JPEG never leaves the error tree."""
+    whole = encode(make_image())
+    for place in range(whole.index(b"\xff\xda") + 14):
+        garbled = bytearray(whole)
+        garbled[place] = value
+        with suppress(ServiceError):
+            assert decode(garbled, SMALL).shape == (32, 32, 3)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_flipped_bits_are_a_typed_error_or_a_picture(seed: int, jpeg: bytes) -> None:
     """Damage anywhere in the file never leaves the error tree."""
@@ -234,9 +245,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
-    """Each scan of a progressive JPEG costs a pass over all pixels, so their number is bounded."""
-    whole = encode(make_image(64, 64), "JPEG", progressive=True)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_of_a_thousand_scans_is_refused(progressive: bool) -> None:
+    """Each scan of a JPEG may cost a pass over all pixels, so their number is bounded."""
+    whole = encode(make_image(64, 64), "JPEG", progressive=progressive)
     scan = whole[whole.rindex(b"\xff\xda") : -2]
     with pytest.raises(PayloadTooLarge, match="scans"):
         decode(whole[:-2] + 1000 * scan + whole[-2:], SMALL)
@@ -285,11 +297,12 @@ def test_sound_is_no_broken_picture() -> None:
         decode(b"RIFF\x24\0\0\0WAVEfmt " + bytes(100), SMALL)
 
 
-def test_the_pixel_limit_is_exact() -> None:
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_the_pixel_limit_is_exact(format: str) -> None:  # noqa: A002
     """A picture of exactly the limit passes; one row more does not."""
-    assert decode(encode(make_image(100, 10), "PNG"), SMALL, max_pixels=1000).shape == (32, 32, 3)
+    assert decode(encode(make_image(100, 10), format), SMALL, max_pixels=1000).shape == (32, 32, 3)
     with pytest.raises(PayloadTooLarge):
-        decode(encode(make_image(100, 11), "PNG"), SMALL, max_pixels=1000)
+        decode(encode(make_image(100, 11), format), SMALL, max_pixels=1000)
 
 
 def test_other_formats_of_pillow_stay_closed() -> None:

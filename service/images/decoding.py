@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from service.errors import InvalidImage, PayloadTooLarge, UnsupportedMedia
+from service.images import jpeg
 from service.images.preprocessing import Crop, Pixels, Preprocessing
 
 # The limit below is checked on the header of every picture, so Pillow's own, which is global and
@@ -83,10 +84,18 @@ def decode(
     Raises UnsupportedMedia where the bytes are no known format, PayloadTooLarge over `max_pixels` or where
     decoding would take absurdly long, InvalidImage where a known format cannot be decoded.
     """
+    plain = jpeg.plain_size(data)
+    if plain is not None:
+        _check_pixels(plain, max_pixels)
+        pixels = _decode_jpeg(data, plain, preprocessing.resize)
+        if pixels is not None:
+            return preprocessing.resize_and_crop(pixels, plain)
     image = _open(data)
     try:
         _check_work(image, data, max_pixels)
-        pixels = _decode_jpeg(image, data, preprocessing.resize)
+        pixels = None
+        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+            pixels = _decode_jpeg(data, image.size, preprocessing.resize)
         if pixels is None:
             image.load()  # before the orientation is read: TIFF turns itself
             pixels = np.array(_to_rgb(image))  # a copy, because torch wants to be able to write
@@ -115,13 +124,17 @@ def _open(data: bytes | bytearray) -> Image.Image:
         ) from error
 
 
-def _check_work(image: Image.Image, data: bytes | bytearray, max_pixels: int) -> None:
-    """Refuse what would take too much memory or time, by its header and before a pixel is decoded."""
-    width, height = image.size
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
     if width * height > max_pixels:
         raise PayloadTooLarge(
             f"the picture has {width} x {height} pixels; the limit is {max_pixels:,} pixels"
         )
+
+
+def _check_work(image: Image.Image, data: bytes | bytearray, max_pixels: int) -> None:
+    """Refuse what would take too much memory or time, by its header and before a pixel is decoded."""
+    _check_pixels(image.size, max_pixels)
     # FF is escaped in compressed data, so this finds markers only.
     if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise PayloadTooLarge(f"the JPEG has more than {_MAX_JPEG_SCANS} scans")
@@ -134,23 +147,21 @@ def _check_work(image: Image.Image, data: bytes | bytearray, max_pixels: int) ->
         raise UnsupportedMedia("run-length encoded BMP is not supported")
 
 
-def _decode_jpeg(image: Image.Image, data: bytes | bytearray, resize: int) -> Pixels | None:
-    """Decode a grey or RGB JPEG; None where only Pillow can, or can say what is wrong.
+def _decode_jpeg(data: bytes | bytearray, size: tuple[int, int], resize: int) -> Pixels | None:
+    """Decode a grey or RGB JPEG of (width, height); None where only Pillow can, or can say what is wrong.
 
     For a 500x375 picture libjpeg-turbo needs 1.2 ms through simplejpeg, 1.5 through Pillow. A large one is
     decoded to a half or a quarter, as long as its short side stays _OVERSAMPLED times `resize`.
     """
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
-        return None
-    width, height = image.size
-    factor = next((f for f in (4, 2) if min(image.size) >= _OVERSAMPLED * resize * f), 1)
+    width, height = size
+    factor = next((f for f in (4, 2) if min(size) >= _OVERSAMPLED * resize * f), 1)
     try:
         if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
-            return None  # two readers, two headers: Pillow's is the one that was checked
+            return None  # two readers, two headers: the first one's is the one that was checked
         pixels: Pixels = simplejpeg.decode_jpeg(
             data, min_height=-(-height // factor), min_width=-(-width // factor)
         )
-    except ValueError:  # stricter than Pillow, which knows what other programs write
+    except (ValueError, MemoryError):  # stricter than Pillow, which knows what other programs write
         return None
     return pixels
 
