@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
+from starlette.types import Receive, Scope, Send
 
 from service import errors
 from service.api import problems
@@ -22,17 +22,18 @@ from service.engine import Classification
 class _Direct(APIRoute):
     """A route that FastAPI documents like any other, and calls without a look at its signature.
 
-    To resolve its dependencies for each request took a tenth of a request's CPU time.
+    To resolve its dependencies, and to make ready for clearing up after them, took a fifth of the time that a
+    request spends in Python.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what is called with each request."""
-
-        async def handle(request: Request) -> Response:
-            response: Response = await self.endpoint(request, await service_of(request), _top_k(request))
-            return response
-
-        return handle
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)  # says 405
+            return
+        request = Request(scope, receive, send)
+        response = await self.endpoint(request, await service_of(request), _top_k(request))
+        await response(scope, receive, send)
 
 
 router = APIRouter(tags=["predict"], route_class=_Direct)
