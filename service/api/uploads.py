@@ -123,7 +123,7 @@ class _Form:
         self.parts.append(Part())
 
     def add_data(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1].data += data[start:end]
+        self.parts[-1].data += memoryview(data)[start:end]
 
     def add_header_name(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
