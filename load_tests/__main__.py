@@ -1,4 +1,4 @@
-"""The load tests' command line: `python -m load_tests run`, `capacity`, `incident` and `profile`."""
+"""The load tests' command line: `python -m load_tests run`, `capacity`, `incident`, `profile` and `footprint`."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ import click
 import httpx
 
 from load_tests import profiling, report, wrk
+from load_tests.footprint import footprint as take_footprint
 from load_tests.incident import draw_dashboards, slow_for_a_while
 from load_tests.report import Requests
 from load_tests.scenarios import SCENARIOS
@@ -205,15 +206,19 @@ def incident(
     click.echo(f"\n{report.table([done])}")
 
 
-@main.command()
-@_model
-@click.option("--weights", help="As for serve.")
-@click.option(
+_weights = click.option("--weights", help="As for serve.")
+_picture = click.option(
     "--picture",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     required=True,
     help="The JPEG that each request carries.",
 )
+
+
+@main.command()
+@_model
+@_weights
+@_picture
 @click.option("--connections", default=16, show_default=True)
 @click.option("--seconds", default=10, show_default=True, help="Of the recording.")
 @_out
@@ -222,14 +227,35 @@ def profile(
 ) -> None:
     """Show where the CPU time of a request goes, stage by stage; needs wrk, and root on macOS."""
     wrk.require()
-    more = ["--weights", weights] if weights else []
-    with _loaded([*serve(model), *more], None, out) as (url, process):
+    with _loaded(serve(model, weights), None, out) as (url, process):
         rate, stages = profiling.profile(f"{url}/predict", process.pid, picture, connections, seconds)
     total = sum(stages.values())
     click.echo(f"{rate:.0f} requests/s, {total:.2f} ms of CPU each\n")
     click.echo("| stage | CPU ms a request | share |\n|---|---|---|")
     for stage, spent in sorted(stages.items(), key=lambda item: -item[1]):
         click.echo(f"| {stage} | {spent:.2f} | {spent / total:.0%} |")
+
+
+@main.command()
+@_model
+@_weights
+@_picture
+@click.option("--requests", default=20_000, show_default=True, help="To post before memory is read again.")
+@click.option("--idle", "idle_s", default=30.0, show_default=True, help="Seconds to leave it alone.")
+@_out
+def footprint(
+    model: str, weights: str | None, picture: Path, requests: int, idle_s: float, out: Path
+) -> None:
+    """Show how soon a service is ready, what it takes when idle, and whether its memory grows; needs wrk."""
+    wrk.require()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        taken = take_footprint(serve(model, weights), picture, out / "service.log", requests, idle_s)
+    except ServiceFailed as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("| | |\n|---|---|")
+    for what, figure in taken.rows():
+        click.echo(f"| {what} | {figure} |")
 
 
 if __name__ == "__main__":

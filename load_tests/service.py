@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,15 +14,17 @@ class ServiceFailed(Exception):
 
 
 @contextmanager
-def started(command: Sequence[str], log: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def started(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Run a command that serves, until the block ends; yields the URL, once it is ready, and the process.
 
-    Its log goes to a file, since a pipe that nobody reads would stop it. Raises ServiceFailed.
+    `environment` replaces this process's own. Its log goes to a file, since a pipe that nobody reads would stop it. Raises ServiceFailed.
     """
     with (
         log.open("wb") as written,
         log.open(encoding="utf-8") as read,
-        subprocess.Popen(command, stderr=written) as process,
+        subprocess.Popen(command, stderr=written, env=environment) as process,
     ):
         try:
             url = ""
@@ -39,7 +41,9 @@ def started(command: Sequence[str], log: Path) -> Iterator[tuple[str, "subproces
             process.terminate()
 
 
-def serve(model: str) -> list[str]:
-    """Return the command that serves a model on a free port."""
+def serve(model: str, weights: str | None = None) -> list[str]:
+    """Return the command that serves a model, with the weights given, on a free port."""
     options = ["--model", model, "--port", "0", "--no-access-log", "--log-format", "json"]
+    if weights is not None:
+        options += ["--weights", weights]
     return [sys.executable, "-m", "service", "serve", *options]

@@ -26,7 +26,10 @@ class Settings(BaseSettings):
     )
     devices: str = Field("auto", description="auto, cpu, mps, cuda, or several, as in cuda:0,cuda:1.")
     instances: int | None = Field(
-        None, ge=1, le=64, description="Batches at a time on each device; by default 2 on a GPU, 1 elsewhere."
+        None,
+        ge=1,
+        le=64,
+        description="Batches at a time on each device; by default what is best there: 2 on a GPU.",
     )
     runtime: Literal["auto", "torch", "openvino"] = Field(
         "auto", description="What runs the network; auto is OpenVINO on x86 CPUs where it is installed."

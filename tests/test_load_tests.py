@@ -166,6 +166,20 @@ def test_a_profile_accounts_for_the_cpu_time(tmp_path: Path) -> None:
     assert sum(map(int, shares.values())) == pytest.approx(100, abs=len(shares) / 2)
 
 
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk: apt-get install wrk")
+def test_a_footprint_has_the_start_the_idle_time_and_the_memory(tmp_path: Path, jpeg: bytes) -> None:
+    """A service is started twice and loaded; each figure is there, in its unit."""
+    (tmp_path / "picture.jpg").write_bytes(jpeg)
+    arguments = ["--picture", str(tmp_path / "picture.jpg"), "--requests", "100", "--idle", "1"]
+    result = load_tests("footprint", "--model", "bundled", *arguments, "--out", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    figures = [line.split("|")[2].strip() for line in result.stdout.splitlines()[2:]]
+    units = [r"[\d.]+ s", r"[\d.]+ s", r"[\d.]+% of a core", r"\d+ MiB", r"\d+ MiB \([+-][\d.]+%\)"]
+    assert len(figures) == len(units)
+    for figure, unit in zip(figures, units, strict=True):
+        assert re.fullmatch(unit, figure), figure
+
+
 def test_peers_are_compared_with_the_best_of_them(tmp_path: Path) -> None:
     """Ratios are to the best other server, for int8 to the best at default precision."""
 

@@ -1,6 +1,7 @@
 """The runtimes: that conversion, folding, batching and precision do not change the answer."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +111,12 @@ def test_instances_answer_alike(model: Model, crops: list[npt.NDArray[np.uint8]]
     """Several instances on one device are runtimes of their own with the same weights."""
     if name == "openvino":
         pytest.importorskip("openvino", reason="needs the extra openvino")
-    one, other = open_runtimes(model, [CPU], name=name, precision="fp32", instances=2)
-    assert torch.allclose(probabilities(one, crops), probabilities(other, crops), atol=1e-5)
+    runtimes = open_runtimes(model, [CPU], name=name, precision="fp32", instances=2)
+    expected = probabilities(runtimes[0], crops)
+    with ThreadPoolExecutor(2) as pool:  # at the same time, and one after the other
+        together = list(pool.map(probabilities, runtimes * 4, [crops] * 8))
+    for answer in (*together, probabilities(runtimes[1], crops)):
+        assert torch.allclose(answer, expected, atol=1e-5)
 
 
 def test_what_was_converted_once_is_kept(

@@ -1,4 +1,4 @@
-"""Run every batch size once before requests come, and find the largest one worth taking."""
+"""Run batches of every size before requests come, and find the largest one worth taking."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -27,7 +27,10 @@ class Warmed:
 
 
 async def warm_up(run: Callable[[int], Awaitable[float]], max_batch: int) -> Warmed:
-    """Run batches of 1, 2, 4, ... and `max_batch` items; `run` takes a size and returns its seconds."""
+    """Run batches of 1, 2, 4, ... and `max_batch` items, while larger ones pay.
+
+    `run` takes a size and returns its seconds.
+    """
     # Sizes in between cost nothing more: after 2 and 4, a first batch of 3 is as fast as a second.
     sizes = [1]
     while sizes[-1] < max_batch:
@@ -35,9 +38,9 @@ async def warm_up(run: Callable[[int], Awaitable[float]], max_batch: int) -> War
     seconds: dict[int, float] = {}
     worthwhile, best = 1, 0.0
     for size in sizes:
-        await run(size)  # the first of its size, which takes longer
         if size > 2 * worthwhile:  # half as many were no better than a quarter
-            continue
+            break
+        await run(size)  # the first of its size, which takes longer
         fastest = min([await run(size) for _ in range(_TIMINGS)])
         rate = size / max(fastest, 1e-9)
         if seconds.get(worthwhile, 0.0) < _SHORT_S or rate > best * _GAIN:

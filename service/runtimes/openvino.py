@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+import math
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 import torch
 from torch import Tensor, nn
@@ -31,40 +36,78 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__
 
 _HINTS: Final[dict[str, str]] = {"fp32": "f32", "bf16": "bf16"}
 _OUT_OF_MEMORY: Final = ("bad_alloc", "allocate")
+_QUICK_S: Final = 0.005
+_CALM_S: Final = 0.2
 
 
 class OpenVINORuntime:
-    """One stream of a compiled network; several share its weights. Made by `compile_model`."""
+    """One of the batches that run at a time, with the same weights as the others. Made by `compile_model`."""
 
     name: str = "openvino"
     device: str = "cpu"
 
-    def __init__(self, compiled: ov.CompiledModel, precision: Precision) -> None:
+    def __init__(self, precision: Precision, streams: "_Streams", own: ov.InferRequest) -> None:
         self.precision: str = precision
-        self._request = compiled.create_infer_request()
+        self._streams = streams
+        self._own = own
 
     def run(self, crops: Sequence[Crop], k: int) -> TopK:
         """Classify a batch: see `Runtime.run`."""
-        try:
-            answer = self._request.infer([batched(crops).numpy()], share_inputs=True, share_outputs=True)
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
-                raise DeviceOutOfMemory("the device is out of memory") from error
-            raise
-        probabilities = answer[0]
-        best = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
-        ranked = np.take_along_axis(best, np.argsort(-np.take_along_axis(probabilities, best, 1), axis=1), 1)
-        return TopK(ranked, np.take_along_axis(probabilities, ranked, 1))
+        batch = batched(crops).numpy()
+        with self._streams.request(self._own) as request:
+            try:
+                answer = request.infer([batch], share_inputs=True, share_outputs=True)
+            except (RuntimeError, MemoryError) as error:
+                if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+                    raise DeviceOutOfMemory("the device is out of memory") from error
+                raise
+            return _best(answer[0], k)  # copies: what the request holds, the next batch overwrites
 
     def memory(self) -> Memory | None:
         """Return None: a CPU has no memory of its own."""
         return None
 
 
+def _best(probabilities: npt.NDArray[np.float32], k: int) -> TopK:
+    best = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
+    ranked = np.take_along_axis(best, np.argsort(-np.take_along_axis(probabilities, best, 1), axis=1), 1)
+    return TopK(ranked, np.take_along_axis(probabilities, ranked, 1))
+
+
+class _Streams:
+    """How many batches are at work, from several threads: one that is alone gets all the cores."""
+
+    def __init__(self, alone: ov.InferRequest) -> None:
+        self._alone = alone
+        self._lock = Lock()
+        self._running = 0
+        self._last_shared = -math.inf
+
+    @contextmanager
+    def request(self, own: ov.InferRequest) -> Iterator[ov.InferRequest]:
+        """Give the request to run a batch with, until the block ends; `own` is for a share of the cores."""
+        with self._lock:
+            self._running += 1
+            now = time.monotonic()
+            if self._running > 1:
+                self._last_shared = now
+            # Between two batches of a busy service there are moments without any.
+            calm = now - self._last_shared > _CALM_S
+        try:
+            yield self._alone if calm else own
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
 def compile_model(
-    model: Model, precision: Precision, *, streams: int = 1, threads: int | None = None
+    model: Model, precision: Precision, *, streams: int | None = None, threads: int | None = None
 ) -> list[OpenVINORuntime]:
     """Compile `model` for `streams` batches at a time, on `threads` in all, by default OpenVINO's choice.
+
+    A batch that is alone has all threads, for the shortest answer. Several have a share each and wait for
+    none of the others' threads, for the most answers. A network that takes next to no time gets one stream
+    by default: there it counts that Python handles few batches.
 
     What was converted and compiled once is kept in the user's cache, so that the next start is quick. Raises
     DeviceUnavailable for a precision that this CPU does not have, ModelUnavailable for a broken graph and
@@ -77,14 +120,34 @@ def compile_model(
     inner = precision if precision in _HINTS else ("bf16" if "BF16" in capabilities else "fp32")
     options: dict[str, str | int] = {
         "INFERENCE_PRECISION_HINT": _HINTS[inner],
-        "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads or 0,
     }
-    if model.graph is not None:
-        compiled = core.compile_model(_read(core, model.graph, model), "CPU", options)
+    compiler = _Compiler(core, model)
+    whole = compiler.compile({**options, "NUM_STREAMS": 1})
+    alone = whole.create_infer_request()
+    # Whoever may ask for it: a process's first inferences must not come from two threads at once, as each can
+    # come to wait for ever for what the other has, the GIL or a C++ static of OpenVINO's binding.
+    seconds = _seconds(alone, model.preprocessing.crop)
+    if streams is None and seconds < _QUICK_S:
+        streams = 1
+    if streams == 1:
+        return [OpenVINORuntime(precision, _Streams(alone), alone)]
+    if streams is None:
+        shared = compiler.compile({**options, "PERFORMANCE_HINT": "THROUGHPUT"})
     else:
-        compiled = _compile(core, model, options)
-    return [OpenVINORuntime(compiled, precision) for _ in range(streams)]
+        shared = compiler.compile({**options, "NUM_STREAMS": streams})
+    together = _Streams(alone)
+    count = int(shared.get_property("NUM_STREAMS"))
+    return [OpenVINORuntime(precision, together, shared.create_infer_request()) for _ in range(count)]
+
+
+def _seconds(request: ov.InferRequest, size: int) -> float:
+    """Return how long one picture takes."""
+    picture = np.zeros((1, size, size, 3), np.uint8)
+    request.infer([picture])  # the first takes longer
+    started = time.perf_counter()
+    request.infer([picture])
+    return time.perf_counter() - started
 
 
 def convert(network: nn.Module, preprocessing: Preprocessing) -> ov.Model:
@@ -133,17 +196,38 @@ class _Whole(nn.Module):
         return logits.softmax(1)
 
 
-def _compile(core: ov.Core, model: Model, options: dict[str, str | int]) -> ov.CompiledModel:
-    """Compile a network, whose graph and compiled form are found in the cache or put there."""
-    folder = files.cache_folder() / "openvino" / _fingerprint(model.network, model.preprocessing)
-    topology = folder / "model.xml"
-    try:
-        if not topology.exists():
-            _keep(convert(model.network, model.preprocessing), topology)
-        return core.compile_model(topology, "CPU", {**options, "CACHE_DIR": str(folder)})
-    except (OSError, RuntimeError) as error:  # RuntimeError: what was kept is broken
+class _Compiler:
+    """Compiles one model in several ways; a network's graph is found in the cache, or put there."""
+
+    def __init__(self, core: ov.Core, model: Model) -> None:
+        self._core = core
+        self._model = model
+        self._kept: Path | None = None
+        if model.graph is not None:
+            self._graph = _read(core, model.graph, model)
+            return
+        folder = files.cache_folder() / "openvino" / _fingerprint(model.network, model.preprocessing)
+        topology = folder / "model.xml"
+        try:
+            if not topology.exists():
+                _keep(convert(model.network, model.preprocessing), topology)
+            self._kept = topology
+        except OSError as error:
+            self._convert_anew(error)
+
+    def compile(self, options: Mapping[str, str | int]) -> ov.CompiledModel:
+        """Compile with OpenVINO's own options."""
+        if self._kept is not None:
+            try:
+                cache = {"CACHE_DIR": str(self._kept.parent)}
+                return self._core.compile_model(self._kept, "CPU", {**options, **cache})
+            except (OSError, RuntimeError) as error:  # RuntimeError: what was kept is broken
+                self._convert_anew(error)
+        return self._core.compile_model(self._graph, "CPU", dict(options))
+
+    def _convert_anew(self, error: Exception) -> None:
         _log.warning("the cache of converted networks is of no use; converting anew", reason=str(error))
-        return core.compile_model(convert(model.network, model.preprocessing), "CPU", options)
+        self._kept, self._graph = None, convert(self._model.network, self._model.preprocessing)
 
 
 def _keep(graph: ov.Model, topology: Path) -> None:

@@ -36,8 +36,9 @@ def open_runtimes(
 ) -> list[Runtime]:
     """Put `model` on each of `devices`, ready for `instances` batches at a time, which share its weights.
 
-    By default a GPU has two batches in flight, so that one is copied while the other is computed, and a CPU
-    one, on all its cores; several on a CPU share `threads` cores out. `compiled` (torch.compile) and
+    By default a GPU has two batches in flight, so that one is copied while the other is computed, OpenVINO
+    as many as its cores can do best, and PyTorch on a CPU one, on all its cores; several there share
+    `threads` cores out. `compiled` (torch.compile) and
     `cuda_graphs` are for PyTorch. Raises DeviceUnavailable for what a device cannot do, ExtraMissing where
     OpenVINO is not installed, ModelUnavailable for a broken graph.
     """
@@ -70,7 +71,6 @@ def _on_device(
     if quantised and precision not in ("auto", "int8"):
         raise DeviceUnavailable(f"{model.name!r} is quantised: int8 is the precision it has")
     chosen: Precision = "int8" if quantised else hardware.choose_precision(device, precision)
-    count = instances or (2 if device.type == "cuda" else 1)
     if (
         quantised
         or name == "openvino"
@@ -81,11 +81,12 @@ def _on_device(
         from service.runtimes import openvino
 
         try:
-            return openvino.compile_model(model, chosen, streams=count, threads=threads)
+            return openvino.compile_model(model, chosen, streams=instances, threads=threads)
         except ModelUnavailable as error:
             if quantised or name == "openvino":
                 raise
             _log.warning("OpenVINO cannot run this network, so PyTorch does", reason=str(error))
+    count = instances or (2 if device.type == "cuda" else 1)
     each = max(1, (threads or hardware.cores()) // count) if count > 1 else threads
     first = TorchRuntime(model.network, model.preprocessing, device, chosen, each, **torch_options)
     return [first, *(first.sibling() for _ in range(count - 1))]
