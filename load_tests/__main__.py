@@ -1,4 +1,4 @@
-"""The load tests' command line: `python -m load_tests run`, `capacity`, `incident`, `profile` and `footprint`."""
+"""The load tests' command line: python -m load_tests run, capacity, incident, profile or footprint."""
 
 import subprocess
 import sys

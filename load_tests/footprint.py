@@ -31,13 +31,14 @@ class Footprint:
     def rows(self) -> Iterator[tuple[str, str]]:
         """Return what was measured and its figure, for a table."""
         growth = self.memory_after / self.memory_before - 1
+        after_mib = self.memory_after / 2**20
         yield "from start to ready, nothing kept yet", f"{self.first_start_s:.1f} s"
         yield "from start to ready, network kept from before", f"{self.start_s:.1f} s"
         yield "idle", f"{self.idle:.2%} of a core"
         yield "memory when warm", f"{self.memory_before / 2**20:.0f} MiB"
         yield (
             f"memory {self.requests:,} requests later",
-            f"{self.memory_after / 2**20:.0f} MiB ({growth:+.1%})",
+            f"{after_mib:.0f} MiB ({growth:+.1%})",
         )
 
 

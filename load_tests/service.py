@@ -19,7 +19,8 @@ def started(
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Run a command that serves, until the block ends; yields the URL, once it is ready, and the process.
 
-    `environment` replaces this process's own. Its log goes to a file, since a pipe that nobody reads would stop it. Raises ServiceFailed.
+    `environment` replaces this process's own. Its log goes to a file, since a pipe that nobody reads would
+    stop it. Raises ServiceFailed.
     """
     with (
         log.open("wb") as written,

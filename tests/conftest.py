@@ -170,7 +170,8 @@ def serving(settings: Settings) -> Iterator[Running]:
         runtimes.append(GatedRuntime(runtime))
         return runtimes[-1]
 
-    service = load(settings, gated)
+    # On a busy machine OpenVINO may find that two are best.
+    service = load(settings.model_copy(update={"instances": settings.instances or 1}), gated)
     config = uvicorn.Config(
         create_app(service), port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=10
     )

@@ -40,7 +40,7 @@ def crops(model: Model) -> list[npt.NDArray[np.uint8]]:
 def opened(model: Model, name: Name, precision: Precision) -> Runtime:
     if name == "openvino":
         pytest.importorskip("openvino", reason="needs the extra openvino")
-    [runtime] = open_runtimes(model, [CPU], name=name, precision=precision)
+    [runtime] = open_runtimes(model, [CPU], name=name, precision=precision, instances=1)
     assert (runtime.name, runtime.precision) == (name, precision)
     return runtime
 
@@ -80,7 +80,7 @@ def test_a_batch_answers_like_its_pictures_alone(
 
 def test_the_fastest_runtime_keeps_the_answer(model: Model, crops: list[npt.NDArray[np.uint8]]) -> None:
     """What auto chooses on this CPU, bf16 where it is native, moves probabilities by little."""
-    [fastest] = open_runtimes(model, [CPU])
+    [fastest] = open_runtimes(model, [CPU], instances=1)
     assert (
         probabilities(fastest, crops) - probabilities(opened(model, "torch", "fp32"), crops)
     ).abs().max() < 0.05
@@ -183,7 +183,7 @@ def test_a_network_that_cannot_be_converted_is_run_by_torch(
 
     stubborn = Model("stubborn", Exotic(), model.labels, model.preprocessing, "here")
     with capture_logs() as logs:
-        [runtime] = open_runtimes(stubborn, [CPU], precision="fp32")
+        [runtime] = open_runtimes(stubborn, [CPU], precision="fp32", instances=1)
     assert runtime.name == "torch"
     assert "cannot run this network" in logs[-1]["event"]
     assert len(probabilities(runtime, crops)) == len(crops)

@@ -230,7 +230,7 @@ from service.api.service import load
 from service.settings import Settings
 
 logs.configure(style="json")
-service = load(Settings(model="bundled", port=0, drain_timeout_s=4))
+service = load(Settings(model="bundled", port=0, drain_timeout_s=4, instances=1))
 [runtime] = service.engine.runtimes
 run = runtime.run
 

@@ -36,13 +36,21 @@ def best_other(rows: Sequence[dict[str, Any]], table: str) -> list[float]:
 
 def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     mpl.use("agg")
-    tables = list(dict.fromkeys(row["table"] for row in rows))
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.5 * len(tables), 3.2), layout="constrained")
-    for axis, table in zip(axes if len(tables) > 1 else [axes], tables, strict=True):
-        some = sorted((row for row in rows if row["table"] == table), key=lambda row: row["rate"])
-        colours = ["tab:blue" if row["server"] == "this service" else "tab:gray" for row in some]
-        bars = axis.barh([row["server"] for row in some], [row["rate"] for row in some], color=colours)
-        axis.bar_label(bars, fmt="%.0f", padding=3)
+    bars: dict[str, dict[str, float]] = {}
+    for row in rows:
+        int8 = row["table"] == "int8"  # beside the others, who have none
+        table, name = (
+            ("default precision", f"{row['server']}, int8") if int8 else (row["table"], row["server"])
+        )
+        bars.setdefault(table, {})[name] = row["rate"]
+    figure, axes = plt.subplots(
+        1, len(bars), figsize=(5.5 * len(bars), 3.2), layout="constrained", squeeze=False
+    )
+    for axis, (table, rates) in zip(axes[0], bars.items(), strict=True):
+        names = sorted(rates, key=rates.__getitem__)
+        colours = ["tab:blue" if name.startswith("this service") else "tab:gray" for name in names]
+        drawn = axis.barh(names, [rates[name] for name in names], color=colours)
+        axis.bar_label(drawn, fmt="%.0f", padding=3)
         axis.margins(x=0.15)
         axis.set(title=table, xlabel="requests/s")
         axis.spines[["top", "right"]].set_visible(False)
