@@ -4,12 +4,16 @@ PORT ?= 8000
 MODEL ?= bundled
 CIFAR ?= cifar10
 PICTURE ?= dog.jpg
+USE_GPU ?= 1
+NUM_IMAGES ?= 1000
+BATCH_SIZE ?= 64
+IMAGE_MODEL ?= resnet50
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test check format lint types lock load-test compare-peers image-test dashboards bundled-model clean
+.PHONY: help install serve test check format lint types lock load-test image compare-peers image-test dashboards bundled-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -35,10 +39,14 @@ types: $(VENV)/.installed-dev
 
 lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; versions locked already stay
 	$(LOCK) --extra openvino --extra train --extra traces pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra openvino --extra quantize --extra train --extra traces --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) --extra openvino --extra quantize --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 
 load-test: $(VENV)/.installed-dev  ## Load a service that serves MODEL, in every scenario; reports in load-test/
 	$(BIN)/python -m load_tests run --model "$(MODEL)"
+
+image: install  ## Classify NUM_IMAGES generated pictures: USE_GPU=1 BATCH_SIZE=64 IMAGE_MODEL=resnet50
+	$(BIN)/resnet-service bench --end-to-end "$(NUM_IMAGES)" --batch-size "$(BATCH_SIZE)" --model "$(IMAGE_MODEL)" \
+	  --devices $(if $(filter 0,$(USE_GPU)),cpu,auto)
 
 compare-peers: $(VENV)/.installed-dev  ## Compare with other servers on PICTURE, over HTTP, with wrk; results in peers/
 	$(BIN)/python -m load_tests.peers --picture "$(PICTURE)"

@@ -5,7 +5,6 @@ HTTP.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from service.batching import MicroBatcher, warm_up
 from service.errors import (
     DeadlineExceeded,
     DeviceFailed,
-    InferenceFailed,
     InvalidImage,
     NotReady,
     Overloaded,
@@ -31,7 +29,7 @@ from service.errors import (
 )
 from service.images import Crop
 from service.metrics import Metrics
-from service.models import Model
+from service.models import Model, Ranked
 from service.runtimes import Runtime, TopK
 from service.threads import Threads
 
@@ -55,15 +53,6 @@ class _Job(NamedTuple):
 class _Result(NamedTuple):
     best: TopK
     device: str
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One class of an answer: its index, its label and its probability (0..1)."""
-
-    class_id: int
-    label: str
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -187,7 +176,8 @@ class Engine:
             observe("decode").observe(decode_s)
             observe("queue").observe(answer.queue_s)
             observe("device").observe(answer.run_s)
-            ranking = self._rank(answer.result.best, top_k)
+            best = answer.result.best
+            ranking = self.model.rank(best.class_ids[:top_k], best.probabilities[:top_k])
             return Classification(ranking, answer.result.device, decode_s, answer.queue_s, answer.run_s)
 
     async def run_synthetic(self, batch_size: int) -> None:
@@ -247,15 +237,6 @@ class Engine:
             # No batch of a request, whose end the batcher would see: it is the engine's own.
             self._device_failure = error
             raise
-
-    def _rank(self, best: TopK, top_k: int) -> tuple[Ranked, ...]:
-        ids, probabilities = best.class_ids[:top_k].tolist(), best.probabilities[:top_k].tolist()
-        if not all(map(math.isfinite, probabilities)):
-            raise InferenceFailed("the network's answer is not a number; try --precision fp32")
-        return tuple(
-            Ranked(class_id, self.model.labels[class_id], probability)
-            for class_id, probability in zip(ids, probabilities, strict=True)
-        )
 
     @contextmanager
     def _outcome(self) -> Iterator[None]:

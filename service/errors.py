@@ -12,6 +12,7 @@ ServiceError
 ├── DeadlineExceeded      accepted, but no answer before the deadline
 ├── NotReady              starting, draining or closed
 ├── TrainingImpossible    data, options or output that no training run can use
+├── BenchmarkImpossible   nothing to measure or compare, or results that cannot be read
 ├── ModelUnavailable      the model cannot be had; stops the start
 ├── DeviceUnavailable     the device or precision asked for is not there; stops the start
 ├── ExtraMissing          what was asked for needs an extra of the package; stops the start
@@ -80,6 +81,10 @@ class NotReady(ServiceError):
 
 class TrainingImpossible(ServiceError):
     """A training run's data, options or output cannot be used."""
+
+
+class BenchmarkImpossible(ServiceError):
+    """There is nothing to measure or to compare, or a file holds no results."""
 
 
 class ModelUnavailable(ServiceError):

@@ -18,6 +18,10 @@ from service.errors import DeviceUnavailable
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 
 _NATIVE_BF16_FLAGS: Final = {"avx512_bf16", "amx_bf16", "bf16"}
+_THAT_MATTER: Final = _NATIVE_BF16_FLAGS | {
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "f16c", "fma"),
+    *("asimd", "asimddp", "i8mm", "sve"),
+}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -53,13 +57,17 @@ def choose_devices(names: str = "auto") -> tuple[torch.device, ...]:
     return devices
 
 
+def why_no_cuda() -> str | None:
+    """Say why there is no CUDA here; None where there is."""
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return "this build of PyTorch has no CUDA"
+    return "PyTorch sees no usable NVIDIA GPU or driver"
+
+
 def _cuda_index(index: int) -> int:
-    if not torch.cuda.is_available():
-        why = (
-            "this build of PyTorch has no CUDA"
-            if torch.version.cuda is None
-            else "PyTorch sees no usable NVIDIA GPU or driver"
-        )
+    if why := why_no_cuda():
         raise DeviceUnavailable(f"cuda was asked for, but {why}; use cpu or auto")
     if index >= torch.cuda.device_count():
         raise DeviceUnavailable(f"cuda:{index} was asked for, but there are {torch.cuda.device_count()} GPUs")
@@ -98,6 +106,11 @@ def training_precision(device: torch.device) -> Literal["bf16", "fp32"]:
 def has_native_bf16() -> bool:
     """Say whether the CPU has bf16 dot products; emulated ones are slower than fp32."""
     return bool(_cpu_flags() & _NATIVE_BF16_FLAGS)
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Return which of the CPU's instruction sets that matter to networks it has; () where nobody tells."""
+    return tuple(sorted(_cpu_flags() & _THAT_MATTER))
 
 
 @dataclass(frozen=True)

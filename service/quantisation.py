@@ -1,6 +1,7 @@
 """Turn a network into an int8 graph: post-training quantisation by NNCF, calibrated on given pictures."""
 
-from collections.abc import Mapping
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,21 +23,18 @@ _BATCH: Final = 32
 class Quantised:
     """A model with an int8 graph, and how it compares with the one it was made from.
 
-    `agreement` is the share of the calibration pictures, 0..1, whose best class is the same; `pictures`
-    counts them, and `unreadable` are those that were skipped, by path, with the reason.
+    `agreement` is the share of the calibration pictures, 0..1, whose best class is the same.
     """
 
     model: Model
     agreement: float
-    pictures: int
-    unreadable: Mapping[str, str]
 
 
-def quantise(model: Model, folder: Path, samples: int = 300) -> Quantised:
-    """Quantise `model`, calibrated on up to `samples` pictures found under `folder`, always the same ones.
+def quantise(model: Model, pictures: npt.NDArray[np.uint8]) -> Quantised:
+    """Quantise `model`, calibrated on `pictures`, [N, S, S, 3].
 
     Weights get a scale for each channel, activations one for each tensor, chosen so that little is clipped on
-    those pictures. Raises ExtraMissing without NNCF, TrainingImpossible where no picture can be read.
+    those pictures. Raises ExtraMissing without NNCF.
     """
     if find_spec("nncf") is None:
         raise ExtraMissing("quantising needs NNCF: pip install 'resnet-service[quantize]'")
@@ -44,26 +42,29 @@ def quantise(model: Model, folder: Path, samples: int = 300) -> Quantised:
 
     import nncf  # isort: skip
 
-    dataset = _pictures(folder, model, samples)
-    pictures = dataset.pictures.permute(0, 2, 3, 1).numpy()
-    quantised = nncf.quantize(
-        openvino.convert(model.network, model.preprocessing),
-        nncf.Dataset([picture[None] for picture in pictures]),
-        subset_size=len(pictures),
-    )
+    with redirect_stdout(sys.stderr):  # its progress is no answer
+        quantised = nncf.quantize(
+            openvino.convert(model.network, model.preprocessing),
+            nncf.Dataset([picture[None] for picture in pictures]),
+            subset_size=len(pictures),
+        )
     result = Model(model.name, openvino.serialise(quantised), model.labels, model.preprocessing, model.source)
     same = _best(result, pictures) == _best(model, pictures)
-    return Quantised(result, float(same.mean()), len(pictures), dataset.unreadable)
+    return Quantised(result, float(same.mean()))
 
 
-def _pictures(folder: Path, model: Model, samples: int) -> data.Dataset:
+def calibration(folder: Path, model: Model, samples: int = 300) -> data.Dataset:
+    """Read up to `samples` of the pictures under `folder`, always the same ones, from every folder below.
+
+    Raises TrainingImpossible where none can be read.
+    """
     if not folder.is_dir():
         raise TrainingImpossible(f"there is no folder {folder}")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
         raise TrainingImpossible(f"{folder} has no pictures")
     count = min(samples, len(files))
-    chosen = [files[index * len(files) // count] for index in range(count)]  # from every folder
+    chosen = [files[index * len(files) // count] for index in range(count)]
     return data.read([(path, 0) for path in chosen], (str(folder),), model.preprocessing, "reading pictures")
 
 

@@ -68,7 +68,7 @@ class Threads:
             try:
                 raise error
             finally:
-                del error  # or it and this frame would keep each other alive
+                del call, error  # or they and this frame would keep each other alive, and the picture
         result: Value = value
         return result
 

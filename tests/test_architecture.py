@@ -15,9 +15,10 @@ LAYERS = [
     {"images", "batching", "bench"},
     {"models"},
     {"runtimes"},
-    {"engine", "training"},
-    {"quantisation"},
-    {"api"},
+    {"engine", "training", "offline"},
+    {"quantisation", "inspection", "doctor"},
+    {"benchmark"},
+    {"api", "ui"},
     {"cli"},
     {"__main__"},
 ]
@@ -33,7 +34,11 @@ ONLY_IN = {
     "simplejpeg": "images",
     "openvino": "runtimes",
     "nncf": "quantisation",
-    "matplotlib": "training",
+    "matplotlib": ("training", "benchmark"),
+    "rich": "cli",
+    "streamlit": "ui",
+    "pandas": "ui",
+    "httpx": "ui",
     "opentelemetry": "tracing",
 }
 

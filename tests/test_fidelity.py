@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from service import hardware, images, models
 from service.models import Model
-from service.quantisation import quantise
+from service.quantisation import calibration, quantise
 from service.runtimes.selection import open_runtimes
 from service.training import data
 from service.training.evaluation import evaluate
@@ -64,7 +64,7 @@ def test_crops_equal_the_published_transforms(photographs: list[bytes]) -> None:
 
 def test_the_fastest_runtime_agrees_with_the_plain_network(model: Model, photographs: list[bytes]) -> None:
     """What auto chooses has eager fp32's top-1 for 99.5 % of the photographs, and its probabilities."""
-    [runtime] = open_runtimes(model, [CPU])
+    [runtime] = open_runtimes(model, [CPU], instances=1)
     crops = [images.decode(picture, model.preprocessing) for picture in photographs]
     agreed, furthest = 0, []
     for start in range(0, len(crops), 64):
@@ -94,10 +94,10 @@ def test_fast_precisions_cost_no_accuracy(model: Model, test_set: data.Dataset, 
     for index in range(300):
         picture = test_set.pictures[index * len(test_set) // 300]
         functional.to_pil_image(picture).save(tmp_path / f"{index}.png")
-    quantised = quantise(model, tmp_path).model
+    quantised = quantise(model, calibration(tmp_path, model).pictures.permute(0, 2, 3, 1).numpy()).model
 
     def accuracy(candidate: Model, precision: hardware.Precision) -> float:
-        [runtime] = open_runtimes(candidate, [CPU], precision=precision)
+        [runtime] = open_runtimes(candidate, [CPU], precision=precision, instances=1)
         return 100 * evaluate(candidate, runtime, test_set).accuracy
 
     full = accuracy(model, "fp32")

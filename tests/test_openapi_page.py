@@ -1,49 +1,20 @@
 """The OpenAPI document and its page, in a real browser without the internet."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, Route, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from tests.browser import browsing, photographed
 from tests.conftest import Running
-
-CHROMIUM = os.environ.get("CHROMIUM", shutil.which("chromium") or "")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture
 def page(server: Running) -> Iterator[Page]:
-    """A page of a headless Chromium that can reach this server and nothing else."""
-    if not CHROMIUM:
-        pytest.skip("needs Chromium (Debian's package chromium, or its path in CHROMIUM)")
-    foreign: list[str] = []
-
-    def guard(route: Route) -> None:
-        if route.request.url.startswith((server.url, "data:", "blob:")):
-            route.continue_()
-        else:
-            foreign.append(route.request.url)
-            route.abort()
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1100, "height": 900})
-        page.route("**/*", guard)
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
+    """A page of a browser that can reach this server and nothing else."""
+    with browsing(server.url) as page:
         yield page
-        browser.close()
-    assert foreign == []
-    assert errors == []
 
 
 def test_a_picture_can_be_classified_from_the_page(
@@ -61,9 +32,8 @@ def test_a_picture_can_be_classified_from_the_page(
     answer = operation.locator(".live-responses-table")
     expect(answer.locator(".response-col_status").last).to_contain_text("200")
     expect(answer.locator(".response-col_description").last).to_contain_text("predictions")
-    if folder := os.environ.get("SCREENSHOTS"):
-        operation.get_by_role("button", name="Execute").evaluate("button => button.scrollIntoView()")
-        page.screenshot(path=f"{folder}/openapi.png")
+    operation.get_by_role("button", name="Execute").evaluate("button => button.scrollIntoView()")
+    photographed(page, "openapi")
 
 
 def test_every_operation_is_described(server: Running) -> None:

@@ -28,14 +28,16 @@ def quantize(model: str, images: Path, out: Path, samples: int, weights: str | N
     """
     from service import models
     from service.models import checkpoint
-    from service.quantisation import quantise
+    from service.quantisation import calibration, quantise
 
     with refusals():
         if not out.absolute().parent.is_dir():
             raise click.UsageError(f"there is no folder {out.absolute().parent} to write to")
-        result = quantise(models.load(model, weights), images, samples)
+        loaded = models.load(model, weights)
+        dataset = calibration(images, loaded, samples)
+        result = quantise(loaded, dataset.pictures.permute(0, 2, 3, 1).numpy())
         quantised = result.model
-        facts = {"quantised_from": model, "calibrated_on": result.pictures, "agreement": result.agreement}
+        facts = {"quantised_from": model, "calibrated_on": len(dataset), "agreement": result.agreement}
         assert quantised.graph is not None
         try:
             checkpoint.save(
@@ -46,9 +48,9 @@ def quantize(model: str, images: Path, out: Path, samples: int, weights: str | N
             )
         except OSError as error:
             raise click.ClickException(f"{out} cannot be written: {error.strerror}") from error
-    for path, reason in result.unreadable.items():
+    for path, reason in dataset.unreadable.items():
         click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
     click.echo(
         f"{click.format_filename(out)}: {out.stat().st_size / 1e6:.1f} MB; its best class is that of {model} "
-        f"for {result.agreement:.1%} of {result.pictures:,} pictures"
+        f"for {result.agreement:.1%} of {len(dataset):,} pictures"
     )

@@ -3,6 +3,7 @@
 `load` is the one door: a torchvision name, a checkpoint's path, or `bundled`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -10,10 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from service.errors import ModelUnavailable
+from service.errors import InferenceFailed, ModelUnavailable
 from service.images import Preprocessing
 from service.models import catalog, checkpoint, weights
 from service.models.graph import Graph, from_state
@@ -21,6 +24,15 @@ from service.models.networks import NETWORKS
 
 BUNDLED: Final = "bundled"
 _BUNDLED_FILE: Final = "cifar10.safetensors"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One class of an answer: its index, its label and its probability (0..1)."""
+
+    class_id: int
+    label: str
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,21 @@ class Model:
         """The graph of a quantised model; None where there is a network."""
         return self.program if isinstance(self.program, Graph) else None
 
+    def rank(
+        self, class_ids: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]
+    ) -> tuple[Ranked, ...]:
+        """Put labels to the best classes of a picture, [k] and [k], best first.
+
+        Raises InferenceFailed where a probability is not a number.
+        """
+        ids, values = class_ids.tolist(), probabilities.tolist()
+        if not all(map(math.isfinite, values)):
+            raise InferenceFailed("the network's answer is not a number; try --precision fp32")
+        return tuple(
+            Ranked(class_id, self.labels[class_id], probability)
+            for class_id, probability in zip(ids, values, strict=True)
+        )
+
 
 def load(name: str, weights_source: str | None = None) -> Model:
     """Load the model called `name`: a torchvision classifier, a checkpoint's path, or "bundled".
@@ -63,6 +90,17 @@ def load(name: str, weights_source: str | None = None) -> Model:
     except (ModelUnavailable, OSError) as error:  # OSError: a path that cannot even be asked for
         raise ModelUnavailable(f"cannot load the model {name!r}: {error}\n{_ways_out(name)}") from error
     return model
+
+
+def file_of(name: str, weights_source: str | None = None) -> Path:
+    """Return the file that `load` reads weights from, or would keep them in once they are downloaded."""
+    if name == BUNDLED:
+        return Path(str(resources.files(__name__) / "bundled" / _BUNDLED_FILE))
+    if name not in catalog.names():
+        return Path(name)
+    if weights_source is None or weights_source in catalog.published(name):
+        weights_source = catalog.entry(name, weights_source).url
+    return weights.cached(weights_source) if weights.is_url(weights_source) else Path(weights_source)
 
 
 def _load(name: str, weights_source: str | None) -> Model:

@@ -87,14 +87,19 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise ModelUnavailable(f"{path} is no readable weights file: {error}") from error
 
 
+def cached(url: str) -> Path:
+    """Return where the file for `url` is kept, whether it is there or not."""
+    name = Path(urlsplit(url).path).name or "weights"
+    # Without a hash, two servers' files of one name are two files.
+    folder = "" if _HASH_IN_NAME.search(name) else hashlib.sha256(url.encode()).hexdigest()[:16]
+    return cache_folder() / folder / name
+
+
 def download(url: str) -> tuple[Path, bool]:
     """Return the cached file for `url`, fetched first where it is not there yet, and whether it was."""
     try:
-        name = Path(urlsplit(url).path).name or "weights"
-        hash_in_name = _HASH_IN_NAME.search(name)
-        # Without a hash, two servers' files of one name are two files.
-        folder = "" if hash_in_name else hashlib.sha256(url.encode()).hexdigest()[:16]
-        path = cache_folder() / folder / name
+        path = cached(url)
+        hash_in_name = _HASH_IN_NAME.search(path.name)
         if path.exists():
             return path, False
         path.parent.mkdir(parents=True, exist_ok=True)

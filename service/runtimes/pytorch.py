@@ -48,12 +48,14 @@ class TorchRuntime:
         *,
         compiled: bool = False,
         cuda_graphs: bool = True,
+        channels_last: bool = True,
     ) -> None:
         """Put a copy of `network` on `device`; DeviceUnavailable where it cannot be `compiled`."""
         self.device = str(device)
         self.precision: str = precision
         self._device = device
         self._dtype = _DTYPES[precision]
+        self._channels_last = channels_last
         self._threads = threads
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -63,7 +65,7 @@ class TorchRuntime:
             # Folded in fp32 before the weights are rounded: batch norm's own statistics never are.
             folded = fuse(network)  # a copy
             self._network: Callable[[Tensor], Tensor] = folded.to(device, self._dtype).to(
-                memory_format=torch.channels_last
+                memory_format=torch.channels_last if channels_last else torch.contiguous_format
             )
             self._mean, self._std = (values.to(device) for values in normalisation(preprocessing))
         if compiled:
@@ -114,6 +116,8 @@ class TorchRuntime:
     def _forward(self, pictures: Tensor) -> Tensor:
         """[N, S, S, 3] uint8 -> [N, classes] fp32. Channels last is the layout it already has."""
         normalised = (pictures.permute(0, 3, 1, 2) - self._mean) / self._std
+        if not self._channels_last:
+            normalised = normalised.contiguous()
         return self._network(normalised.to(self._dtype)).float().softmax(1)
 
     @torch.inference_mode()

@@ -33,21 +33,23 @@ def open_runtimes(
     threads: int | None = None,
     compiled: bool = False,
     cuda_graphs: bool = True,
+    channels_last: bool = True,
 ) -> list[Runtime]:
     """Put `model` on each of `devices`, ready for `instances` batches at a time, which share its weights.
 
     By default a GPU has two batches in flight, so that one is copied while the other is computed, OpenVINO
     as many as its cores can do best, and PyTorch on a CPU one, on all its cores; several there share
-    `threads` cores out. `compiled` (torch.compile) and
-    `cuda_graphs` are for PyTorch. Raises DeviceUnavailable for what a device cannot do, ExtraMissing where
-    OpenVINO is not installed, ModelUnavailable for a broken graph.
+    `threads` cores out.
+
+    `compiled` (torch.compile), `cuda_graphs` and `channels_last` are PyTorch's, which runs the network where
+    the first is asked for or the last is not. Raises DeviceUnavailable for what a device cannot do,
+    ExtraMissing where OpenVINO is not installed, ModelUnavailable for a broken graph.
     """
+    options = {"compiled": compiled, "cuda_graphs": cuda_graphs, "channels_last": channels_last}
     return [
         runtime
         for device in devices
-        for runtime in _on_device(
-            model, device, name, precision, instances, threads, compiled=compiled, cuda_graphs=cuda_graphs
-        )
+        for runtime in _on_device(model, device, name, precision, instances, threads, **options)
     ]
 
 
@@ -61,11 +63,13 @@ def _on_device(
     **torch_options: bool,
 ) -> Sequence[Runtime]:
     quantised = model.graph is not None
-    compiled = torch_options["compiled"]
-    if compiled and (quantised or name == "openvino"):
-        raise DeviceUnavailable("--compile is PyTorch's, and OpenVINO runs this; leave one of them out")
+    torch_only = torch_options["compiled"] or not torch_options["channels_last"]
+    if torch_only and (quantised or name == "openvino"):
+        raise DeviceUnavailable(
+            "--compile and the memory format are PyTorch's, and OpenVINO runs this; leave one of them out"
+        )
     if (quantised or name == "openvino") and device.type != "cpu":
-        raise DeviceUnavailable(f"OpenVINO runs on the CPU here, not on {device}; use --devices cpu")
+        raise DeviceUnavailable(f"OpenVINO runs on the CPU here, not on {device}; use the device cpu")
     if quantised and name == "torch":
         raise DeviceUnavailable(f"{model.name!r} is quantised, which only --runtime openvino can run")
     if quantised and precision not in ("auto", "int8"):
@@ -74,7 +78,7 @@ def _on_device(
     if (
         quantised
         or name == "openvino"
-        or (name == "auto" and device.type == "cpu" and not compiled and _prefers_openvino())
+        or (name == "auto" and device.type == "cpu" and not torch_only and _prefers_openvino())
     ):
         if find_spec("openvino") is None:
             raise ExtraMissing("this needs OpenVINO: pip install 'resnet-service[openvino]'")

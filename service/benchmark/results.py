@@ -1,0 +1,111 @@
+"""What was measured, with what it was measured on; kept as JSON."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from service import __version__, files, hardware
+from service.errors import BenchmarkImpossible
+from service.hardware import Fingerprint
+
+MemoryFormat = Literal["channels_last", "contiguous"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model."""
+
+    device: str
+    runtime: str
+    precision: str
+    memory_format: MemoryFormat = "channels_last"
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        """Name what sets it apart from the usual way."""
+        parts = [self.device, self.runtime, self.precision]
+        parts += ["contiguous"] if self.memory_format == "contiguous" else []
+        return " ".join([*parts, *(["compiled"] if self.compiled else [])])
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model alone: batches of one size, from pixels in memory to classes; milliseconds a batch."""
+
+    model: str
+    variant: Variant
+    batch_size: int
+    iterations: int
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class EndToEndRow:
+    """From the bytes of JPEGs to classes, with `workers` that decode and the device at the same time.
+
+    The two rates of preprocessing are those of the workers, and of one, without a model.
+    """
+
+    model: str
+    variant: Variant
+    batch_size: int
+    pictures: int
+    workers: int
+    seconds: float
+    images_per_second: float
+    preprocessing_per_second: float
+    preprocessing_with_one_worker: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that one command measured on one machine."""
+
+    taken: str
+    version: str
+    hardware: Fingerprint
+    model: tuple[ModelRow, ...] = field(default=())
+    end_to_end: tuple[EndToEndRow, ...] = field(default=())
+
+    def machine(self, variant: Variant) -> str:
+        """Name what did the work: the GPU or the processor."""
+        if variant.device == "cpu" or self.hardware.gpu is None:
+            return f"{self.hardware.processor}, {self.hardware.cores} cores"
+        return self.hardware.gpu
+
+
+_RUN: Final = TypeAdapter(Run)
+
+
+def made_here(model: Sequence[ModelRow] = (), end_to_end: Sequence[EndToEndRow] = ()) -> Run:
+    """Return rows measured just now on this machine as a run."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Run(now, __version__, hardware.fingerprint(), tuple(model), tuple(end_to_end))
+
+
+def as_json(run: Run, indent: int | None = None) -> str:
+    """Return a run as it is kept."""
+    return _RUN.dump_json(run, indent=indent).decode()
+
+
+def save(run: Run, path: Path) -> None:
+    """Write a run; raises OSError."""
+    with files.replacing(path) as temporary:
+        temporary.write_text(as_json(run, indent=1), encoding="utf-8")
+
+
+def load(path: Path) -> Run:
+    """Read a run; raises BenchmarkImpossible for a file that holds none."""
+    try:
+        return _RUN.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise BenchmarkImpossible(f"{path} is no result of resnet-service bench: {reason}") from error

@@ -1,0 +1,156 @@
+"""Pictures through a model in batches, decoded in threads while the device computes."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from service import images
+from service.errors import DeviceOutOfMemory, InferenceFailed, ServiceError
+from service.images import Crop, Preprocessing
+from service.models import Model, Ranked
+from service.offline.sources import Source
+from service.runtimes import Runtime
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture: its best classes, best first, or why there are none.
+
+    `decode_ms` is its own, `device_ms` its share of its batch; both 0 where there was an error.
+    """
+
+    name: str
+    ranking: tuple[Ranked, ...] = ()
+    decode_ms: float = 0.0
+    device_ms: float = 0.0
+    error: str | None = None
+
+
+class Decoded(NamedTuple):
+    """A picture's crop, the seconds it took, or the reason why there is none."""
+
+    name: str
+    crop: Crop | None
+    seconds: float
+    error: str | None
+
+
+def classify(
+    sources: Iterable[Source],
+    model: Model,
+    runtime: Runtime,
+    *,
+    top_k: int,
+    batch_size: int,
+    workers: int,
+    max_pixels: int = images.DEFAULT_MAX_PIXELS,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[Outcome]:
+    """Yield an outcome for each source, in order; what cannot be read or decoded becomes an error of its own.
+
+    Decodes in `workers` threads, two batches ahead of the device at most, so memory does not grow with the
+    number of sources. A batch that does not fit the device is halved, and so are those after it; `say` is
+    told. Raises DeviceFailed.
+    """
+    limit = _Limit(batch_size)
+    ahead = 2 * batch_size + workers
+    for batch in _batches(decoded(sources, model.preprocessing, workers, ahead, max_pixels), limit):
+        yield from _run(batch, model, runtime, top_k, limit, say)
+
+
+class _Limit:
+    """The largest batch, which may shrink."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+def decoded(
+    sources: Iterable[Source],
+    preprocessing: Preprocessing,
+    workers: int,
+    ahead: int,
+    max_pixels: int = images.DEFAULT_MAX_PIXELS,
+) -> Iterator[Decoded]:
+    """Yield each source decoded, in order, by `workers` threads that are `ahead` pictures ahead at most."""
+
+    def decode(source: Source) -> Decoded:
+        try:
+            data = source.read()
+            started = time.perf_counter()
+            crop = images.decode(data, preprocessing, max_pixels)
+        except ServiceError as error:
+            return Decoded(source.name, None, 0.0, str(error))
+        return Decoded(source.name, crop, time.perf_counter() - started, None)
+
+    pool = ThreadPoolExecutor(workers, "decode")
+    begun: deque[Future[Decoded]] = deque()
+    try:
+        for source in sources:
+            begun.append(pool.submit(decode, source))
+            if len(begun) >= ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(pictures: Iterable[Decoded], limit: _Limit) -> Iterator[list[Decoded]]:
+    """Gather up to `limit` pictures that could be decoded, with those between them that could not."""
+    batch: list[Decoded] = []
+    sound = 0
+    for picture in pictures:
+        batch.append(picture)
+        sound += picture.crop is not None
+        if sound >= limit.size:
+            yield batch
+            batch, sound = [], 0
+    if batch:
+        yield batch
+
+
+def _run(
+    batch: Sequence[Decoded],
+    model: Model,
+    runtime: Runtime,
+    top_k: int,
+    limit: _Limit,
+    say: Callable[[str], None],
+) -> Iterator[Outcome]:
+    crops = [picture.crop for picture in batch if picture.crop is not None]
+    best, each_ms, full = None, 0.0, ""
+    try:
+        started = time.perf_counter()
+        best = runtime.run(crops, top_k) if crops else None
+        each_ms = (time.perf_counter() - started) * 1e3 / max(1, len(crops))
+    except DeviceOutOfMemory as error:
+        full = str(error)
+    # Not in the except block, where the exception still holds what has filled the device.
+    if full and len(crops) == 1:
+        yield from (_failed(picture, f"{full}, even for one picture") for picture in batch)
+        return
+    if full:
+        limit.size = max(1, min(limit.size, len(crops)) // 2)
+        say(f"{full} at {len(crops)} pictures; going on with {limit.size}")
+        for part in _batches(batch, limit):
+            yield from _run(part, model, runtime, top_k, limit, say)
+        return
+    rows = iter(()) if best is None else zip(best.class_ids, best.probabilities, strict=True)
+    for picture in batch:
+        if picture.crop is None:
+            yield Outcome(picture.name, error=picture.error)
+            continue
+        try:
+            ranking = model.rank(*next(rows))
+        except InferenceFailed as error:
+            yield _failed(picture, str(error))
+        else:
+            yield Outcome(picture.name, ranking, picture.seconds * 1e3, each_ms)
+
+
+def _failed(picture: Decoded, reason: str) -> Outcome:
+    return Outcome(picture.name, error=picture.error or reason)

@@ -1,0 +1,1 @@
+"""A page in the browser, for people, that asks a running service."""

@@ -1,0 +1,92 @@
+"""The page; `streamlit run` executes it from top to bottom whenever something on it changes."""
+
+import os
+from typing import Any, Final
+
+import pandas as pd
+import streamlit as st
+
+from service.ui.client import Client, Refused, ServiceAway
+
+DEFAULT_URL: Final = "http://localhost:8000"
+URL_VARIABLE: Final = "RESNET_SERVICE_URL"
+_STAGES: Final = ("decode", "queue", "device", "total")
+
+
+def main() -> None:
+    """Draw the page."""
+    st.set_page_config(page_title="resnet-service", page_icon=":material/broken_image:", layout="wide")
+    st.title("What is in the picture?")
+    client = Client(st.sidebar.text_input("Service", os.environ.get(URL_VARIABLE, DEFAULT_URL)))
+    if not _described(client):
+        return
+    pictures = st.file_uploader(
+        "Pictures",
+        type=["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"],
+        accept_multiple_files=True,
+    )
+    for picture in pictures:
+        _classified(client, picture.name, picture.getvalue())
+    st.divider()
+    if st.button("Measure this model", help="Runs /bench on the service: some seconds of its device's time."):
+        _measured(client)
+
+
+def _described(client: Client) -> bool:
+    """Show in the sidebar what is served; say so on the page where nothing is."""
+    try:
+        info = client.info()
+    except (ServiceAway, Refused) as error:
+        st.error(f"The service is away: {error}", icon=":material/power_off:")
+        st.caption("Start one with `resnet-service serve`, or give its address on the left; then reload.")
+        return False
+    shown = {"Model": info["model"], "Device": info["device"], "Precision": info["precision"]}
+    for name, value in shown.items():
+        st.sidebar.metric(name, value)
+    return True
+
+
+def _classified(client: Client, name: str, picture: bytes) -> None:
+    """Show a picture, its classes as bars and the time of each stage; or why there are none."""
+    left, right = st.columns([1, 2])
+    try:
+        with st.spinner(f"Classifying {name}"):
+            answer = _answer(client.url, name, picture)
+    except Refused as error:
+        st.error(f"{name}: {error}", icon=":material/broken_image:")
+        return
+    except ServiceAway as error:
+        st.error(f"{name}: the service is away: {error}", icon=":material/power_off:")
+        return
+    left.image(picture, caption=name)
+    best = answer["predictions"][0]
+    right.subheader(f"{best['label']}, {best['probability']:.1%}")
+    for ranked in answer["predictions"]:
+        right.progress(ranked["probability"], f"{ranked['label']}: {ranked['probability']:.1%}")
+    times: dict[str, float] = answer["timing_ms"]
+    right.caption(" · ".join(f"{stage} {times[stage]:.1f} ms" for stage in _STAGES))
+
+
+@st.cache_data(max_entries=100, show_spinner=False)
+def _answer(url: str, name: str, picture: bytes) -> dict[str, Any]:
+    """Ask once for each picture, however often the page is drawn."""
+    return Client(url).predict(name, picture)
+
+
+def _measured(client: Client) -> None:
+    try:
+        with st.spinner("Measuring"):
+            rows: list[dict[str, Any]] = client.bench()
+    except (Refused, ServiceAway) as error:
+        st.error(f"It could not be measured: {error}")
+        return
+    table = pd.DataFrame(rows).set_index("batch_size")
+    rates, latencies = st.columns(2)
+    rates.subheader("Pictures a second")
+    rates.line_chart(table["images_per_second"], x_label="pictures in a batch")
+    latencies.subheader("Milliseconds a batch")
+    latencies.line_chart(table[["p50_ms", "p99_ms"]], x_label="pictures in a batch")
+    st.dataframe(table.round(1))
+
+
+main()

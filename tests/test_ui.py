@@ -1,0 +1,89 @@
+"""`resnet-service ui` in a real browser, in front of a real service."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from playwright.sync_api import Page, expect
+
+from monitoring.local import free_port
+from service.cli import main
+from tests.browser import browsing, photographed
+from tests.conftest import Running
+
+
+@pytest.fixture(scope="module")
+def ui(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page's own server, which asks the module's service; its URL."""
+    pytest.importorskip("streamlit", reason="needs the extra ui")
+    port = str(free_port())
+    command = [sys.executable, "-m", "service", "ui", "--service", server.url, "--port", port]
+    log = tmp_path_factory.mktemp("ui") / "log"
+    with (
+        log.open("w") as written,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=written,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        ) as process,
+    ):
+        assert process.stdout is not None
+        said = list(takewhile(lambda line: "URL" not in line, process.stdout))
+        assert process.poll() is None, "".join(said) + log.read_text()
+        yield f"http://127.0.0.1:{port}"
+        process.kill()  # Streamlit waits for open pages when it is asked to end
+
+
+@pytest.fixture
+def page(ui: str) -> Iterator[Page]:
+    with browsing(ui, height=1000) as page:
+        page.goto(ui)
+        expect(page.get_by_text("What is in the picture?")).to_be_visible()
+        yield page
+
+
+def test_pictures_are_classified(page: Page, real_pictures: Path, tmp_path: Path) -> None:
+    """Two uploads: the dog with its label first, and a text file with the service's own words."""
+    expect(page.get_by_test_id("stSidebar")).to_contain_text("bundled")
+    text = tmp_path / "notes.jpg"
+    text.write_text("This is not a picture.")
+    page.locator("input[type=file]").set_input_files([str(real_pictures / "dog.jpg"), str(text)])
+    expect(page.get_by_role("heading", name="dog,")).to_be_visible()
+    expect(page.get_by_test_id("stImage").locator("img")).to_be_visible()
+    expect(page.get_by_test_id("stProgress")).to_have_count(5)
+    expect(page.get_by_text(re.compile(r"decode [\d.]+ ms"))).to_be_visible()
+    expect(page.get_by_test_id("stAlert")).to_contain_text("notes.jpg: not a picture")
+    photographed(page, "ui")
+
+
+def test_the_model_is_measured(page: Page) -> None:
+    """The button runs the service's /bench and draws what it found."""
+    page.get_by_role("button", name="Measure this model").click()
+    expect(page.get_by_role("heading", name="Pictures a second")).to_be_visible()
+    expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(2)
+    photographed(page, "ui-bench")
+
+
+def test_a_service_that_is_away(page: Page) -> None:
+    """Where nothing answers, the page says so, and what to do."""
+    address = page.get_by_label("Service")
+    address.fill("http://127.0.0.1:9")
+    address.press("Enter")
+    expect(page.get_by_test_id("stAlert")).to_contain_text("The service is away")
+    expect(page.get_by_text("resnet-service serve")).to_be_visible()
+
+
+def test_without_streamlit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra the command says what to install."""
+    monkeypatch.setattr(sys.modules["service.cli.ui"], "find_spec", lambda _: None)
+    result = CliRunner().invoke(main, ["ui"])
+    assert result.exit_code == 1
+    assert "resnet-service[ui]" in result.stderr
