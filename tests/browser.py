@@ -43,8 +43,8 @@ def browsing(url: str, width: int = 1100, height: int = 900) -> Iterator[Page]:
         page.on("pageerror", lambda error: errors.append(str(error)))
         yield page
         browser.close()
-    assert foreign == []
-    assert errors == []
+    assert not foreign, foreign
+    assert not errors, errors
 
 
 def photographed(page: Page, name: str) -> None:

@@ -37,7 +37,7 @@ def _described(client: Client) -> bool:
     try:
         info = client.info()
     except (ServiceAway, Refused) as error:
-        st.error(f"The service is away: {error}", icon=":material/power_off:")
+        st.error(f"The service is away: {error}")
         st.caption("Start one with `resnet-service serve`, or give its address on the left; then reload.")
         return False
     shown = {"Model": info["model"], "Device": info["device"], "Precision": info["precision"]}
@@ -53,10 +53,10 @@ def _classified(client: Client, name: str, picture: bytes) -> None:
         with st.spinner(f"Classifying {name}"):
             answer = _answer(client.url, name, picture)
     except Refused as error:
-        st.error(f"{name}: {error}", icon=":material/broken_image:")
+        st.error(f"{name}: {error}")
         return
     except ServiceAway as error:
-        st.error(f"{name}: the service is away: {error}", icon=":material/power_off:")
+        st.error(f"{name}: the service is away: {error}")
         return
     left.image(picture, caption=name)
     best = answer["predictions"][0]
