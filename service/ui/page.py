@@ -15,7 +15,7 @@ _STAGES: Final = ("decode", "queue", "device", "total")
 
 def main() -> None:
     """Draw the page."""
-    st.set_page_config(page_title="resnet-service", page_icon=":material/broken_image:", layout="wide")
+    st.set_page_config(page_title="resnet-service", layout="wide")
     st.title("What is in the picture?")
     client = Client(st.sidebar.text_input("Service", os.environ.get(URL_VARIABLE, DEFAULT_URL)))
     if not _described(client):
