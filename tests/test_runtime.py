@@ -113,9 +113,13 @@ def test_instances_answer_alike(model: Model, crops: list[npt.NDArray[np.uint8]]
         pytest.importorskip("openvino", reason="needs the extra openvino")
     runtimes = open_runtimes(model, [CPU], name=name, precision="fp32", instances=2)
     expected = probabilities(runtimes[0], crops)
-    with ThreadPoolExecutor(2) as pool:  # at the same time, and one after the other
-        together = list(pool.map(probabilities, runtimes * 4, [crops] * 8))
-    for answer in (*together, probabilities(runtimes[1], crops)):
+
+    def several_times(runtime: Runtime) -> list[torch.Tensor]:
+        return [probabilities(runtime, crops) for _ in range(4)]
+
+    with ThreadPoolExecutor(2) as pool:  # at the same time, each in its own thread
+        together = list(pool.map(several_times, runtimes))
+    for answer in (*together[0], *together[1], *several_times(runtimes[1])):
         assert torch.allclose(answer, expected, atol=1e-5)
 
 

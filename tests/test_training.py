@@ -179,7 +179,8 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     pictures: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     """After a SIGKILL or SIGINT, --resume ends with the very weights and figures of a whole run."""
-    flags = ["--epochs", "40", "--progressive", "--max-lr", "0.02", "--muon-lr", "0.01"]
+    # Many more than a signal needs to arrive, on a busy machine too.
+    flags = ["--epochs", "150", "--progressive", "--max-lr", "0.02", "--muon-lr", "0.01"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     uninterrupted = train(pictures, whole, *flags)
     assert uninterrupted.exit_code == 0, uninterrupted.output
