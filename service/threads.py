@@ -98,19 +98,21 @@ class Threads:
 
     def _work(self) -> None:
         while (call := self._waiting.get()) is not None:
-            if call.ended.done():
-                continue  # its caller has gone
-            value, error = None, None
-            self._since[call] = time.perf_counter()
-            try:
-                value = call.function(*call.arguments)
-            except BaseException as raised:  # noqa: BLE001
-                error = raised  # the caller's to handle
-            finally:
-                del self._since[call]
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                call.ended.get_loop().call_soon_threadsafe(_end, call, value, error)
-            del call, value, error  # a picture is not kept until the next one comes
+            if not call.ended.done():  # else its caller has gone
+                self._make(call)
+            del call  # a picture is not kept until the next one comes
+
+    def _make(self, call: _Call) -> None:
+        value, error = None, None
+        self._since[call] = time.perf_counter()
+        try:
+            value = call.function(*call.arguments)
+        except BaseException as raised:  # noqa: BLE001
+            error = raised  # the caller's to handle
+        finally:
+            del self._since[call]
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            call.ended.get_loop().call_soon_threadsafe(_end, call, value, error)
 
 
 def _end(call: _Call, value: object, error: BaseException | None) -> None:

@@ -434,7 +434,7 @@ def test_a_deadline_is_504(jpeg: bytes) -> None:
 
 def test_two_instances_take_turns_and_outlive_each_other(jpeg: bytes) -> None:
     """Two instances run two pictures at the same time; where one fails for good, the other goes on."""
-    with serving(Settings(model="bundled", instances=2)) as server, ExitStack() as stack:
+    with serving(Settings(model="bundled", instances=2, max_batch=1)) as server, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(2))
         for runtime in server.runtimes:
             stack.enter_context(runtime.held())

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from service import __version__, files, hardware
+from service import __version__, bench, files, hardware
 from service.errors import BenchmarkImpossible
 from service.hardware import Fingerprint
 
@@ -33,18 +33,11 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class ModelRow:
-    """A model alone: batches of one size, from pixels in memory to classes; milliseconds a batch."""
+class ModelRow(bench.Row):
+    """A model alone: from pixels in memory to classes."""
 
     model: str
     variant: Variant
-    batch_size: int
-    iterations: int
-    mean_ms: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    images_per_second: float
 
 
 @dataclass(frozen=True)
