@@ -3,6 +3,7 @@
 Choosing is kept apart from executing: `service.runtimes` takes the device and precision as given.
 """
 
+import math
 import os
 import platform
 import subprocess
@@ -16,6 +17,9 @@ import torch
 from service.errors import DeviceUnavailable
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
+
+CGROUP: Final = Path("/sys/fs/cgroup")
+"""Where the kernel says what a container may take (control groups, version 2)."""
 
 _NATIVE_BF16_FLAGS: Final = {"avx512_bf16", "amx_bf16", "bf16"}
 _THAT_MATTER: Final = _NATIVE_BF16_FLAGS | {
@@ -158,10 +162,22 @@ def fingerprint() -> Fingerprint:
 
 
 def cores() -> int:
-    """Count the logical cores this process may use: its affinity, where the system tells it."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Count the logical cores this process may use: its affinity, and its container's share of them."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, cpu_quota() or count)
+
+
+def cpu_quota() -> int | None:
+    """Return how many cores' time the container may take (`docker run --cpus`), rounded up; None if any.
+
+    Libraries count the cores they see. With more threads than this all of them stand still, time and again,
+    until the kernel's next period begins.
+    """
+    limit = CGROUP / "cpu.max"
+    if not limit.exists():
+        return None
+    quota, period = limit.read_text(encoding="ascii").split()
+    return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
 
 
 def free_memory() -> int | None:
@@ -171,7 +187,7 @@ def free_memory() -> int | None:
         return None
     lines = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
     if limit.exists() and (most := limit.read_text(encoding="ascii").strip()) != "max":
         free = min(free, int(most) - int(used.read_text(encoding="ascii")))
     return free

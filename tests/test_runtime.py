@@ -123,6 +123,25 @@ def test_instances_answer_alike(model: Model, crops: list[npt.NDArray[np.uint8]]
         assert torch.allclose(answer, expected, atol=1e-5)
 
 
+def test_a_containers_share_of_the_cores_is_not_exceeded(
+    model: Model, crops: list[npt.NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With half a core allowed one thread decodes and one computes, whatever the machine has."""
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    assert hardware.cores() == 1
+    runtime = opened(model, "torch", "fp32")
+
+    def threads_used() -> int:
+        runtime.run(crops, 1)
+        return torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as pool:  # torch keeps the number for each calling thread
+        assert pool.submit(threads_used).result() == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert hardware.cpu_quota() is None
+
+
 def test_what_was_converted_once_is_kept(
     model: Model, crops: list[npt.NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
