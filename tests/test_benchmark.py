@@ -1,13 +1,20 @@
 """`resnet-service bench`, `bench report` and `compare`: figures, and machines and models side by side."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from service import models
+from service.benchmark import alone, end_to_end
+from service.benchmark.results import Variant
 from service.cli import main
+from service.errors import BenchmarkImpossible, DeviceOutOfMemory
+from service.images import Crop
+from service.runtimes import TopK
 from tests.conftest import encode, make_image
 
 QUICK = ("--model", "bundled", "--batch-sizes", "1,2", "--iterations", "2")
@@ -83,6 +90,24 @@ def test_end_to_end_has_the_preprocessing_beside_it() -> None:
     shown = run("bench", "--model", "bundled", "--end-to-end", "8", "--batch-size", "4")
     assert shown.exit_code == 0, shown.output
     assert "preprocessing" in shown.stdout
+
+
+def test_a_batch_that_does_not_fit_is_not_measured_as_a_smaller_one() -> None:
+    """Where half a batch would fit, its figures are not passed off as the whole one's."""
+    model = models.load("bundled")
+    runtime, variant = alone.opened(model, Variant("cpu", "torch", "fp32"))
+
+    class Small:
+        name, device, precision = runtime.name, runtime.device, runtime.precision
+        memory = runtime.memory
+
+        def run(self, crops: Sequence[Crop], k: int) -> TopK:
+            if len(crops) > 4:
+                raise DeviceOutOfMemory("the device is out of memory")
+            return runtime.run(crops, k)
+
+    with pytest.raises(BenchmarkImpossible, match="going on with 4 would measure something else"):
+        end_to_end.measure(model, Small(), variant, pictures=8, batch_size=8, workers=1)
 
 
 def test_machines_side_by_side(tmp_path: Path) -> None:

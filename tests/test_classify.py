@@ -13,7 +13,7 @@ from service import models, offline
 from service.cli import main
 from service.errors import DeviceOutOfMemory
 from service.images import Crop
-from service.offline import Outcome, Source
+from service.offline import Outcome, Source, demo
 from service.runtimes import Memory, Runtime, TopK
 from service.runtimes.selection import open_runtimes
 from tests.conftest import FileServer, encode, make_image
@@ -76,6 +76,20 @@ def test_urls(file_server: FileServer) -> None:
     good, bad = answers(result)
     assert "predictions" in good
     assert "404" in str(bad["error"])
+
+
+def test_the_known_pictures_are_downloaded(
+    file_server: FileServer, real_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--download-demo fetches each of its pictures, only when asked for; one that is gone is skipped."""
+    (file_server.folder / "dog.jpg").write_bytes((real_pictures / "dog.jpg").read_bytes())
+    monkeypatch.setattr(demo, "PHOTOGRAPHS", (f"{file_server.url}/dog.jpg", f"{file_server.url}/gone.jpg"))
+    result = classify("--download-demo", "--json")
+    assert result.exit_code == 1
+    dog, gone = answers(result)
+    assert dog["predictions"][0]["label"] == "dog"  # type: ignore[index]
+    assert "404" in str(gone["error"])
+    assert file_server.requests == ["/dog.jpg", "/gone.jpg"]
 
 
 def test_bad_pictures_are_named_and_skipped(photos: Path) -> None:

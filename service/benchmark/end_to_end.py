@@ -30,12 +30,11 @@ def measure(
     batch_size: int,
     workers: int,
     watch: Callable[[Iterable[Outcome]], Iterable[Outcome]] = iter,
-    say: Callable[[str], None] = lambda _: None,
 ) -> EndToEndRow:
     """Classify generated JPEGs of 500x375; `watch` is put around the outcomes, a progress bar, say.
 
     Preprocessing is measured on its own before that, with one worker and with all. Raises BenchmarkImpossible
-    where a picture fails: on a device without room for one, say.
+    where a batch does not fit the device, and where a picture fails.
     """
     sources = list(_sources(pictures))
     sample = sources[:_SAMPLE]
@@ -46,7 +45,7 @@ def measure(
         top_k=1,
         batch_size=batch_size,
         workers=workers,
-        say=say,
+        say=_not_another_size,
     )
     _checked(classify(sources[: _WARM_UP_BATCHES * batch_size]))
     one, all_of_them = (_preprocessed_per_second(sample, model, count) for count in (1, workers))
@@ -64,6 +63,10 @@ def measure(
         preprocessing_per_second=all_of_them,
         preprocessing_with_one_worker=one,
     )
+
+
+def _not_another_size(message: str) -> None:
+    raise BenchmarkImpossible(f"{message} would measure something else; give that as --batch-size")
 
 
 def _checked(outcomes: Iterable[Outcome]) -> None:

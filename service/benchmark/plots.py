@@ -23,7 +23,7 @@ _PLAIN_TEXT: Final = mpl.rc_context({"text.parse_math": False})
 @_PLAIN_TEXT
 def over_batch_sizes(runs: Sequence[Run], model: str, path: Path) -> None:
     """Draw a model's images/s and its milliseconds a batch, a line for each machine and variant."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     rates, latencies = figure.subplots(1, 2)
     for name, rows in _curves(runs, model):
         sizes = [row.batch_size for row in rows]
@@ -35,7 +35,8 @@ def over_batch_sizes(runs: Sequence[Run], model: str, path: Path) -> None:
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_ylim(bottom=0)
         _plain(axis)
-    rates.legend(fontsize="small")
+    handles, names = rates.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
     _save(figure, path)
 
 

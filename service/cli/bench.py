@@ -183,7 +183,6 @@ def _measured(
         batch_size=batch_size,
         workers=workers or hardware.cores(),
         watch=lambda outcomes: tqdm(outcomes, desc=name, unit="picture", total=end_to_end),
-        say=say,
     )
     return [row]
 

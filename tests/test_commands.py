@@ -1,0 +1,178 @@
+"""Every command that README.md and docs/ show is run, as a reader would type it.
+
+They are run page by page in a folder that has what the pages speak of, with few pictures and few epochs. What
+cannot be run here, or takes too long, is in ELSEWHERE with what shows it instead.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torchvision.models import resnet50
+
+from monitoring.local import free_port
+from service import models
+from tests.conftest import REPOSITORY, Running, encode, make_image
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+ELSEWHERE = {
+    "make test": ".ci/run",
+    "make load-test": "tests/test_load_tests.py",  # minutes
+    "make compare-peers": "tests/test_load_tests.py",  # minutes, and five servers to install
+    "docker compose": "tests/test_containers.py",
+    "docker build": "tests/image_test.py",
+    "docker run": "tests/image_test.py",
+}
+
+INSTEAD = {
+    "--data cifar10": "--data ./cifar10",  # a folder here, not a download
+    "--pretrained": "--weights resnet50.pth",
+    r"quantize resnet50\b": "quantize resnet50 --weights resnet50.pth",
+    r"bench --model resnet50": "bench --model resnet50 --weights resnet50.pth",
+    "PORT=9000": "PORT=0",
+    "--p99-ms 200": "--p99-ms 60000",  # whatever else this machine does
+    " +#.*": "",
+}
+
+QUICKLY = {
+    r"service train\b": "--epochs 1 --size 32",
+    r"service bench (?!report)(?!.*--end-to-end)": "--batch-sizes 1,2 --iterations 1",
+    r"load_tests (run|capacity)\b": "--seconds 0.5",
+    r"load_tests profile\b": "--seconds 3",
+    r"load_tests footprint\b": "--requests 50 --idle 0.5",
+}
+
+MAY_BE_MISSING = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "bf16": False}
+"""Hardware that a command may ask for in vain, and then says so; bf16 is looked for in vain on many CPUs."""
+
+
+def commands(page: Path) -> list[str]:
+    """Return the lines of a page's indented blocks; what is fenced is no command for every machine."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(r"^    (\S.*)", text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pictures, weights and data that the pages take for granted."""
+    if not (Path(sys.prefix) / ".installed-dev").exists():
+        pytest.skip("needs .venv as make makes it")
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / ".venv").symlink_to(sys.prefix)
+    for name in ("Makefile", "service", "load_tests", "monitoring"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    for name in ("pyproject.toml", "requirements.lock", "requirements-dev.lock"):
+        (folder / name).touch()
+        os.utime(folder / name, (0, 0))  # so old that make installs nothing anew
+    picture = encode(make_image(500, 333))
+    (folder / "dog.jpg").write_bytes(picture)
+    (folder / "more/below").mkdir(parents=True)
+    (folder / "more/below/one.png").write_bytes(encode(make_image(), "PNG"))
+    for place in ("photos/cat", "photos/dog"):
+        _fill(folder / place, 5)
+    bundled = models.load("bundled")
+    for label in bundled.labels:
+        _fill(folder / "cifar10/train" / label, 3)
+        _fill(folder / "cifar10/test" / label, 1)
+    weights = folder / "resnet50.pth"
+    torch.save(resnet50().state_dict(), weights)
+    for name in ("resnet50.safetensors", "W.pth"):
+        (folder / name).symlink_to(weights)
+    (folder / "runs/mine").mkdir(parents=True)
+    shutil.copy(models.file_of("bundled"), folder / "runs/mine/model.safetensors")
+    return folder
+
+
+def _fill(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number}.jpg").write_bytes(encode(make_image(32, 32, seed=number)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_does_what_the_page_says(page: Path, desk: Path, server: Running) -> None:
+    """Servers become ready and end on SIGTERM with 0, everything else ends with 0, in the page's order."""
+    for shown in commands(page):
+        found = [place for start, place in ELSEWHERE.items() if shown.startswith(start)]
+        if found:
+            assert (REPOSITORY / found[0]).exists()
+            continue
+        command = _runnable(shown, server)
+        if re.search(r"resnet-service ui|serve\b", command) and not _asks_in_vain(command):
+            _start_and_end(command, desk)
+            continue
+        result = subprocess.run(
+            ["bash", "-c", command],
+            cwd=desk,
+            env=_environment(command),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        said = f"{shown}\n{command}\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in said
+        assert result.returncode == 0 or (_asks_in_vain(command) and result.returncode in (1, 3)), said
+
+
+def _runnable(shown: str, server: Running) -> str:
+    command = shown
+    for pattern, words in INSTEAD.items():
+        command = re.sub(pattern, words, command)
+    for pattern, words in QUICKLY.items():
+        if re.search(pattern, command):
+            command = f"{command} {words}"
+    if "resnet-service ui" in command:
+        command += f" --port {free_port()}"
+    return command.replace("localhost:8000", server.url.removeprefix("http://"))
+
+
+def _asks_in_vain(command: str) -> bool:
+    return any(name in command and not there for name, there in MAY_BE_MISSING.items())
+
+
+def _environment(command: str) -> dict[str, str]:
+    weights = {"SERVICE_WEIGHTS": "resnet50.pth"} if "resnet50" in command and "serve" in command else {}
+    path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
+    own = {"PATH": path, "PYTHONUNBUFFERED": "1", "SERVICE_PORT": "0", "PORT": "0"}
+    return {**os.environ, **own, **weights}
+
+
+def _start_and_end(command: str, desk: Path) -> None:
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {command} 2>&1"],
+        cwd=desk,
+        env=_environment(command),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            said = list(_until_ready(process.stdout))
+            assert process.poll() is None, "".join(said)
+            started_by_make = psutil.Process(process.pid).children(recursive=True)
+            target = started_by_make[-1] if started_by_make else process
+            if "resnet-service ui" in command:  # Streamlit ends when its pages are closed
+                target.kill()
+                return
+            target.send_signal(signal.SIGTERM)
+            rest = process.stdout.read()
+            assert process.wait(60) == 0, f"{command}\n{''.join(said)}{rest}"
+        finally:
+            process.kill()
+
+
+def _until_ready(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        yield line
+        if '"event": "ready"' in line or "URL:" in line:
+            return
