@@ -13,6 +13,8 @@ ServiceError
 ├── NotReady              starting, draining or closed
 ├── TrainingImpossible    data, options or output that no training run can use
 ├── BenchmarkImpossible   nothing to measure or compare, or results that cannot be read
+├── StorageUnavailable    a folder or an object store that cannot be read from or written to
+├── ClusterUnavailable    no Ray cluster answers, or it cannot do what it is asked
 ├── ModelUnavailable      the model cannot be had; stops the start
 ├── DeviceUnavailable     the device or precision asked for is not there; stops the start
 ├── ExtraMissing          what was asked for needs an extra of the package; stops the start
@@ -85,6 +87,14 @@ class TrainingImpossible(ServiceError):
 
 class BenchmarkImpossible(ServiceError):
     """There is nothing to measure or to compare, or a file holds no results."""
+
+
+class StorageUnavailable(ServiceError):
+    """A folder, here or in an object store, cannot be read from or written to, or holds something else."""
+
+
+class ClusterUnavailable(ServiceError):
+    """No Ray cluster answers, or it cannot do what it is asked."""
 
 
 class ModelUnavailable(ServiceError):

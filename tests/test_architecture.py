@@ -17,7 +17,7 @@ LAYERS = [
     {"runtimes"},
     {"engine", "training", "offline"},
     {"quantisation", "inspection", "doctor"},
-    {"benchmark"},
+    {"benchmark", "dataset"},
     {"api", "ui"},
     {"cli"},
     {"__main__"},
@@ -39,6 +39,9 @@ ONLY_IN = {
     "streamlit": "ui",
     "pandas": "ui",
     "httpx": "ui",
+    "ray": "dataset",
+    "pyarrow": "dataset",
+    "fsspec": "dataset",
     "opentelemetry": "tracing",
 }
 

@@ -3,6 +3,7 @@
 import click
 
 from service import __version__
+from service.cli.batch import batch
 from service.cli.bench import bench
 from service.cli.classify import classify
 from service.cli.compare import compare
@@ -17,7 +18,7 @@ from service.cli.ui import ui
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     commands=[
-        *(serve, ui, classify),
+        *(serve, ui, classify, batch),
         *(doctor, inspect, bench, compare),
         *(train, evaluate, quantize, activations),
     ],

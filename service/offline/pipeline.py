@@ -55,17 +55,10 @@ def classify(
     number of sources. A batch that does not fit the device is halved, and so are those after it; `say` is
     told. Raises DeviceFailed.
     """
-    limit = _Limit(batch_size)
+    classifier = Classifier(model, runtime, top_k, batch_size, say)
     ahead = 2 * batch_size + workers
-    for batch in _batches(decoded(sources, model.preprocessing, workers, ahead, max_pixels), limit):
-        yield from _run(batch, model, runtime, top_k, limit, say)
-
-
-class _Limit:
-    """The largest batch, which may shrink."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
+    for batch in _batches(decoded(sources, model.preprocessing, workers, ahead, max_pixels), classifier):
+        yield from classifier.run(batch)
 
 
 def decoded(
@@ -99,57 +92,71 @@ def decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _batches(pictures: Iterable[Decoded], limit: _Limit) -> Iterator[list[Decoded]]:
-    """Gather up to `limit` pictures that could be decoded, with those between them that could not."""
+class Classifier:
+    """Puts batches of decoded pictures through a model.
+
+    A batch that does not fit the device is halved, and `batch_size` with it; `say` is told.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        runtime: Runtime,
+        top_k: int,
+        batch_size: int,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.batch_size = batch_size
+        self._model = model
+        self._runtime = runtime
+        self._top_k = top_k
+        self._say = say
+
+    def run(self, batch: Sequence[Decoded]) -> Iterator[Outcome]:
+        """Yield an outcome for each picture, in order; raises DeviceFailed."""
+        crops = [picture.crop for picture in batch if picture.crop is not None]
+        best, each_ms, full = None, 0.0, ""
+        try:
+            started = time.perf_counter()
+            best = self._runtime.run(crops, self._top_k) if crops else None
+            each_ms = (time.perf_counter() - started) * 1e3 / max(1, len(crops))
+        except DeviceOutOfMemory as error:
+            full = str(error)
+        # Not in the except block, where the exception still holds what has filled the device.
+        if full and len(crops) == 1:
+            yield from (_failed(picture, f"{full}, even for one picture") for picture in batch)
+            return
+        if full:
+            self.batch_size = max(1, min(self.batch_size, len(crops)) // 2)
+            self._say(f"{full} at {len(crops)} pictures; going on with {self.batch_size}")
+            for part in _batches(batch, self):
+                yield from self.run(part)
+            return
+        rows = iter(()) if best is None else zip(best.class_ids, best.probabilities, strict=True)
+        for picture in batch:
+            if picture.crop is None:
+                yield Outcome(picture.name, error=picture.error)
+                continue
+            try:
+                ranking = self._model.rank(*next(rows))
+            except InferenceFailed as error:
+                yield _failed(picture, str(error))
+            else:
+                yield Outcome(picture.name, ranking, picture.seconds * 1e3, each_ms)
+
+
+def _batches(pictures: Iterable[Decoded], classifier: Classifier) -> Iterator[list[Decoded]]:
+    """Gather as many pictures that could be decoded as fit, with those between them that could not."""
     batch: list[Decoded] = []
     sound = 0
     for picture in pictures:
         batch.append(picture)
         sound += picture.crop is not None
-        if sound >= limit.size:
+        if sound >= classifier.batch_size:
             yield batch
             batch, sound = [], 0
     if batch:
         yield batch
-
-
-def _run(
-    batch: Sequence[Decoded],
-    model: Model,
-    runtime: Runtime,
-    top_k: int,
-    limit: _Limit,
-    say: Callable[[str], None],
-) -> Iterator[Outcome]:
-    crops = [picture.crop for picture in batch if picture.crop is not None]
-    best, each_ms, full = None, 0.0, ""
-    try:
-        started = time.perf_counter()
-        best = runtime.run(crops, top_k) if crops else None
-        each_ms = (time.perf_counter() - started) * 1e3 / max(1, len(crops))
-    except DeviceOutOfMemory as error:
-        full = str(error)
-    # Not in the except block, where the exception still holds what has filled the device.
-    if full and len(crops) == 1:
-        yield from (_failed(picture, f"{full}, even for one picture") for picture in batch)
-        return
-    if full:
-        limit.size = max(1, min(limit.size, len(crops)) // 2)
-        say(f"{full} at {len(crops)} pictures; going on with {limit.size}")
-        for part in _batches(batch, limit):
-            yield from _run(part, model, runtime, top_k, limit, say)
-        return
-    rows = iter(()) if best is None else zip(best.class_ids, best.probabilities, strict=True)
-    for picture in batch:
-        if picture.crop is None:
-            yield Outcome(picture.name, error=picture.error)
-            continue
-        try:
-            ranking = model.rank(*next(rows))
-        except InferenceFailed as error:
-            yield _failed(picture, str(error))
-        else:
-            yield Outcome(picture.name, ranking, picture.seconds * 1e3, each_ms)
 
 
 def _failed(picture: Decoded, reason: str) -> Outcome:

@@ -17,7 +17,7 @@ class Resnet:
     def __init__(self) -> None:
         self.classifier = Classifier()
 
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.01)
     async def classify(self, bodies: list[bytes]) -> list[dict[str, Any]]:
         """Read a batch and classify it."""
         pictures = [self.classifier.decode(io.BytesIO(body)) for body in bodies]

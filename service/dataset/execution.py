@@ -1,0 +1,187 @@
+"""Pictures through a model on Ray Data: tasks that read and decode, actors that hold the model.
+
+Only crops, 150 KB each at 224x224, travel between processes; a full picture stays in the task that reads it.
+"""
+
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from service import hardware, offline
+from service.dataset.answers import SCHEMA
+from service.dataset.storage import Place, read
+from service.errors import ClusterUnavailable, ServiceError
+from service.hardware import Precision
+from service.images import Preprocessing
+from service.models import Model
+from service.offline import Classifier, Decoded, Outcome, Source
+from service.runtimes.selection import Name, open_runtimes
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors make it warn of Ray Data
+
+import ray
+import ray.data
+
+Batch = dict[str, npt.NDArray[Any]]
+
+_BLOCK: Final = 128
+"""Pictures that one task decodes: 19 MB of crops at 224x224."""
+
+_READERS: Final = 16
+"""Threads in which a task waits for an object store."""
+
+_CONNECT_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the actors run the model. `gpus` is each one's share: 0 on a CPU, 0.5 for two on a GPU."""
+
+    device: str = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    runtime: Name = "auto"
+    actors: int = 1
+    gpus: float = 0.0
+    batch_size: int = 64
+    top_k: int = 5
+
+
+@contextmanager
+def cluster(address: str | None = None) -> Iterator[None]:
+    """Join the Ray cluster at `address`, HOST:PORT, or have one on this machine until the block ends.
+
+    Raises ClusterUnavailable where nobody answers there.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        _knock(address)
+    try:
+        ray.init(**options, **({"include_dashboard": False} if address is None else {"address": address}))
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ClusterUnavailable(f"no Ray cluster could be used: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Try the address first: Ray itself goes on trying for minutes, and may then end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ClusterUnavailable(f"no Ray cluster answers at {address!r} (HOST:PORT): {error}") from error
+
+
+def classified(place: Place, paths: Sequence[str], model: Model, how: Execution) -> Iterator[pa.Table]:
+    """Yield rows of `answers.SCHEMA` for pictures of `place`, in no particular order, as they are ready.
+
+    Needs a `cluster`. A task or an actor that dies is begun anew by Ray, and each picture still has one row.
+    Raises what the model's runtime raises.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    blocks = [
+        pa.table({"path": pa.array(paths[start : start + _BLOCK], pa.string())})
+        for start in range(0, len(paths), _BLOCK)
+    ]
+    each_node = math.ceil(how.actors / max(1, len(ray.nodes())))
+    decode = partial(_decode, place, model.preprocessing)
+    # By reference, or every restart of an actor would need the driver to send the weights again.
+    weights = ray.put(model)
+    rows = (
+        ray.data.from_arrow(blocks)
+        .map_batches(decode, batch_size=None, num_cpus=1)
+        .map_batches(
+            _Actor,
+            fn_constructor_args=(weights, how, each_node),
+            batch_size=how.batch_size,
+            compute=ray.data.ActorPoolStrategy(size=how.actors),
+            num_cpus=0,  # whose cores the tasks share: a task waits for disks, an actor for tasks
+            num_gpus=how.gpus,
+        )
+    )
+    try:
+        for table in cast(Iterator[pa.Table], rows.iter_batches(batch_size=None, batch_format="pyarrow")):
+            yield table.select(SCHEMA.names).cast(SCHEMA)
+    except ray.exceptions.RayError as error:
+        raise _said_by_a_worker(error) from error
+
+
+def _said_by_a_worker(error: BaseException) -> ServiceError:
+    """Return the service's own error that a worker raised, or one with what Ray says."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ServiceError):
+            return found
+        found = getattr(found, "cause", None) or found.__cause__
+    return ClusterUnavailable(f"Ray gave up: {error}")
+
+
+def _decode(place: Place, preprocessing: Preprocessing, batch: Batch) -> Batch:
+    """[N] paths -> [N] paths, crops [N, S, S, 3] uint8 and errors, "" where there is a crop."""
+    sources = [Source(path, partial(read, place.filesystem, path)) for path in batch["path"].tolist()]
+    threads = 1 if place.is_local else _READERS
+    side = preprocessing.crop
+    crops = np.zeros((len(sources), side, side, 3), np.uint8)
+    errors = []
+    for index, picture in enumerate(offline.decoded(sources, preprocessing, threads, 2 * threads)):
+        errors.append(picture.error or "")
+        if picture.crop is not None:
+            crops[index] = picture.crop
+    return {"path": batch["path"], "crop": crops, "error": np.array(errors, dtype=object)}
+
+
+class _Actor:
+    """Holds the model on its device for as long as the data set takes."""
+
+    def __init__(self, model: "Model | ray.ObjectRef[Model]", how: Execution, each_node: int) -> None:
+        if isinstance(model, ray.ObjectRef):
+            model = ray.get(model)
+        self._name = model.name
+        device = hardware.choose_device(how.device)
+        [runtime] = open_runtimes(
+            model,
+            [device],
+            name=how.runtime,
+            precision=how.precision,
+            instances=1,
+            threads=max(1, hardware.cores() // each_node),
+        )
+        self._classifier = Classifier(model, runtime, how.top_k, how.batch_size, _log)
+
+    def __call__(self, batch: Batch) -> pa.Table:
+        """[N] paths, crops and errors -> rows of `answers.SCHEMA`."""
+        pictures = [
+            Decoded(path, None if error else crop, 0.0, error or None)
+            for path, crop, error in zip(batch["path"], batch["crop"], batch["error"], strict=True)
+        ]
+        return pa.Table.from_pylist(list(map(self._row, self._classifier.run(pictures))), SCHEMA)
+
+    def _row(self, outcome: Outcome) -> dict[str, Any]:
+        ranked = [
+            {"class_id": one.class_id, "label": one.label, "probability": one.probability}
+            for one in outcome.ranking
+        ]
+        best = ranked[0] if ranked else {}
+        error, top_k = outcome.error, ranked or None
+        return {"path": outcome.name, "top_k": top_k, "model": self._name, "error": error, **best}
+
+
+def _log(message: str) -> None:
+    logging.getLogger(__name__).warning(message)

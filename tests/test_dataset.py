@@ -1,0 +1,273 @@
+"""`resnet-service batch`: a data set from a folder or an object store, on a real Ray, into Parquet."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from monitoring.local import free_port
+from service import models, offline
+from service.cli import main
+from service.errors import ClusterUnavailable, DeviceUnavailable, StorageUnavailable
+from service.models import Model
+from service.runtimes.selection import open_runtimes
+from tests.conftest import encode, make_image
+
+pytest.importorskip("ray", reason="needs the extra batch")
+
+import pyarrow.parquet as pq
+import torch
+from moto.server import ThreadedMotoServer
+from pyarrow.fs import FileSystem
+
+from service.dataset.execution import Execution, cluster
+from service.dataset.run import Summary, Work
+
+FP32 = Execution(device="cpu", precision="fp32", batch_size=16)
+COUNT = 300
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_ones_own_pace() -> Iterator[None]:
+    """Let Ray's workers have the cores like anybody else: on a busy machine they would never begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """A Ray cluster on this machine."""
+    with cluster():
+        yield
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Model:
+    return models.load("bundled")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders called as classes are, with 300 pictures in all, of which one is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(COUNT):
+        place = folder / ("dog", "cat", "ship")[number % 3]
+        place.mkdir(exist_ok=True)
+        (place / f"{number:03}.png").write_bytes(encode(make_image(40, 40, seed=number % 20), "PNG"))
+    (folder / "dog" / "000.png").write_bytes(b"This is not a picture.")
+    (folder / "dog" / "notes.txt").write_text("Nor does this look like one.")
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(folder).to_pylist()
+    return sorted(found, key=lambda row: str(row["path"]))
+
+
+def classified(source: object, target: object, model: Model, **options: Any) -> Summary:
+    how = options.pop("how", FP32)
+    work = Work(str(source), str(target), model, **{"limit": None, "resume": False, **options})
+    return work.run(how, lambda _: None)
+
+
+def test_a_folder_becomes_a_table(photos: Path, tmp_path: Path) -> None:
+    """The command writes a row for each picture, an unreadable one's with its error, and sums them up."""
+    result = subprocess.run(
+        [sys.executable, "-m", "service", "batch", *map(str, (photos, tmp_path / "answers"))]
+        + ["--model", "bundled", "--top-k", "2", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "300/300" in result.stderr  # the progress bar
+    summary = json.loads(result.stdout)
+    assert (summary["pictures"], summary["failed"], summary["labelled"]) == (COUNT, 1, COUNT - 1)
+    found = rows(tmp_path / "answers")
+    assert [row["path"] for row in found] == sorted(map(str, photos.rglob("*.png")))
+    [bad] = [row for row in found if row["error"] is not None]
+    assert bad["path"].endswith("dog/000.png")
+    assert bad["class_id"] is None
+    assert bad["top_k"] is None
+    right = 0
+    for row in found:
+        assert row["model"] == "bundled"
+        if row is not bad:
+            best, second = row["top_k"]
+            assert best == {name: row[name] for name in ("class_id", "label", "probability")}
+            assert best["probability"] >= second["probability"]
+            right += Path(row["path"]).parent.name == row["label"]
+    assert summary["accuracy"] == pytest.approx(right / (COUNT - 1))
+
+
+def test_the_answers_are_those_of_classify(photos: Path, tmp_path: Path, bundled: Model, ray: None) -> None:
+    """Two actors in batches of 16 answer as one process does picture by picture."""
+    how = Execution(device="cpu", precision="fp32", batch_size=16, actors=2, top_k=1)
+    classified(photos, tmp_path / "answers", bundled, how=how, limit=100)
+    [runtime] = open_runtimes(bundled, [torch.device("cpu")], precision="fp32", instances=1)
+    found = rows(tmp_path / "answers")
+    assert len(found) == 100
+    sources = offline.find([row["path"] for row in found])
+    expected = offline.classify(sources, bundled, runtime, top_k=1, batch_size=1, workers=1)
+    for row, outcome in zip(found, expected, strict=True):
+        assert (row["error"] is None) == (outcome.error is None)
+        if outcome.error is None:
+            assert row["label"] == outcome.ranking[0].label
+            assert row["probability"] == pytest.approx(outcome.ranking[0].probability, abs=1e-3)
+
+
+def test_resuming_does_only_what_is_left(photos: Path, tmp_path: Path, bundled: Model, ray: None) -> None:
+    """After the first 130 the rest is done, no picture twice, and then nothing is left to do."""
+    target = tmp_path / "answers"
+    assert classified(photos, target, bundled, limit=130).pictures == 130
+    second = classified(photos, target, bundled, resume=True)
+    assert (second.pictures, second.already) == (COUNT - 130, 130)
+    files = set(target.iterdir())
+    third = classified(photos, target, bundled, resume=True)
+    assert (third.pictures, third.already) == (0, COUNT)
+    assert set(target.iterdir()) == files
+    paths = [row["path"] for row in rows(target)]
+    assert len(paths) == len(set(paths)) == COUNT
+
+
+def test_a_dead_worker_loses_nothing(photos: Path, tmp_path: Path, bundled: Model, ray: None) -> None:
+    """The actor and a decoding task are killed in the middle: each picture still has its one row."""
+    killed: list[str] = []
+
+    def kill_workers(_: int) -> None:
+        if not killed:
+            for process in psutil.Process().children(recursive=True):
+                if process.name().startswith(("ray::MapWorker", "ray::MapBatches")):
+                    killed.append(process.name())
+                    process.kill()
+
+    work = Work(str(photos), str(tmp_path / "answers"), bundled, limit=None, resume=False)
+    summary = work.run(FP32, kill_workers)
+    assert any("MapWorker" in name for name in killed)
+    assert summary.pictures == COUNT
+    paths = [row["path"] for row in rows(tmp_path / "answers")]
+    assert len(paths) == len(set(paths)) == COUNT
+
+
+KILLED = """
+import os, signal, sys
+from service import models
+from service.dataset.execution import Execution, cluster
+from service.dataset.run import Work
+
+calls = 0
+def watch(_):
+    global calls
+    calls += 1
+    if calls == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with cluster():
+    work = Work(sys.argv[1], sys.argv[2], models.load("bundled"), limit=None, resume=False)
+    work.run(Execution(device="cpu", precision="fp32"), watch, write_every_s=0)
+"""
+
+
+def test_a_killed_run_is_resumed(photos: Path, tmp_path: Path, bundled: Model, ray: None) -> None:
+    """After SIGKILL the rows that were written are whole, and --resume adds the others, none twice."""
+    target = tmp_path / "answers"
+    command = [sys.executable, "-c", KILLED, str(photos), str(target)]
+    assert subprocess.run(command, timeout=240, check=False).returncode == -9
+    before = rows(target)
+    assert 0 < len(before) < COUNT
+    assert classified(photos, target, bundled, resume=True).already == len(before)
+    paths = [row["path"] for row in rows(target)]
+    assert len(paths) == len(set(paths)) == COUNT
+
+
+@pytest.fixture(scope="module")
+def bucket(photos: Path) -> Iterator[str]:
+    """A bucket on a real S3 server with the pictures under photos/; what follows s3:// and a path in it."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    filesystem, _ = FileSystem.from_uri(f"s3://key:secret@pictures{query}")
+    filesystem.create_dir("pictures")
+    for path in sorted(photos.rglob("*.png"))[:150]:
+        with filesystem.open_output_stream(f"pictures/photos/{path.relative_to(photos)}") as stream:
+            stream.write(path.read_bytes())
+    yield query
+    server.stop()
+
+
+def test_from_a_bucket_to_a_bucket(bucket: str, bundled: Model, ray: None) -> None:
+    """Pictures are read from S3 and rows written there; a pattern takes some; paths tell no password."""
+    source, target = f"s3://key:secret@pictures/photos{bucket}", f"s3://key:secret@pictures/answers{bucket}"
+    summary = classified(source.replace("photos?", "photos/cat/*.png?"), target, bundled)
+    assert summary.pictures == summary.labelled == 100
+    rest = classified(source, target, bundled, resume=True)
+    assert (rest.pictures, rest.already) == (50, 100)
+    filesystem, path = FileSystem.from_uri(target)
+    found = pq.read_table(path, filesystem=filesystem).column("path").to_pylist()
+    assert len(found) == len(set(found)) == 150
+    assert all(name.startswith("s3://pictures/photos/") for name in found)
+
+
+def test_a_bucket_that_is_not_there(bucket: str, tmp_path: Path, bundled: Model) -> None:
+    """It is said before anything is begun."""
+    with pytest.raises(StorageUnavailable, match="there is no s3://nowhere/photos"):
+        classified(f"s3://key:secret@nowhere/photos{bucket}", tmp_path / "answers", bundled)
+    assert not (tmp_path / "answers").exists()
+
+
+def test_what_cannot_be_used_is_said(photos: Path, tmp_path: Path, bundled: Model) -> None:
+    """No pictures, no such folder, a file as output, rows of another model or of something else, no scheme."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    table = pq.pa.table({"path": ["x"], "model": ["resnet50"]})
+    pq.write_table(table, tmp_path / "other" / "part.parquet")
+    pq.write_table(table.select(["path"]), tmp_path / "empty" / "foreign.parquet")
+    for source, target, resume, words in (
+        (tmp_path / "empty", "answers", False, "holds no pictures"),
+        (tmp_path / "missing", "answers", False, "there is no"),
+        (f"{photos}/*.tiff", "answers", False, "holds no pictures"),
+        ("nosuch://bucket/photos", "answers", False, "nosuch:// cannot be used"),
+        (photos, "file", False, "is a file"),
+        (photos, "other", False, "--resume goes on with them"),
+        (photos, "other", True, "answers of resnet50, not of bundled"),
+        (photos, "empty", True, "something else"),
+    ):
+        with pytest.raises(StorageUnavailable, match=words):
+            classified(source, tmp_path / target, bundled, resume=resume)
+
+
+def test_what_the_device_cannot_do_is_said(photos: Path, tmp_path: Path, bundled: Model, ray: None) -> None:
+    """An actor's refusal reaches the user in its own words, instead of Ray's traceback."""
+    with pytest.raises(DeviceUnavailable, match="fp16 is not supported on the CPU"):
+        classified(photos, tmp_path / "answers", bundled, how=Execution(device="cpu", precision="fp16"))
+
+
+def test_a_cluster_that_is_away() -> None:
+    """Nobody at the address, or no address at all, is told at once."""
+    for address in (f"127.0.0.1:{free_port()}", "nonsense"):
+        with pytest.raises(ClusterUnavailable, match="no Ray cluster answers"), cluster(address):
+            pass
+
+
+def test_mistakes_on_the_command_line(photos: Path, tmp_path: Path) -> None:
+    """A missing device or folder is a message and status 1, a wrong option status 2."""
+    for options, status, words in (
+        (["--device", "cuda:99"], 1, "cuda"),
+        (["--model", "resnet5000"], 1, "did you mean"),
+        (["--model", "bundled", "--address", f"127.0.0.1:{free_port()}"], 1, "no Ray cluster answers"),
+        (["--actors", "0"], 2, "actors"),
+    ):
+        result = CliRunner().invoke(main, ["batch", str(photos), str(tmp_path / "answers"), *options])
+        assert result.exit_code == status, result.output
+        assert words in result.stderr
+        assert isinstance(result.exception, SystemExit)
