@@ -80,8 +80,10 @@ def classified(source: object, target: object, model: Model, **options: Any) -> 
 def test_a_folder_becomes_a_table(photos: Path, tmp_path: Path) -> None:
     """The command writes a row for each picture, an unreadable one's with its error, and sums them up."""
     result = subprocess.run(
-        [sys.executable, "-m", "service", "batch", *map(str, (photos, tmp_path / "answers"))]
-        + ["--model", "bundled", "--top-k", "2", "--json"],
+        [
+            *(sys.executable, "-m", "service", "batch", str(photos), str(tmp_path / "answers")),
+            *("--model", "bundled", "--top-k", "2", "--json"),
+        ],
         capture_output=True,
         text=True,
         timeout=240,
@@ -108,7 +110,8 @@ def test_a_folder_becomes_a_table(photos: Path, tmp_path: Path) -> None:
     assert summary["accuracy"] == pytest.approx(right / (COUNT - 1))
 
 
-def test_the_answers_are_those_of_classify(photos: Path, tmp_path: Path, bundled: Model, ray: None) -> None:
+@pytest.mark.usefixtures("ray")
+def test_the_answers_are_those_of_classify(photos: Path, tmp_path: Path, bundled: Model) -> None:
     """Two actors in batches of 16 answer as one process does picture by picture."""
     how = Execution(device="cpu", precision="fp32", batch_size=16, actors=2, top_k=1)
     classified(photos, tmp_path / "answers", bundled, how=how, limit=100)
@@ -124,7 +127,8 @@ def test_the_answers_are_those_of_classify(photos: Path, tmp_path: Path, bundled
             assert row["probability"] == pytest.approx(outcome.ranking[0].probability, abs=1e-3)
 
 
-def test_resuming_does_only_what_is_left(photos: Path, tmp_path: Path, bundled: Model, ray: None) -> None:
+@pytest.mark.usefixtures("ray")
+def test_resuming_does_only_what_is_left(photos: Path, tmp_path: Path, bundled: Model) -> None:
     """After the first 130 the rest is done, no picture twice, and then nothing is left to do."""
     target = tmp_path / "answers"
     assert classified(photos, target, bundled, limit=130).pictures == 130
@@ -138,7 +142,8 @@ def test_resuming_does_only_what_is_left(photos: Path, tmp_path: Path, bundled: 
     assert len(paths) == len(set(paths)) == COUNT
 
 
-def test_a_dead_worker_loses_nothing(photos: Path, tmp_path: Path, bundled: Model, ray: None) -> None:
+@pytest.mark.usefixtures("ray")
+def test_a_dead_worker_loses_nothing(photos: Path, tmp_path: Path, bundled: Model) -> None:
     """The actor and a decoding task are killed in the middle: each picture still has its one row."""
     killed: list[str] = []
 
@@ -176,7 +181,8 @@ with cluster():
 """
 
 
-def test_a_killed_run_is_resumed(photos: Path, tmp_path: Path, bundled: Model, ray: None) -> None:
+@pytest.mark.usefixtures("ray")
+def test_a_killed_run_is_resumed(photos: Path, tmp_path: Path, bundled: Model) -> None:
     """After SIGKILL the rows that were written are whole, and --resume adds the others, none twice."""
     target = tmp_path / "answers"
     command = [sys.executable, "-c", KILLED, str(photos), str(target)]
@@ -204,7 +210,8 @@ def bucket(photos: Path) -> Iterator[str]:
     server.stop()
 
 
-def test_from_a_bucket_to_a_bucket(bucket: str, bundled: Model, ray: None) -> None:
+@pytest.mark.usefixtures("ray")
+def test_from_a_bucket_to_a_bucket(bucket: str, bundled: Model) -> None:
     """Pictures are read from S3 and rows written there; a pattern takes some; paths tell no password."""
     source, target = f"s3://key:secret@pictures/photos{bucket}", f"s3://key:secret@pictures/answers{bucket}"
     summary = classified(source.replace("photos?", "photos/cat/*.png?"), target, bundled)
@@ -225,7 +232,7 @@ def test_a_bucket_that_is_not_there(bucket: str, tmp_path: Path, bundled: Model)
 
 
 def test_what_cannot_be_used_is_said(photos: Path, tmp_path: Path, bundled: Model) -> None:
-    """No pictures, no such folder, a file as output, rows of another model or of something else, no scheme."""
+    """No pictures, no such folder, a file as output, rows of something else, a scheme that there is not."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "other").mkdir()
@@ -246,7 +253,8 @@ def test_what_cannot_be_used_is_said(photos: Path, tmp_path: Path, bundled: Mode
             classified(source, tmp_path / target, bundled, resume=resume)
 
 
-def test_what_the_device_cannot_do_is_said(photos: Path, tmp_path: Path, bundled: Model, ray: None) -> None:
+@pytest.mark.usefixtures("ray")
+def test_what_the_device_cannot_do_is_said(photos: Path, tmp_path: Path, bundled: Model) -> None:
     """An actor's refusal reaches the user in its own words, instead of Ray's traceback."""
     with pytest.raises(DeviceUnavailable, match="fp16 is not supported on the CPU"):
         classified(photos, tmp_path / "answers", bundled, how=Execution(device="cpu", precision="fp16"))

@@ -57,22 +57,23 @@ class Answers:
             )
         return set(table.column("path").to_pylist())
 
-    def begin(self, *, resume: bool) -> None:
-        """Make the folder; raises StorageUnavailable where it holds something already, unless to `resume`."""
-        filesystem, path = self._place.filesystem, self._place.path
+    def check(self, *, resume: bool) -> None:
+        """Raise StorageUnavailable where the folder is none, or holds answers that are not to be resumed."""
         with reachable(str(self._place)):
-            if filesystem.get_file_info(path).type == FileType.File:
-                raise StorageUnavailable(f"{self._place} is a file; the answers need a folder")
-            if not resume and self._files():
-                raise StorageUnavailable(
-                    f"{self._place} holds answers already: --resume goes on with them, or name another folder"
-                )
-            filesystem.create_dir(path, recursive=True)
+            kind = self._place.filesystem.get_file_info(self._place.path).type
+        if kind == FileType.File:
+            raise StorageUnavailable(f"{self._place} is a file; the answers need a folder")
+        if not resume and self._files():
+            raise StorageUnavailable(
+                f"{self._place} holds answers already: --resume goes on with them, or name another folder"
+            )
 
     def add(self, rows: pa.Table) -> None:
         """Write rows as one more file; raises StorageUnavailable."""
         name = f"{self._place.path}/part-{self._run}-{self._parts:05}.parquet"
         with reachable(self._place.name_of(name)):
+            if self._parts == 0:
+                self._place.filesystem.create_dir(self._place.path, recursive=True)
             if self._place.is_local:
                 with replacing(Path(name)) as temporary:
                     parquet.write_table(rows, temporary)

@@ -49,7 +49,7 @@ class Work:
         self._answers = Answers(find_place(target))
         self._model = model
         all_paths = pictures(self._place)[:limit]
-        self._answers.begin(resume=resume)
+        self._answers.check(resume=resume)
         held = self._answers.held(model.name) if resume else set()
         self.paths: Sequence[str] = [path for path in all_paths if self._place.name_of(path) not in held]
         self._already = len(all_paths) - len(self.paths)
