@@ -39,7 +39,7 @@ types: $(VENV)/.installed-dev
 
 lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; versions locked already stay
 	$(LOCK) --extra openvino --extra train --extra traces pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra batch --extra openvino --extra quantize --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) --extra ray --extra openvino --extra quantize --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 
 load-test: $(VENV)/.installed-dev  ## Load a service that serves MODEL, in every scenario; reports in load-test/
 	$(BIN)/python -m load_tests run --model "$(MODEL)"

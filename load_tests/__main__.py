@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import httpx
 
 from load_tests import profiling, report, wrk
 from load_tests.footprint import footprint as take_footprint
@@ -17,6 +16,7 @@ from load_tests.report import Requests
 from load_tests.scenarios import SCENARIOS
 from load_tests.service import ServiceFailed, serve, started
 from monitoring.local import PrometheusMissing, scraping
+from service.client import Client, Refused, ServiceAway
 
 _LOCUSTFILE: Final = Path(__file__).parent / "locustfile.py"
 _WARM_UP_S: Final = 2.0
@@ -33,9 +33,10 @@ class Load:
         self._folder = folder
         self._pictures = [] if pictures is None else ["--pictures", str(pictures)]
         try:
-            limits: dict[str, Any] = httpx.get(f"{url}/info", timeout=10).raise_for_status().json()["limits"]
-        except httpx.HTTPError as error:
-            raise click.ClickException(f"{url}/info does not answer: {error}") from error
+            with Client(url) as client:
+                limits: dict[str, Any] = client.info()["limits"]
+        except (Refused, ServiceAway) as error:
+            raise click.ClickException(str(error)) from error
         self._max_batch: int = limits["max_batch"]
         self._max_queue: int = limits["max_queue"]
         self.capacity = self._measured_capacity()

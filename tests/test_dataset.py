@@ -19,7 +19,7 @@ from service.models import Model
 from service.runtimes.selection import open_runtimes
 from tests.conftest import encode, make_image
 
-pytest.importorskip("ray", reason="needs the extra batch")
+pytest.importorskip("ray", reason="needs the extra ray")
 
 import pyarrow.parquet as pq
 import torch

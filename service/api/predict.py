@@ -13,10 +13,10 @@ from starlette.types import Receive, Scope, Send
 from service import errors
 from service.api import problems
 from service.api.disconnect import while_connected
-from service.api.schemas import BatchItem, Predicted, PredictedBatch, Prediction, Timing
 from service.api.service import Service, ServiceDep, service_of
 from service.api.uploads import Limits, Part, read_pictures
 from service.engine import Classification
+from service.schemas import BatchItem, Predicted, PredictedBatch, Prediction, Timing
 
 
 class _Direct(APIRoute):

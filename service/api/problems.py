@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from service import errors
-from service.api.schemas import Problem
+from service.schemas import Problem
 
 MEDIA_TYPE: Final = "application/problem+json"
 

@@ -1,70 +1,15 @@
-"""The bodies of the API's answers."""
+"""The bodies of the answers about the service itself."""
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from service.bench import Row
 from service.hardware import Fingerprint
+from service.schemas import Body
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
-
-
-class Problem(_Body):
-    """An error, as RFC 9457 describes it."""
-
-    type: str = Field(description="A URI that names the kind of error.")
-    title: str = Field(description="The kind of error in words.")
-    status: int = Field(description="The HTTP status, repeated.")
-    detail: str = Field(description="What was wrong with this request.")
-
-
-class Prediction(_Body):
-    """One class of an answer."""
-
-    class_id: int = Field(ge=0)
-    label: str
-    probability: float = Field(ge=0, le=1)
-
-
-class Timing(_Body):
-    """Where the time went, in milliseconds."""
-
-    decode: float = Field(description="From bytes to the crop, waiting for a decoding thread included.")
-    queue: float = Field(description="Waiting for the device.")
-    device: float = Field(description="The batch on the device.")
-    total: float = Field(description="From the request's head to its answer, reading included.")
-
-
-class Predicted(_Body):
-    """The best classes of one picture, best first."""
-
-    predictions: list[Prediction]
-    model: str
-    device: str
-    timing_ms: Timing
-
-
-class BatchItem(_Body):
-    """One picture of a batch: its predictions, or its own error."""
-
-    filename: str | None = None
-    predictions: list[Prediction] | None = None
-    timing_ms: Timing | None = None
-    error: Problem | None = None
-
-
-class PredictedBatch(_Body):
-    """One result for each `file` part, in the order of the request."""
-
-    results: list[BatchItem]
-    model: str
-    device: str
-
-
-class Bench(_Body):
+class Bench(Body):
     """The loaded model measured on the loaded device; latencies are of whole batches."""
 
     model: str
@@ -75,13 +20,13 @@ class Bench(_Body):
     rows: list[Row]
 
 
-class Health(_Body):
+class Health(Body):
     """A probe's yes."""
 
     status: Annotated[str, Field(examples=["ok"])]
 
 
-class Limits(_Body):
+class Limits(Body):
     """What a request may ask for."""
 
     max_upload_bytes: int
@@ -93,7 +38,7 @@ class Limits(_Body):
     formats: list[str]
 
 
-class Info(_Body):
+class Info(Body):
     """What is served, on what, within which limits."""
 
     model: str

@@ -72,9 +72,8 @@ class Answers:
         """Write rows as one more file; raises StorageUnavailable."""
         name = f"{self._place.path}/part-{self._run}-{self._parts:05}.parquet"
         with reachable(self._place.name_of(name)):
-            if self._parts == 0:
-                self._place.filesystem.create_dir(self._place.path, recursive=True)
             if self._place.is_local:
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
                 with replacing(Path(name)) as temporary:
                     parquet.write_table(rows, temporary)
             else:  # an object appears once it is whole

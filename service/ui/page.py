@@ -1,12 +1,14 @@
 """The page; `streamlit run` executes it from top to bottom whenever something on it changes."""
 
 import os
-from typing import Any, Final
+from dataclasses import asdict
+from typing import Final
 
 import pandas as pd
 import streamlit as st
 
-from service.ui.client import Client, Refused, ServiceAway
+from service.client import Client, Refused, ServiceAway
+from service.schemas import Predicted
 
 DEFAULT_URL: Final = "http://localhost:8000"
 URL_VARIABLE: Final = "RESNET_SERVICE_URL"
@@ -17,7 +19,13 @@ def main() -> None:
     """Draw the page."""
     st.set_page_config(page_title="resnet-service", layout="wide")
     st.title("What is in the picture?")
-    client = Client(st.sidebar.text_input("Service", os.environ.get(URL_VARIABLE, DEFAULT_URL)))
+    url = st.sidebar.text_input("Service", os.environ.get(URL_VARIABLE, DEFAULT_URL))
+    # One attempt: whoever sits in front of the page is to see at once that the service is away.
+    with Client(url, attempts=1) as client:
+        _draw(client)
+
+
+def _draw(client: Client) -> None:
     if not _described(client):
         return
     pictures = st.file_uploader(
@@ -59,24 +67,25 @@ def _classified(client: Client, name: str, picture: bytes) -> None:
         st.error(f"{name}: the service is away: {error}")
         return
     left.image(picture, caption=name)
-    best = answer["predictions"][0]
-    right.subheader(f"{best['label']}, {best['probability']:.1%}")
-    for ranked in answer["predictions"]:
-        right.progress(ranked["probability"], f"{ranked['label']}: {ranked['probability']:.1%}")
-    times: dict[str, float] = answer["timing_ms"]
+    best = answer.predictions[0]
+    right.subheader(f"{best.label}, {best.probability:.1%}")
+    for ranked in answer.predictions:
+        right.progress(ranked.probability, f"{ranked.label}: {ranked.probability:.1%}")
+    times: dict[str, float] = answer.timing_ms.model_dump()
     right.caption(" · ".join(f"{stage} {times[stage]:.1f} ms" for stage in _STAGES))
 
 
 @st.cache_data(max_entries=100, show_spinner=False)
-def _answer(url: str, name: str, picture: bytes) -> dict[str, Any]:
+def _answer(url: str, name: str, picture: bytes) -> Predicted:
     """Ask once for each picture, however often the page is drawn."""
-    return Client(url).predict(name, picture)
+    with Client(url) as client:
+        return client.predict(picture, name=name)
 
 
 def _measured(client: Client) -> None:
     try:
         with st.spinner("Measuring"):
-            rows: list[dict[str, Any]] = client.bench()
+            rows = [asdict(row) for row in client.bench()]
     except (Refused, ServiceAway) as error:
         st.error(f"It could not be measured: {error}")
         return

@@ -1,0 +1,61 @@
+"""What the service answers requests for pictures with; the server writes these bodies, clients read them."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Body(BaseModel):
+    """What every body is: frozen."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class Problem(Body):
+    """An error, as RFC 9457 describes it."""
+
+    type: str = Field(description="A URI that names the kind of error.")
+    title: str = Field(description="The kind of error in words.")
+    status: int = Field(description="The HTTP status, repeated.")
+    detail: str = Field(description="What was wrong with this request.")
+
+
+class Prediction(Body):
+    """One class of an answer."""
+
+    class_id: int = Field(ge=0)
+    label: str
+    probability: float = Field(ge=0, le=1)
+
+
+class Timing(Body):
+    """Where the time went, in milliseconds."""
+
+    decode: float = Field(description="From bytes to the crop, waiting for a decoding thread included.")
+    queue: float = Field(description="Waiting for the device.")
+    device: float = Field(description="The batch on the device.")
+    total: float = Field(description="From the request's head to its answer, reading included.")
+
+
+class Predicted(Body):
+    """The best classes of one picture, best first."""
+
+    predictions: list[Prediction]
+    model: str
+    device: str
+    timing_ms: Timing
+
+
+class BatchItem(Body):
+    """One picture of a batch: its predictions, or its own error."""
+
+    filename: str | None = None
+    predictions: list[Prediction] | None = None
+    timing_ms: Timing | None = None
+    error: Problem | None = None
+
+
+class PredictedBatch(Body):
+    """One result for each `file` part, in the order of the request."""
+
+    results: list[BatchItem]
+    model: str
+    device: str
