@@ -157,6 +157,11 @@ class Engine:
         """Begin to warm up in the background; `ready` says when pictures are accepted."""
         self._starting = asyncio.create_task(self._start())
 
+    async def warm(self) -> None:
+        """Wait until the warm-up that `start` began is over; raises what it failed with."""
+        if self._starting is not None:
+            await asyncio.shield(self._starting)
+
     async def classify(
         self, data: bytes | bytearray, top_k: int, deadline: float | None = None
     ) -> Classification:

@@ -31,13 +31,13 @@ LAYERS = [
     {"benchmark", "dataset"},
     {"client"},
     {"api", "ui"},
-    {"cli"},
+    {"cli", "ray_serve"},
     {"__main__"},
 ]
 """From the ground up; a module may import from its own layer and from those below."""
 
 ONLY_IN = {
-    "fastapi": "api",
+    "fastapi": ("api", "ray_serve"),
     "starlette": "api",
     "uvicorn": "api",
     "click": "cli",
@@ -51,7 +51,7 @@ ONLY_IN = {
     "streamlit": "ui",
     "pandas": "ui",
     "httpx": "client",
-    "ray": "dataset",
+    "ray": ("dataset", "ray_serve"),
     "pyarrow": "dataset",
     "fsspec": "dataset",
     "opentelemetry": "tracing",

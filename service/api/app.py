@@ -15,12 +15,17 @@ from service.api.middleware import CLIENT_CLOSED, Observe
 from service.api.service import Service
 
 
-def create_app(service: Service) -> FastAPI:
-    """Build the application; its lifespan warms the engine up and closes it."""
+def create_app(service: Service, *, start_ready: bool = False) -> FastAPI:
+    """Build the application; its lifespan warms the engine up and closes it.
+
+    With `start_ready` the start ends once it is warm, for servers that do not ask /readyz.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.engine.start()
+        if start_ready:
+            await service.engine.warm()
         yield
         await service.engine.close(timeout_s=1.0)  # the server has drained: only a stuck batch is left
         if service.traces is not None:

@@ -1,0 +1,70 @@
+"""The service as a Ray Serve application: replicas of it, started and stopped by how much waits.
+
+    serve run service.ray_serve:app model=resnet50 max_replicas=4 gpus_per_replica=0.5
+
+Each replica is the whole FastAPI application with its own model and micro-batcher; Serve's proxy spreads
+requests over them. Needs the extra `ray`.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+
+from service.api.app import create_app
+from service.api.service import load
+from service.settings import Settings
+
+
+class Arguments(BaseModel):
+    """What follows `service.ray_serve:app` as NAME=VALUE; everything else is set by SERVICE_ variables."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(None, description="As for serve; by default SERVICE_MODEL.")
+    weights: str | None = Field(None, description="As for serve; by default SERVICE_WEIGHTS.")
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1, description="More than `min_replicas` scales with the load.")
+    gpus_per_replica: float = Field(0.0, ge=0, description="0.5 puts two replicas on each GPU.")
+    cpus_per_replica: float = Field(1.0, gt=0, description="What Ray counts; it holds nobody to it.")
+
+
+class Replica:
+    """One replica: a loaded service behind the application that Serve calls."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._service = load(settings)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the application; Serve starts its lifespan, which ends once the model is warm."""
+        return create_app(self._service, start_ready=True)
+
+    async def check_health(self) -> None:
+        """Raise where /healthz would fail, so that Serve replaces the replica."""
+        if self._service.engine.failure is not None or self._service.engine.stalled:
+            raise RuntimeError("the device has failed or is stuck")
+
+
+def app(arguments: Arguments) -> Application:
+    """Build the application for `serve run`; raises ValidationError for settings that there are not."""
+    given = {name: value for name in ("model", "weights") if (value := getattr(arguments, name)) is not None}
+    settings = Settings(**given)
+    deployment: Any = serve.deployment(
+        name="resnet-service",
+        # Serve lets so many through to a replica, where the micro-batcher's own queue holds what waits.
+        max_ongoing_requests=settings.max_queue,
+        autoscaling_config={
+            "min_replicas": arguments.min_replicas,
+            "max_replicas": max(arguments.min_replicas, arguments.max_replicas),
+            # Two batches each, one on the device and one that fills: more in a replica is a queue.
+            "target_ongoing_requests": 2 * settings.max_batch,
+        },
+        ray_actor_options={"num_gpus": arguments.gpus_per_replica, "num_cpus": arguments.cpus_per_replica},
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+    )
+    application: Application = deployment(serve.ingress()(Replica)).bind(settings)
+    return application

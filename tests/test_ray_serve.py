@@ -1,0 +1,89 @@
+"""`serve run service.ray_serve:app`: the service as a Ray Serve application on a real, local Ray."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from monitoring.local import free_port
+from service.client import Client, Refused, ServiceAway
+from service.schemas import Predicted
+from tests.conftest import REPOSITORY
+
+pytest.importorskip("ray", reason="needs the extra ray")
+
+REQUESTS = 400
+
+
+@contextmanager
+def serve_run(*arguments: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Run the command as documented, on a port of its own, until the block ends: its URL and process."""
+    port = free_port()
+    configuration = folder / "serve.yml"
+    options = "".join(f"    {name}: {value}\n" for name, value in (word.split("=") for word in arguments))
+    configuration.write_text(
+        f"http_options:\n  host: 127.0.0.1\n  port: {port}\n"
+        "applications:\n- name: default\n  route_prefix: /\n  import_path: service.ray_serve:app\n"
+        f"  args:\n{options}"
+    )
+    own = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "SERVICE_INSTANCES": "1"}
+    with (folder / "log").open("w+") as log:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / "serve"), "run", str(configuration)],
+            cwd=REPOSITORY,
+            env={**os.environ, **own},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _until_ready(folder / "log", process)
+            yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+def _until_ready(log: Path, process: "subprocess.Popen[bytes]") -> None:
+    with subprocess.Popen(["tail", "-f", str(log)], stdout=subprocess.PIPE, text=True) as lines:
+        assert lines.stdout is not None
+        for line in lines.stdout:
+            if re.search(r"Deployed app .* successfully|is ready at|Application .* is ready", line):
+                break
+            assert process.poll() is None, log.read_text()
+        lines.kill()
+
+
+def replicas(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children(recursive=True) if "ServeReplica" in child.name()]
+
+
+def test_two_replicas_and_one_that_is_killed(tmp_path: Path, jpeg: bytes) -> None:
+    """Under load one replica's process is killed: with one retry each client gets its answer."""
+    arguments = ("model=bundled", "min_replicas=2", "max_replicas=2", "cpus_per_replica=0.5")
+    with serve_run(*arguments, folder=tmp_path) as (url, process):
+        found = replicas(process)
+        assert len(found) == 2
+        with Client(url, attempts=2) as client, ThreadPoolExecutor(8) as pool:
+
+            def ask(number: int) -> Predicted:
+                if number == REQUESTS // 4:
+                    found[0].kill()
+                try:
+                    return client.predict(jpeg, top_k=1)
+                except (Refused, ServiceAway):  # the one retry, after the client's own
+                    return client.predict(jpeg, top_k=1)
+
+            answers = list(pool.map(ask, range(REQUESTS)))
+            assert len({answer.predictions[0].label for answer in answers}) == 1
+            assert client.info()["model"] == "bundled"
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        assert "inference_images_total" in httpx.get(f"{url}/metrics").text
