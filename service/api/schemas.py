@@ -21,6 +21,12 @@ class Problem(_Body):
     detail: str = Field(description="What was wrong with this request.")
 
 
+class ProtocolError(_Body):
+    """An error, as the Open Inference Protocol describes it."""
+
+    error: str = Field(description="What was wrong with this request.")
+
+
 class Prediction(_Body):
     """One class of an answer."""
 
