@@ -25,7 +25,7 @@ HERE: Final = 'job="resnet-service", instance=~"$instance"'
 """Selects the instances chosen on top of the dashboard."""
 
 
-_PREDICTIONS: Final = f'{HERE}, route=~"/predict.*"'
+_PREDICTIONS: Final = f'{HERE}, route=~"/predict.*|/v2/.*/infer"'
 
 
 class Series(NamedTuple):
@@ -63,7 +63,7 @@ _STATS: Final = (
     ),
     Panel(
         "Predictions",
-        "Requests to /predict and /predict/batch.",
+        "Requests to /predict, /predict/batch and /v2.",
         "reqps",
         (Series(f"sum({_per_instance('instance:inference_requests:rate1m')})", "requests"),),
     ),

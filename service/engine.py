@@ -6,11 +6,11 @@ HTTP.
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import structlog
@@ -29,9 +29,11 @@ from service.errors import (
 )
 from service.images import Crop
 from service.metrics import Metrics
-from service.models import Model, Ranked
+from service.models import Model, check_probabilities
 from service.runtimes import Runtime, TopK
 from service.threads import Threads
+
+Value = TypeVar("Value")
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -57,9 +59,12 @@ class _Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Classification:
-    """A picture's best classes, best first, where it ran, and the seconds of each stage it went through."""
+    """A picture's best classes, [k], where it ran, and the seconds of each stage it went through.
 
-    ranking: tuple[Ranked, ...]
+    `Model.rank` puts labels to the classes.
+    """
+
+    best: TopK
     device: str
     decode_s: float
     queue_s: float
@@ -170,20 +175,39 @@ class Engine:
         `top_k` is from 1 to the number of classes. Raises what `service.images.decode` and
         `MicroBatcher.submit` raise.
         """
+        decode = partial(images.decode, data, self.model.preprocessing, self._max_pixels)
+        return await self.classify_crop(decode, top_k, deadline)
+
+    async def classify_crop(
+        self, crop: Crop | Callable[[], Crop], top_k: int, deadline: float | None = None
+    ) -> Classification:
+        """Classify a crop, [S, S, 3] uint8, or what `crop` makes in a decoding thread, as `classify` does."""
+        observe = self._metrics.stage_seconds.labels
         with self._outcome():
             # Before decoding: what will be refused costs nothing, and what is decoded is not refused.
             with self._batcher.reserve(deadline) as place, self._metrics.in_flight.track_inprogress():
                 started = time.perf_counter()
-                crop = await self._decode(data, deadline)
+                made = await self.in_decoder(deadline, crop) if callable(crop) else crop
                 decode_s = time.perf_counter() - started
-                answer = await place.submit(_Job(crop, top_k))
-            observe = self._metrics.stage_seconds.labels
-            observe("decode").observe(decode_s)
+                answer = await place.submit(_Job(made, top_k))
+            if callable(crop):
+                observe("decode").observe(decode_s)
             observe("queue").observe(answer.queue_s)
             observe("device").observe(answer.run_s)
-            best = answer.result.best
-            ranking = self.model.rank(best.class_ids[:top_k], best.probabilities[:top_k])
-            return Classification(ranking, answer.result.device, decode_s, answer.queue_s, answer.run_s)
+            of_batch = answer.result.best
+            best = TopK(of_batch.class_ids[:top_k], of_batch.probabilities[:top_k])
+            check_probabilities(best.probabilities)
+            return Classification(best, answer.result.device, decode_s, answer.queue_s, answer.run_s)
+
+    async def in_decoder(
+        self, deadline: float | None, function: Callable[..., Value], *arguments: object
+    ) -> Value:
+        """Call `function` in a decoding thread; raises DeadlineExceeded where it has not ended in time."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._decoders.run(function, *arguments)
+        except TimeoutError as error:
+            raise DeadlineExceeded("not decoded before the deadline") from error
 
     async def run_synthetic(self, batch_size: int) -> None:
         """Run one batch of noise on the first device, between the batches of requests."""
@@ -209,15 +233,6 @@ class Engine:
         self._batcher.start(warmed)
         seconds = round(time.perf_counter() - started, 2)
         _log.info("ready", largest_batch=warmed.worthwhile, seconds=seconds)
-
-    async def _decode(self, data: bytes | bytearray, deadline: float | None) -> Crop:
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await self._decoders.run(
-                    images.decode, data, self.model.preprocessing, self._max_pixels
-                )
-        except TimeoutError as error:
-            raise DeadlineExceeded("the picture was not decoded before the deadline") from error
 
     async def _run_batch(self, runtime: Runtime, jobs: list[_Job]) -> list[_Result]:
         self._metrics.batch_size.observe(len(jobs))

@@ -18,6 +18,12 @@ class Problem(Body):
     detail: str = Field(description="What was wrong with this request.")
 
 
+class ProtocolError(Body):
+    """An error, as the Open Inference Protocol describes it."""
+
+    error: str = Field(description="What was wrong with this request.")
+
+
 class Prediction(Body):
     """One class of an answer."""
 

@@ -63,7 +63,7 @@ class Settings(BaseSettings):
 
     max_upload_mb: float = Field(20.0, gt=0, description="Largest request body, in MB (10^6 bytes).")
     max_pixels_mp: float = Field(50.0, gt=0, description="Largest picture, in megapixels (10^6).")
-    max_files: int = Field(64, ge=1, description="Most pictures in one /predict/batch request.")
+    max_files: int = Field(64, ge=1, description="Most pictures in one request.")
     top_k: int = Field(5, ge=1, description="Classes in an answer when the request does not say.")
     bench_max_images: int = Field(
         4096, ge=1, description="Most pictures one /bench request may run through the device."

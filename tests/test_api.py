@@ -164,12 +164,12 @@ def test_concurrent_requests_share_batches(server: Running, jpeg: bytes) -> None
             assert batched["probability"] == pytest.approx(alone["probability"], abs=1e-3)
 
 
-def send_only(server: Running, picture: bytes) -> socket.socket:
+def send_only(server: Running, body: bytes, path: str = "/predict") -> socket.socket:
     """Send a whole request and leave the answer unread."""
     host, port = server.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
-    connection.sendall(f"{head}Content-Length: {len(picture)}\r\n\r\n".encode() + picture)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return connection
 
 

@@ -6,6 +6,7 @@ cannot be run here, or takes too long, is in ELSEWHERE with what shows it instea
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -56,9 +57,16 @@ MAY_BE_MISSING = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.i
 
 
 def commands(page: Path) -> list[str]:
-    """Return the lines of a page's indented blocks; what is fenced is no command for every machine."""
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return re.findall(r"^    (\S.*)", text, re.MULTILINE)
+    """Return a page's programs in Python, and the lines of its indented blocks.
+
+    What else is fenced is no command, or none for every machine.
+    """
+    text = page.read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    shown = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return [f"python -c {shlex.quote(code)}" for code in programs] + re.findall(
+        r"^    (\S.*)", shown, re.MULTILINE
+    )
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from playwright.sync_api import Page, expect
 from tests.browser import browsing, photographed
 from tests.conftest import Running
 
+MODEL = "/v2/models/{name}"
+
 
 @pytest.fixture
 def page(server: Running) -> Iterator[Page]:
@@ -40,8 +42,12 @@ def test_every_operation_is_described(server: Running) -> None:
     """Each operation has a summary, a described success, and the service's problems for its errors."""
     document = server.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        *("/predict", "/predict/batch", "/bench", "/metrics", "/healthz", "/readyz", "/info")
+        *("/predict", "/predict/batch", "/bench", "/metrics", "/healthz", "/readyz", "/info"),
+        *("/v2", "/v2/health/live", "/v2/health/ready", MODEL, f"{MODEL}/ready", f"{MODEL}/infer"),
+        *(f"{MODEL}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer")),
     }
+    ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(set(ids)) == len(ids)
     for path, operations in document["paths"].items():
         for operation in operations.values():
             assert operation["summary"], path
@@ -49,8 +55,11 @@ def test_every_operation_is_described(server: Running) -> None:
             for status, response in operation["responses"].items():
                 assert response["description"], (path, status)
                 if status != "200":
-                    schema = response["content"]["application/problem+json"]["schema"]
-                    assert schema == {"$ref": "#/components/schemas/Problem"}
+                    protocol = path.startswith("/v2")
+                    content_type = "application/json" if protocol else "application/problem+json"
+                    name = "ProtocolError" if protocol else "Problem"
+                    schema = response["content"][content_type]["schema"]
+                    assert schema == {"$ref": f"#/components/schemas/{name}"}
     assert set(document["components"]["schemas"]["Problem"]["required"]) == {
         *("type", "title", "status", "detail")
     }

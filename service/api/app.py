@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from service import __version__
 from service.api import operations, predict, problems
+from service.api.inference_protocol import routes as inference_protocol
 from service.api.middleware import CLIENT_CLOSED, Observe
 from service.api.service import Service
 
@@ -41,6 +42,7 @@ def create_app(service: Service, *, start_ready: bool = False) -> FastAPI:
     app.state.service = service
     app.include_router(predict.router)
     app.include_router(operations.router)
+    app.include_router(inference_protocol.router)
     problems.install(app)
     app.add_exception_handler(ClientDisconnect, _client_is_gone)
     app.add_middleware(

@@ -1,6 +1,5 @@
 """POST /predict and /predict/batch: pictures in, classes out."""
 
-import asyncio
 import time
 from typing import Annotated, Any, Final
 
@@ -14,6 +13,7 @@ from service import errors
 from service.api import problems
 from service.api.disconnect import while_connected
 from service.api.service import Service, ServiceDep, service_of
+from service.api.turns import in_turns
 from service.api.uploads import Limits, Part, read_pictures
 from service.engine import Classification
 from service.schemas import BatchItem, Predicted, PredictedBatch, Prediction, Timing
@@ -86,10 +86,11 @@ async def predict(request: Request, service: ServiceDep, top_k: TopK = None) -> 
     read_s = time.perf_counter() - started
     if len(pictures) > 1:
         raise errors.InvalidRequest(f"/predict takes one picture, got {len(pictures)}; use /predict/batch")
-    result = await while_connected(request, _classify(service, pictures[0], _resolve(service, top_k)))
+    classes, deadline = service.top_k(top_k), service.deadline()
+    result = await while_connected(request, service.engine.classify(pictures[0].data, classes, deadline))
     total_s = time.perf_counter() - started
     body = Predicted(
-        predictions=_predictions(result),
+        predictions=_predictions(service, result),
         model=service.engine.model.name,
         device=result.device,
         timing_ms=_timing(result, total_s),
@@ -127,7 +128,7 @@ async def predict_batch(request: Request, service: ServiceDep, top_k: TopK = Non
     """
     started = time.perf_counter()
     pictures = await _read(request, service)
-    items = _items(service, pictures, _resolve(service, top_k), started)
+    items = _items(service, pictures, service.top_k(top_k), started)
     results = await while_connected(request, items)
     body = PredictedBatch(results=results, model=service.engine.model.name, device=service.engine.devices)
     return _json(body)
@@ -142,55 +143,36 @@ def _top_k(request: Request) -> int | None:
 
 
 async def _read(request: Request, service: Service) -> list[Part]:
-    settings = service.settings
-    limits = Limits(int(settings.max_upload_mb * 1e6), settings.max_files, settings.read_timeout_s)
     with service.metrics.stage_seconds.labels("read").time():
-        return await read_pictures(request, limits)
-
-
-def _resolve(service: Service, top_k: int | None) -> int:
-    """Return how many classes to answer with; InvalidRequest for more than there are."""
-    classes = len(service.engine.model.labels)
-    if top_k is None:
-        return min(service.settings.top_k, classes)
-    if top_k > classes:
-        raise errors.InvalidRequest(f"top_k must be from 1 to {classes}, got {top_k}")
-    return top_k
-
-
-async def _classify(service: Service, picture: Part, top_k: int) -> Classification:
-    deadline = asyncio.get_running_loop().time() + service.settings.request_timeout_s
-    return await service.engine.classify(picture.data, top_k, deadline)
+        return await read_pictures(request, Limits.of(service.settings))
 
 
 async def _items(service: Service, pictures: list[Part], top_k: int, started: float) -> list[BatchItem]:
-    # At most a device batch at a time, so that one request does not fill the queue for everybody.
-    turn = asyncio.Semaphore(service.engine.max_batch)
+    deadline = service.deadline()  # the request's: the last pictures have no more time than the first
 
     async def item(picture: Part) -> BatchItem:
         try:
-            async with turn:
-                result = await _classify(service, picture, top_k)
+            result = await service.engine.classify(picture.data, top_k, deadline)
         except errors.ServiceError as error:
             refusals.append(error)
             return BatchItem(filename=picture.filename, error=problems.problem_of(error))
         return BatchItem(
             filename=picture.filename,
-            predictions=_predictions(result),
+            predictions=_predictions(service, result),
             timing_ms=_timing(result, time.perf_counter() - started),
         )
 
     refusals: list[errors.ServiceError] = []
-    items = await asyncio.gather(*map(item, pictures))
+    items = await in_turns(service.engine, item, pictures)
     if len(refusals) == len(pictures) and all(isinstance(error, _FAILED) for error in refusals):
         raise refusals[0]  # the service failed, not the pictures: say so with the status
     return items
 
 
-def _predictions(result: Classification) -> list[Prediction]:
+def _predictions(service: Service, result: Classification) -> list[Prediction]:
     return [
         Prediction(class_id=ranked.class_id, label=ranked.label, probability=ranked.probability)
-        for ranked in result.ranking
+        for ranked in service.engine.model.rank(result.best.class_ids, result.best.probabilities)
     ]
 
 

@@ -1,4 +1,7 @@
-"""Errors over HTTP: one table from error to status, one body shape (RFC 9457), and who writes it."""
+"""Errors over HTTP: one table from error to status, one body shape (RFC 9457), and who writes it.
+
+Under /v2 the body is the Open Inference Protocol's.
+"""
 
 import asyncio
 import math
@@ -13,9 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from service import errors
-from service.schemas import Problem
+from service.schemas import Problem, ProtocolError
 
 MEDIA_TYPE: Final = "application/problem+json"
+PROTOCOL: Final = "/v2"
+"""Where the Open Inference Protocol is spoken."""
 
 STATUS: Final[dict[type[errors.ServiceError], int]] = {
     errors.InvalidRequest: 422,
@@ -57,15 +62,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """Describe for OpenAPI the answers that these errors become."""
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+def responses(*kinds: type[errors.ServiceError], protocol: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Describe for OpenAPI the answers that these errors become, under /v2 where `protocol`."""
+    problem = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    body: dict[str, Any] = {"model": ProtocolError} if protocol else problem
     described: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
         text = (kind.__doc__ or "").splitlines()[0].rstrip(".")
         earlier = described.get(STATUS[kind])
         description = f"{earlier['description']}; or: {text}" if earlier else text
-        described[STATUS[kind]] = {"description": description, "content": {MEDIA_TYPE: schema}}
+        described[STATUS[kind]] = {"description": description, **body}
         if kind in (errors.Overloaded, errors.NotReady):
             described[STATUS[kind]]["headers"] = {
                 "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
@@ -73,10 +79,10 @@ def responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, An
     return described
 
 
-async def _service_error(_: Request, error: Exception) -> Response:
+async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServiceError)
     unread = isinstance(error, errors.BodyTooLarge | errors.ReadTimeout)
-    response = _respond(problem_of(error), _RefusedUpload if unread else Response)
+    response = _respond(request, problem_of(error), _RefusedUpload if unread else Response)
     if isinstance(error, errors.Overloaded):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, errors.NotReady):
@@ -84,17 +90,17 @@ async def _service_error(_: Request, error: Exception) -> Response:
     return response
 
 
-async def _validation_error(_: Request, error: Exception) -> Response:
+async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    return _respond(problem_of(errors.InvalidRequest(details)))
+    return _respond(request, problem_of(errors.InvalidRequest(details)))
 
 
-async def _http_exception(_: Request, error: Exception) -> Response:
+async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
     problem = Problem(type="about:blank", title=title, status=error.status_code, detail=str(error.detail))
-    response = _respond(problem)
+    response = _respond(request, problem)
     response.headers.update(error.headers or {})
     return response
 
@@ -105,12 +111,15 @@ async def _unexpected(request: Request, _: Exception) -> Response:
     problem = Problem(
         type="about:blank", title="Internal Server Error", status=500, detail="the log has its traceback"
     )
-    response = _respond(problem)
+    response = _respond(request, problem)
     response.headers["X-Request-ID"] = request.scope.get("request_id", "")
     return response
 
 
-def _respond(problem: Problem, kind: type[Response] = Response) -> Response:
+def _respond(request: Request, problem: Problem, kind: type[Response] = Response) -> Response:
+    if f"{request.scope['path']}/".startswith(f"{PROTOCOL}/"):
+        body = ProtocolError(error=problem.detail)
+        return kind(body.model_dump_json(), problem.status, media_type="application/json")
     return kind(problem.model_dump_json(exclude_none=True), problem.status, media_type=MEDIA_TYPE)
 
 

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from service import hardware, models
 from service.engine import Engine
+from service.errors import InvalidRequest
 from service.metrics import Metrics
 from service.runtimes import Runtime
 from service.runtimes.selection import open_runtimes
@@ -25,6 +26,19 @@ class Service:
     metrics: Metrics
     traces: Traces | None = None
     bench_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def deadline(self) -> float:
+        """Return when a request that was read now must be answered, on the event loop's clock."""
+        return asyncio.get_running_loop().time() + self.settings.request_timeout_s
+
+    def top_k(self, given: int | None) -> int:
+        """Return how many classes to answer with; raises InvalidRequest for more than there are."""
+        classes = len(self.engine.model.labels)
+        if given is None:
+            return min(self.settings.top_k, classes)
+        if given > classes:
+            raise InvalidRequest(f"top_k must be from 1 to {classes}, got {given}")
+        return given
 
 
 def load(settings: Settings, wrap: Callable[[Runtime], Runtime] = lambda runtime: runtime) -> Service:

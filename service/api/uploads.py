@@ -5,14 +5,16 @@ A body over its limit is refused while it is being read, not after; nothing goes
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import BodyTooLarge, InvalidRequest, ReadTimeout, UnsupportedMedia
+from service.settings import Settings
 
 FIELD: Final = "file"
 
@@ -24,6 +26,11 @@ class Limits:
     max_bytes: int
     max_parts: int
     timeout_s: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the limits that the settings give."""
+        return cls(int(settings.max_upload_mb * 1e6), settings.max_files, settings.read_timeout_s)
 
 
 @dataclass
@@ -42,23 +49,38 @@ async def read_pictures(request: Request, limits: Limits) -> list[Part]:
     malformed form or one without a `file` part; ClientDisconnect where the client hangs up.
     """
     content_type, options = parse_options_header(request.headers.get("content-type"))
-    try:
-        async with asyncio.timeout(limits.timeout_s):
-            if content_type == b"multipart/form-data":
-                parts = await _read_form(request, options.get(b"boundary", b""), limits)
-            elif content_type.startswith(b"image/") or content_type == b"application/octet-stream":
-                parts = [await _read_raw(request, limits)]
-            else:
-                raise UnsupportedMedia(
-                    f"send multipart/form-data with the field {FIELD!r}, or a picture as an image/* body"
-                )
-    except TimeoutError as error:
-        raise ReadTimeout(f"the request was not sent within {limits.timeout_s:g} s") from error
+    if content_type == b"multipart/form-data":
+        async with _in_time(limits):
+            parts = await _read_form(request, options.get(b"boundary", b""), limits)
+    elif content_type.startswith(b"image/") or content_type == b"application/octet-stream":
+        parts = [Part(name=FIELD, data=await read_body(request, limits))]
+    else:
+        raise UnsupportedMedia(
+            f"send multipart/form-data with the field {FIELD!r}, or a picture as an image/* body"
+        )
     pictures = [part for part in parts if part.name == FIELD]
     if not pictures:
         found = ", ".join(sorted({repr(part.name) for part in parts})) or "no fields"
         raise InvalidRequest(f"the form needs the field {FIELD!r}; it has {found}")
     return pictures
+
+
+async def read_body(request: Request, limits: Limits) -> bytearray:
+    """Return the whole body; raises BodyTooLarge, ReadTimeout, and ClientDisconnect as `read_pictures`."""
+    body = bytearray()
+    async with _in_time(limits):
+        async for chunk in _chunks(request, limits):
+            body += chunk
+    return body
+
+
+@asynccontextmanager
+async def _in_time(limits: Limits) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            yield
+    except TimeoutError as error:
+        raise ReadTimeout(f"the request was not sent within {limits.timeout_s:g} s") from error
 
 
 async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
@@ -72,13 +94,6 @@ async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
         if received > limits.max_bytes:
             raise too_large
         yield chunk
-
-
-async def _read_raw(request: Request, limits: Limits) -> Part:
-    part = Part(name=FIELD)
-    async for chunk in _chunks(request, limits):
-        part.data += chunk
-    return part
 
 
 async def _read_form(request: Request, boundary: bytes, limits: Limits) -> list[Part]:

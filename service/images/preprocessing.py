@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from service.errors import InvalidImage
+
 Pixels = npt.NDArray[np.uint8]
 """[H, W, 3], RGB, 0 to 255."""
 
@@ -67,6 +69,18 @@ class Preprocessing:
         )
         crop: Crop = resized.numpy()[0].transpose(1, 2, 0)
         return crop[top : top + self.crop, left : left + self.crop]
+
+    def denormalise(self, values: npt.NDArray[np.float32]) -> Crop:
+        """Return the crop whose normalisation is `values`, [3, S, S], rounded and clipped to grey levels.
+
+        Raises InvalidImage where a value is not finite.
+        """
+        if not np.isfinite(values).all():
+            raise InvalidImage("the input has values that are not finite")
+        mean, std = np.array([self.mean, self.std], np.float32).reshape(2, 3, 1, 1) * 255
+        with np.errstate(over="ignore"):  # what becomes infinite is clipped
+            levels = np.rint(values * std + mean).clip(0, 255)
+        return np.ascontiguousarray(levels.transpose(1, 2, 0), np.uint8)
 
     def _resized_crop(self, pixels: Pixels, new_width: int, new_height: int, left: int, top: int) -> Crop:
         """Compute the pixels of the crop only, which differ by at most one grey level (bilinear)."""

@@ -68,13 +68,17 @@ class Model:
 
         Raises InferenceFailed where a probability is not a number.
         """
-        ids, values = class_ids.tolist(), probabilities.tolist()
-        if not all(map(math.isfinite, values)):
-            raise InferenceFailed("the network's answer is not a number; try --precision fp32")
+        check_probabilities(probabilities)
         return tuple(
             Ranked(class_id, self.labels[class_id], probability)
-            for class_id, probability in zip(ids, values, strict=True)
+            for class_id, probability in zip(class_ids.tolist(), probabilities.tolist(), strict=True)
         )
+
+
+def check_probabilities(probabilities: npt.NDArray[np.float32]) -> None:
+    """Raise InferenceFailed where one of a picture's probabilities, [k], is not a number."""
+    if not all(map(math.isfinite, probabilities.tolist())):
+        raise InferenceFailed("the network's answer is not a number; try --precision fp32")
 
 
 def load(name: str, weights_source: str | None = None) -> Model:
