@@ -21,6 +21,7 @@ from tests.conftest import encode, make_image
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from moto.server import ThreadedMotoServer
@@ -236,7 +237,7 @@ def test_what_cannot_be_used_is_said(photos: Path, tmp_path: Path, bundled: Mode
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "other").mkdir()
-    table = pq.pa.table({"path": ["x"], "model": ["resnet50"]})
+    table = pa.table({"path": ["x"], "model": ["resnet50"]})
     pq.write_table(table, tmp_path / "other" / "part.parquet")
     pq.write_table(table.select(["path"]), tmp_path / "empty" / "foreign.parquet")
     for source, target, resume, words in (

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from service import hardware, offline
+from service import errors, hardware, offline
 from service.dataset.answers import SCHEMA
 from service.dataset.storage import Place, read
 from service.errors import ClusterUnavailable, ServiceError
@@ -36,7 +36,11 @@ import ray.data
 Batch = dict[str, npt.NDArray[Any]]
 
 _BLOCK: Final = 128
-"""Pictures that one task decodes: 19 MB of crops at 224x224."""
+"""Pictures that one task decodes, at most: 19 MB of crops at 224x224."""
+
+_REFUSAL: Final = ("refusal", "reason")
+_WITH_REFUSAL: Final = pa.schema([*SCHEMA, *(pa.field(name, pa.string()) for name in _REFUSAL)])
+"""A worker's own error travels as a row: of one that is raised Ray brings the traceback's text only."""
 
 _READERS: Final = 16
 """Threads in which a task waits for an object store."""
@@ -96,11 +100,14 @@ def classified(place: Place, paths: Sequence[str], model: Model, how: Execution)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    actors = min(how.actors, math.ceil(len(paths) / how.batch_size))
+    each_node = math.ceil(actors / max(1, len(ray.nodes())))
+    # Of few pictures, too, each core and each actor gets its share.
+    block = max(1, min(_BLOCK, len(paths) // (4 * max(actors, int(ray.cluster_resources().get("CPU", 1))))))
     blocks = [
-        pa.table({"path": pa.array(paths[start : start + _BLOCK], pa.string())})
-        for start in range(0, len(paths), _BLOCK)
+        pa.table({"path": pa.array(paths[start : start + block], pa.string())})
+        for start in range(0, len(paths), block)
     ]
-    each_node = math.ceil(how.actors / max(1, len(ray.nodes())))
     decode = partial(_decode, place, model.preprocessing)
     # By reference, or every restart of an actor would need the driver to send the weights again.
     weights = ray.put(model)
@@ -111,40 +118,33 @@ def classified(place: Place, paths: Sequence[str], model: Model, how: Execution)
             _Actor,
             fn_constructor_args=(weights, how, each_node),
             batch_size=how.batch_size,
-            compute=ray.data.ActorPoolStrategy(size=how.actors),
+            compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=0,  # whose cores the tasks share: a task waits for disks, an actor for tasks
             num_gpus=how.gpus,
         )
     )
     try:
         for table in cast(Iterator[pa.Table], rows.iter_batches(batch_size=None, batch_format="pyarrow")):
+            for kind, message in zip(*(table.column(name).to_pylist() for name in _REFUSAL), strict=True):
+                if kind is not None:
+                    raise getattr(errors, kind)(message)
             yield table.select(SCHEMA.names).cast(SCHEMA)
     except ray.exceptions.RayError as error:
-        raise _said_by_a_worker(error) from error
-
-
-def _said_by_a_worker(error: BaseException) -> ServiceError:
-    """Return the service's own error that a worker raised, or one with what Ray says."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, ServiceError):
-            return found
-        found = getattr(found, "cause", None) or found.__cause__
-    return ClusterUnavailable(f"Ray gave up: {error}")
+        raise ClusterUnavailable(f"Ray gave up: {error}") from error
 
 
 def _decode(place: Place, preprocessing: Preprocessing, batch: Batch) -> Batch:
-    """[N] paths -> [N] paths, crops [N, S, S, 3] uint8 and errors, "" where there is a crop."""
+    """[N] paths -> [N] paths, crops [N, S, S, 3] uint8, and why there is none, "" where there is one."""
     sources = [Source(path, partial(read, place.filesystem, path)) for path in batch["path"].tolist()]
     threads = 1 if place.is_local else _READERS
     side = preprocessing.crop
     crops = np.zeros((len(sources), side, side, 3), np.uint8)
-    errors = []
+    reasons = []
     for index, picture in enumerate(offline.decoded(sources, preprocessing, threads, 2 * threads)):
-        errors.append(picture.error or "")
+        reasons.append(picture.error or "")
         if picture.crop is not None:
             crops[index] = picture.crop
-    return {"path": batch["path"], "crop": crops, "error": np.array(errors, dtype=object)}
+    return {"path": batch["path"], "crop": crops, "error": np.array(reasons, dtype=object)}
 
 
 class _Actor:
@@ -154,24 +154,26 @@ class _Actor:
         if isinstance(model, ray.ObjectRef):
             model = ray.get(model)
         self._name = model.name
-        device = hardware.choose_device(how.device)
-        [runtime] = open_runtimes(
-            model,
-            [device],
-            name=how.runtime,
-            precision=how.precision,
-            instances=1,
-            threads=max(1, hardware.cores() // each_node),
-        )
-        self._classifier = Classifier(model, runtime, how.top_k, how.batch_size, _log)
+        self._classifier: Classifier | None = None
+        self._refusal: dict[str, str] = {}
+        try:
+            self._classifier = _on_device(model, how, hardware.cores() // each_node)
+        except ServiceError as error:
+            self._refusal = _refusal(error)
 
     def __call__(self, batch: Batch) -> pa.Table:
         """[N] paths, crops and errors -> rows of `answers.SCHEMA`."""
+        if self._classifier is None:
+            return pa.Table.from_pylist([self._refusal], _WITH_REFUSAL)
         pictures = [
             Decoded(path, None if error else crop, 0.0, error or None)
             for path, crop, error in zip(batch["path"], batch["crop"], batch["error"], strict=True)
         ]
-        return pa.Table.from_pylist(list(map(self._row, self._classifier.run(pictures))), SCHEMA)
+        try:
+            rows = list(map(self._row, self._classifier.run(pictures)))
+        except ServiceError as error:
+            rows = [_refusal(error)]
+        return pa.Table.from_pylist(rows, _WITH_REFUSAL)
 
     def _row(self, outcome: Outcome) -> dict[str, Any]:
         ranked = [
@@ -181,6 +183,22 @@ class _Actor:
         best = ranked[0] if ranked else {}
         error, top_k = outcome.error, ranked or None
         return {"path": outcome.name, "top_k": top_k, "model": self._name, "error": error, **best}
+
+
+def _refusal(error: ServiceError) -> dict[str, str]:
+    return dict(zip(_REFUSAL, (type(error).__name__, str(error)), strict=True))
+
+
+def _on_device(model: Model, how: Execution, cores: int) -> Classifier:
+    [runtime] = open_runtimes(
+        model,
+        [hardware.choose_device(how.device)],
+        name=how.runtime,
+        precision=how.precision,
+        instances=1,
+        threads=max(1, cores),
+    )
+    return Classifier(model, runtime, how.top_k, how.batch_size, _log)
 
 
 def _log(message: str) -> None:
