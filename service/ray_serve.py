@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from service import logs
 from service.api.app import create_app
 from service.api.service import load
 from service.settings import Settings
@@ -35,6 +36,7 @@ class Replica:
     """One replica: a loaded service behind the application that Serve calls."""
 
     def __init__(self, settings: Settings) -> None:
+        logs.configure(settings.log_level, settings.log_format)
         self._service = load(settings)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

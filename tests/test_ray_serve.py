@@ -1,10 +1,11 @@
 """`serve run service.ray_serve:app`: the service as a Ray Serve application on a real, local Ray."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from tests.conftest import REPOSITORY
 pytest.importorskip("ray", reason="needs the extra ray")
 
 REQUESTS = 400
+REPLICAS = 2
 
 
 @contextmanager
@@ -35,31 +37,37 @@ def serve_run(*arguments: str, folder: Path) -> Iterator[tuple[str, psutil.Proce
         "applications:\n- name: default\n  route_prefix: /\n  import_path: service.ray_serve:app\n"
         f"  args:\n{options}"
     )
-    own = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "SERVICE_INSTANCES": "1"}
-    with (folder / "log").open("w+") as log:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "serve"), "run", str(configuration)],
-            cwd=REPOSITORY,
-            env={**os.environ, **own},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    own = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    own |= {"SERVICE_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [str(Path(sys.executable).parent / "serve"), "run", str(configuration)],
+        cwd=REPOSITORY,
+        env={**os.environ, **own},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        patience = threading.Timer(120, process.kill)
+        patience.start()
         try:
-            _until_ready(folder / "log", process)
-            yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                warm = sum('"event": "ready"' in line for line in said)
+                if warm == REPLICAS and any("route_patterns=[" in line for line in said):
+                    break
+            else:
+                pytest.fail("".join(said))
+            patience.cancel()
+            with ThreadPoolExecutor(1) as reader:
+                rest = reader.submit(deque, process.stdout, 100)  # or it would wait for somebody to read
+                yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
+                process.send_signal(signal.SIGINT)
+                rest.result(60)
         finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-
-
-def _until_ready(log: Path, process: "subprocess.Popen[bytes]") -> None:
-    with subprocess.Popen(["tail", "-f", str(log)], stdout=subprocess.PIPE, text=True) as lines:
-        assert lines.stdout is not None
-        for line in lines.stdout:
-            if re.search(r"Deployed app .* successfully|is ready at|Application .* is ready", line):
-                break
-            assert process.poll() is None, log.read_text()
-        lines.kill()
+            patience.cancel()
+            process.kill()
 
 
 def replicas(process: psutil.Process) -> list[psutil.Process]:
@@ -68,18 +76,18 @@ def replicas(process: psutil.Process) -> list[psutil.Process]:
 
 def test_two_replicas_and_one_that_is_killed(tmp_path: Path, jpeg: bytes) -> None:
     """Under load one replica's process is killed: with one retry each client gets its answer."""
-    arguments = ("model=bundled", "min_replicas=2", "max_replicas=2", "cpus_per_replica=0.5")
+    arguments = ("model=bundled", f"min_replicas={REPLICAS}", "cpus_per_replica=0.5")
     with serve_run(*arguments, folder=tmp_path) as (url, process):
         found = replicas(process)
-        assert len(found) == 2
-        with Client(url, attempts=2) as client, ThreadPoolExecutor(8) as pool:
+        assert len(found) == REPLICAS
+        with Client(url, attempts=1) as client, ThreadPoolExecutor(8) as pool:
 
             def ask(number: int) -> Predicted:
                 if number == REQUESTS // 4:
                     found[0].kill()
                 try:
                     return client.predict(jpeg, top_k=1)
-                except (Refused, ServiceAway):  # the one retry, after the client's own
+                except (Refused, ServiceAway):  # once more, and no more
                     return client.predict(jpeg, top_k=1)
 
             answers = list(pool.map(ask, range(REQUESTS)))
