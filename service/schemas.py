@@ -1,6 +1,21 @@
 """What the service answers requests for pictures with; the server writes these bodies, clients read them."""
 
+from typing import Any, Final
+
 from pydantic import BaseModel, ConfigDict, Field
+
+_PREDICTION: Final = {"class_id": 5, "label": "dog", "probability": 0.527}
+_TIMING: Final = {"decode": 3.1, "queue": 0.1, "device": 2.4, "total": 6.0}
+_PROBLEM: Final = {
+    "type": "urn:resnet-service:problem:unsupported-media",
+    "title": "Unsupported media",
+    "status": 415,
+    "detail": "not a picture in a format the service reads (JPEG, PNG, WEBP, GIF, BMP, TIFF)",
+}
+
+
+def _example(**example: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"example": example})
 
 
 class Body(BaseModel):
@@ -11,6 +26,8 @@ class Body(BaseModel):
 
 class Problem(Body):
     """An error, as RFC 9457 describes it."""
+
+    model_config = _example(**_PROBLEM)
 
     type: str = Field(description="A URI that names the kind of error.")
     title: str = Field(description="The kind of error in words.")
@@ -44,6 +61,8 @@ class Timing(Body):
 class Predicted(Body):
     """The best classes of one picture, best first."""
 
+    model_config = _example(predictions=[_PREDICTION], model="bundled", device="cpu", timing_ms=_TIMING)
+
     predictions: list[Prediction]
     model: str
     device: str
@@ -61,6 +80,15 @@ class BatchItem(Body):
 
 class PredictedBatch(Body):
     """One result for each `file` part, in the order of the request."""
+
+    model_config = _example(
+        results=[
+            {"filename": "dog.jpg", "predictions": [_PREDICTION], "timing_ms": _TIMING},
+            {"filename": "notes.txt", "error": _PROBLEM},
+        ],
+        model="bundled",
+        device="cpu",
+    )
 
     results: list[BatchItem]
     model: str

@@ -14,6 +14,7 @@ import pytest
 
 from monitoring.local import free_port
 from service.client import AsyncClient, Client, Refused, ServiceAway
+from service.schemas import Predicted, PredictedBatch, Problem
 from service.settings import Settings
 from tests.conftest import Running, encode, make_image, serving
 
@@ -129,3 +130,16 @@ def test_it_needs_no_pytorch() -> None:
     """Whoever only asks need not wait for PyTorch's import, nor have it."""
     code = "import sys, service.client; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_generated_clients_stay_the_same(server: Running) -> None:
+    """The operations are called as generators have named their methods, and examples fit their schemas."""
+    document = server.client.get("/openapi.json").json()
+    names = {
+        operation["operationId"] for methods in document["paths"].values() for operation in methods.values()
+    }
+    assert {name for name in names if not name.startswith("v2_")} == {
+        *("predict", "predict_batch", "bench", "info", "healthz", "readyz", "metrics")
+    }
+    for kind in (Predicted, PredictedBatch, Problem):
+        kind.model_validate(document["components"]["schemas"][kind.__name__]["example"])

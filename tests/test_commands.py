@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.models import resnet50
 
 from monitoring.local import free_port
@@ -91,10 +92,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label in bundled.labels:
         _fill(folder / "cifar10/train" / label, 3)
         _fill(folder / "cifar10/test" / label, 1)
-    weights = folder / "resnet50.pth"
-    torch.save(resnet50().state_dict(), weights)
-    for name in ("resnet50.safetensors", "W.pth"):
-        (folder / name).symlink_to(weights)
+    state = resnet50().state_dict()
+    torch.save(state, folder / "resnet50.pth")
+    (folder / "W.pth").symlink_to(folder / "resnet50.pth")
+    save_file(state, folder / "resnet50.safetensors")
     (folder / "runs/mine").mkdir(parents=True)
     shutil.copy(models.file_of("bundled"), folder / "runs/mine/model.safetensors")
     return folder
@@ -149,7 +150,8 @@ def _asks_in_vain(command: str) -> bool:
 
 
 def _environment(command: str) -> dict[str, str]:
-    weights = {"SERVICE_WEIGHTS": "resnet50.pth"} if "resnet50" in command and "serve" in command else {}
+    published = re.search(r"MODEL=resnet50\b|serve --model resnet50( |$)", command)
+    weights = {"SERVICE_WEIGHTS": "resnet50.pth"} if published else {}
     path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
     own = {"PATH": path, "PYTHONUNBUFFERED": "1", "SERVICE_PORT": "0", "PORT": "0"}
     return {**os.environ, **own, **weights}

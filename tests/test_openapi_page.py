@@ -26,7 +26,7 @@ def test_a_picture_can_be_classified_from_the_page(
     picture = tmp_path / "picture.jpg"
     picture.write_bytes(jpeg)
     page.goto(f"{server.url}/")
-    operation = page.locator("#operations-predict-predict_predict_post")
+    operation = page.locator("#operations-predict-predict")
     operation.get_by_text("Classify one picture").click()
     operation.get_by_role("button", name="Try it out").click()
     operation.locator("input[type=file]").set_input_files(str(picture))

@@ -38,6 +38,8 @@ def create_app(service: Service, *, start_ready: bool = False) -> FastAPI:
         summary="Classify pictures: POST one to /predict.",
         lifespan=lifespan,
         redoc_url=None,
+        # Generated clients name their methods so: paths may change, these stay.
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service
     app.include_router(predict.router)

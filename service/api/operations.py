@@ -89,6 +89,7 @@ async def info(service: ServiceDep) -> Info:
 
 @router.get(
     "/bench",
+    name="bench",
     summary="Measure the loaded model on the loaded device",
     responses=problems.responses(errors.InvalidRequest, errors.Busy, errors.NotReady, errors.InferenceFailed),
 )
