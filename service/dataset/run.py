@@ -18,8 +18,8 @@ from service.offline import classes_in_name
 class Summary:
     """What a run came to. `labelled` pictures tell their class by their name, and `right` of them were.
 
-    `seconds` are from the first task on; `already` were answered by an earlier run, and count in no other
-    figure.
+    `seconds` are from the first task to the last answer, with the start of the workers; `already` were
+    answered by an earlier run, and count in no other figure.
     """
 
     pictures: int
@@ -62,19 +62,20 @@ class Work:
         """
         counted = _Count(self._model.labels)
         rows: list[pa.Table] = []
-        started = written = time.monotonic()
+        started = written = ended = time.monotonic()
         try:
             if self.paths:
                 for table in classified(self._place, self.paths, self._model, how):
                     rows.append(self._named(table))
                     counted.add(rows[-1])
                     watch(table.num_rows)
+                    ended = time.monotonic()
                     if time.monotonic() - written >= write_every_s:
                         self._write(rows)
                         written = time.monotonic()
         finally:
             self._write(rows)
-        seconds = time.monotonic() - started
+        seconds = ended - started
         return Summary(
             counted.pictures, counted.failed, self._already, counted.labelled, counted.right, seconds
         )
