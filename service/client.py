@@ -3,12 +3,13 @@
     with Client("http://localhost:8000") as client:
         print(client.predict(Path("dog.jpg")).predictions[0].label)
 
-A request is tried again where the service says when (429 and 503 with Retry-After), and where the connection
-fails: classifying a picture twice does no harm. Needs httpx, an extra of the package, and no PyTorch.
+A request that gets 429 or 503 is tried again when its Retry-After says, and one whose connection fails after
+a growing pause: to classify a picture twice does no harm. Needs httpx, an extra of the package; no PyTorch.
 """
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,8 +95,13 @@ class _Calls:
     """What both clients ask, and how they read the answers."""
 
     def __init__(self, url: str, *, timeout_s: float = 60.0, attempts: int = 3) -> None:
-        """Talk to the service at `url`; a call takes `timeout_s` seconds at most, with all its attempts."""
+        """Talk to the service at `url`.
+
+        After `timeout_s` seconds no attempt is begun, and no single wait of one, for a connection or for the
+        next bytes, is longer.
+        """
         self.url = url.rstrip("/")
+        self._shown = re.sub("//[^/@]*@", "//", self.url)  # without a password
         self._timeout_s = timeout_s
         self._attempts = attempts
 
@@ -113,14 +119,14 @@ class _Calls:
     def _read(self, outcome: _Outcome, kind: TypeAdapter[_Answer], field: str | None) -> _Answer:
         if not isinstance(outcome, httpx.Response):
             reason = str(outcome) or type(outcome).__name__
-            raise ServiceAway(f"{self.url} does not answer: {reason}") from outcome
+            raise ServiceAway(f"{self._shown} does not answer: {reason}") from outcome
         try:
             body = outcome.json()
             if outcome.is_error:
                 raise Refused(Problem.model_validate(body))
             return kind.validate_python(body[field] if field else body)
         except (ValueError, LookupError, TypeError, ValidationError) as error:
-            raise ServiceAway(f"what answers at {self.url} is not resnet-service") from error
+            raise ServiceAway(f"what answers at {self._shown} is not resnet-service") from error
 
 
 def _predict(picture: Picture, top_k: int | None, name: str | None) -> _Call:
@@ -215,11 +221,11 @@ class AsyncClient(_Calls):
         self, picture: Picture, *, top_k: int | None = None, name: str | None = None
     ) -> Predicted:
         """Classify one picture: see `Client.predict`."""
-        return await self._ask(_predict(picture, top_k, name), _PREDICTED)
+        return await self._ask(await asyncio.to_thread(_predict, picture, top_k, name), _PREDICTED)
 
     async def predict_batch(self, pictures: Sequence[Picture], *, top_k: int | None = None) -> PredictedBatch:
         """Classify several pictures: see `Client.predict_batch`."""
-        return await self._ask(_predict_batch(pictures, top_k), _BATCH)
+        return await self._ask(await asyncio.to_thread(_predict_batch, pictures, top_k), _BATCH)
 
     async def info(self) -> dict[str, Any]:
         """Return what is served: see `Client.info`."""

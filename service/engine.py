@@ -199,6 +199,15 @@ class Engine:
             check_probabilities(best.probabilities)
             return Classification(best, answer.result.device, decode_s, answer.queue_s, answer.run_s)
 
+    def admit(self, deadline: float | None) -> None:
+        """Raise what `classify` would raise at once, for whoever has work to do before it has the picture."""
+        try:
+            with self._batcher.reserve(deadline):
+                pass
+        except ServiceError:
+            with self._outcome():
+                raise
+
     async def in_decoder(
         self, deadline: float | None, function: Callable[..., Value], *arguments: object
     ) -> Value:
@@ -207,7 +216,7 @@ class Engine:
             async with asyncio.timeout_at(deadline):
                 return await self._decoders.run(function, *arguments)
         except TimeoutError as error:
-            raise DeadlineExceeded("not decoded before the deadline") from error
+            raise DeadlineExceeded("the deadline came before the device did") from error
 
     async def run_synthetic(self, batch_size: int) -> None:
         """Run one batch of noise on the first device, between the batches of requests."""

@@ -6,6 +6,7 @@ Each replica is the whole FastAPI application with its own model and micro-batch
 requests over them. Needs the extra `ray`.
 """
 
+import math
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from service import logs
+from service import hardware, logs
 from service.api.app import create_app
 from service.api.service import load
 from service.settings import Settings
@@ -29,14 +30,18 @@ class Arguments(BaseModel):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1, description="More than `min_replicas` scales with the load.")
     gpus_per_replica: float = Field(0.0, ge=0, description="0.5 puts two replicas on each GPU.")
-    cpus_per_replica: float = Field(1.0, gt=0, description="What Ray counts; it holds nobody to it.")
+    cpus_per_replica: float = Field(
+        1.0, gt=0, description="Threads, rounded up, that decode and that compute."
+    )
 
 
 class Replica:
     """One replica: a loaded service behind the application that Serve calls."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, on_gpu: bool) -> None:
         logs.configure(settings.log_level, settings.log_format)
+        if settings.devices == "auto" and not on_gpu and hardware.choose_device().type == "cuda":
+            settings = settings.model_copy(update={"devices": "cpu"})  # the GPU is another's: Ray shows it
         self._service = load(settings)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -52,11 +57,14 @@ class Replica:
 def app(arguments: Arguments) -> Application:
     """Build the application for `serve run`; raises ValidationError for settings that there are not."""
     given = {name: value for name in ("model", "weights") if (value := getattr(arguments, name)) is not None}
-    settings = Settings(**given)
+    # Ray gives PyTorch one thread for each core it counts, and OpenVINO all there are.
+    threads = math.ceil(arguments.cpus_per_replica)
+    settings = Settings(**{"decode_threads": threads, "model_threads": threads, **given})
     deployment: Any = serve.deployment(
         name="resnet-service",
-        # Serve lets so many through to a replica, where the micro-batcher's own queue holds what waits.
-        max_ongoing_requests=settings.max_queue,
+        # More than wait in a replica's own queue, so that it is the one to refuse, with a true Retry-After.
+        max_ongoing_requests=2 * settings.max_queue,
+        max_queued_requests=settings.max_queue,  # in the proxy, each with its body; then 503
         autoscaling_config={
             "min_replicas": arguments.min_replicas,
             "max_replicas": max(arguments.min_replicas, arguments.max_replicas),
@@ -68,5 +76,7 @@ def app(arguments: Arguments) -> Application:
         health_check_period_s=5,
         health_check_timeout_s=30,
     )
-    application: Application = deployment(serve.ingress()(Replica)).bind(settings)
+    application: Application = deployment(serve.ingress()(Replica)).bind(
+        settings, on_gpu=arguments.gpus_per_replica > 0
+    )
     return application

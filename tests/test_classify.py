@@ -192,6 +192,18 @@ def test_out_of_memory_halves_the_batch_and_says_so(bundled: tuple[models.Model,
     assert all("memory" in str(outcome.error) for outcome in outcomes)
 
 
+def test_a_batch_size_that_fits_is_kept(bundled: tuple[models.Model, Runtime]) -> None:
+    """Pictures that come in several lots, as an actor's do, are not halved again and again."""
+    model, runtime = bundled
+    counting, said = Counting(runtime, room=4), list[str]()
+    classifier = offline.Classifier(model, counting, 1, 8, said.append)
+    for _ in range(3):
+        lot = offline.decoded(sources(8), model.preprocessing, workers=1, ahead=8)
+        assert len([outcome for outcome in classifier.run_all(lot) if outcome.ranking]) == 8
+    assert counting.sizes == [4] * 6
+    assert len(said) == 1
+
+
 def test_memory_does_not_grow_with_the_number_of_pictures(bundled: tuple[models.Model, Runtime]) -> None:
     """No more pictures are read than a few batches ahead of those that are answered."""
     read = 0

@@ -124,6 +124,10 @@ def test_nobody_is_asked_as_often_as_was_said() -> None:
         assert len(asked) == 3
     with pytest.raises(ServiceAway), Client("no address") as client:
         client.info()
+    url = f"http://somebody:secret@127.0.0.1:{free_port()}"
+    with pytest.raises(ServiceAway) as away, Client(url) as client:
+        client.info()
+    assert "secret" not in str(away.value)
 
 
 def test_it_needs_no_pytorch() -> None:

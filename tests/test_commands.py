@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from torchvision.models import resnet50
 
 from monitoring.local import free_port
 from service import models
-from tests.conftest import REPOSITORY, Running, encode, make_image
+from tests.conftest import REAL_PICTURES, REPOSITORY, Running, encode, make_image
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
@@ -43,6 +44,7 @@ INSTEAD = {
     "PORT=9000": "PORT=0",
     "--p99-ms 200": "--p99-ms 60000",  # whatever else this machine does
     " +#.*": "",
+    "^curl ": "curl --fail-with-body ",
 }
 
 QUICKLY = {
@@ -82,12 +84,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "requirements.lock", "requirements-dev.lock"):
         (folder / name).touch()
         os.utime(folder / name, (0, 0))  # so old that make installs nothing anew
-    picture = encode(make_image(500, 333))
-    (folder / "dog.jpg").write_bytes(picture)
     (folder / "more/below").mkdir(parents=True)
     (folder / "more/below/one.png").write_bytes(encode(make_image(), "PNG"))
-    for place in ("photos/cat", "photos/dog"):
+    real = sorted(REAL_PICTURES.glob("imagenet-sample/*"))[:10]
+    (folder / "dog.jpg").write_bytes(_real(REAL_PICTURES / "dog.jpg") or encode(make_image(500, 333)))
+    for place, some in (("photos/cat", real[::2]), ("photos/dog", real[1::2])):
         _fill(folder / place, 5)
+        for path in some:
+            shutil.copy(path, folder / place)
     bundled = models.load("bundled")
     for label in bundled.labels:
         _fill(folder / "cifar10/train" / label, 3)
@@ -99,6 +103,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "runs/mine").mkdir(parents=True)
     shutil.copy(models.file_of("bundled"), folder / "runs/mine/model.safetensors")
     return folder
+
+
+def _real(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _fill(folder: Path, count: int) -> None:
@@ -165,6 +173,8 @@ def _start_and_end(command: str, desk: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
+        patience = threading.Timer(120, process.kill)
+        patience.start()
         try:
             assert process.stdout is not None
             said = list(_until_ready(process.stdout))
@@ -178,6 +188,7 @@ def _start_and_end(command: str, desk: Path) -> None:
             rest = process.stdout.read()
             assert process.wait(60) == 0, f"{command}\n{''.join(said)}{rest}"
         finally:
+            patience.cancel()
             process.kill()
 
 

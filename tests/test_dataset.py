@@ -1,9 +1,13 @@
 """`resnet-service batch`: a data set from a folder or an object store, on a real Ray, into Parquet."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +149,18 @@ def test_resuming_does_only_what_is_left(photos: Path, tmp_path: Path, bundled: 
 
 @pytest.mark.usefixtures("ray")
 def test_a_dead_worker_loses_nothing(photos: Path, tmp_path: Path, bundled: Model) -> None:
-    """The actor and a decoding task are killed in the middle: each picture still has its one row."""
+    """The actor and what decodes are killed in the middle: each picture still has its one row."""
     killed: list[str] = []
 
     def kill_workers(_: int) -> None:
         if not killed:
             for process in psutil.Process().children(recursive=True):
-                if process.name().startswith(("ray::MapWorker", "ray::MapBatches")):
-                    killed.append(process.name())
-                    process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    if (name := process.name()).startswith(
+                        ("ray::MapWorker", "ray::MapBatches", "ray::IDLE")
+                    ):
+                        process.kill()
+                        killed.append(name)
 
     work = Work(str(photos), str(tmp_path / "answers"), bundled, limit=None, resume=False)
     summary = work.run(FP32, kill_workers)
@@ -235,6 +242,7 @@ def test_a_bucket_that_is_not_there(bucket: str, tmp_path: Path, bundled: Model)
 def test_what_cannot_be_used_is_said(photos: Path, tmp_path: Path, bundled: Model) -> None:
     """No pictures, no such folder, a file as output, rows of something else, a scheme that there is not."""
     (tmp_path / "empty").mkdir()
+    (tmp_path / "old [1]").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "other").mkdir()
     table = pa.table({"path": ["x"], "model": ["resnet50"]})
@@ -243,8 +251,10 @@ def test_what_cannot_be_used_is_said(photos: Path, tmp_path: Path, bundled: Mode
     for source, target, resume, words in (
         (tmp_path / "empty", "answers", False, "holds no pictures"),
         (tmp_path / "missing", "answers", False, "there is no"),
+        (tmp_path / "old [1]", "answers", False, "holds no pictures"),
         (f"{photos}/*.tiff", "answers", False, "holds no pictures"),
-        ("nosuch://bucket/photos", "answers", False, "nosuch:// cannot be used"),
+        ("nosuch://bucket/photos", "answers", False, "Unrecognized filesystem type in URI: it"),
+        ("s3://key:sec^ret@bucket/photos", "answers", False, "Cannot parse URI: .it. due to"),
         (photos, "file", False, "is a file"),
         (photos, "other", False, "--resume goes on with them"),
         (photos, "other", True, "answers of resnet50, not of bundled"),
@@ -255,10 +265,65 @@ def test_what_cannot_be_used_is_said(photos: Path, tmp_path: Path, bundled: Mode
 
 
 @pytest.mark.usefixtures("ray")
+def test_pictures_that_can_no_longer_be_reached_end_the_run(
+    photos: Path, tmp_path: Path, bundled: Model
+) -> None:
+    """A folder that goes away after it was listed is no row of error for each picture: they may come back."""
+    gone = tmp_path / "photos"
+    shutil.copytree(photos / "cat", gone)
+    work = Work(str(gone), str(tmp_path / "answers"), bundled, limit=None, resume=False)
+    shutil.rmtree(gone)
+    with pytest.raises(StorageUnavailable, match="can no longer be reached"):
+        work.run(FP32, lambda _: None)
+    assert not (tmp_path / "answers").exists()
+
+
+@pytest.mark.usefixtures("ray")
+def test_other_weights_are_another_model(photos: Path, tmp_path: Path, bundled: Model) -> None:
+    """What was answered with other weights of the same name is not gone on with."""
+    classified(photos, tmp_path / "answers", bundled, limit=20)
+    other = replace(bundled, source="https://example.org/other.pth")
+    with pytest.raises(StorageUnavailable, match="other weights: cifar10"):
+        classified(photos, tmp_path / "answers", other, resume=True)
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_more_gpus_than_there_are(photos: Path, tmp_path: Path, bundled: Model) -> None:
+    """It is said, where Ray would wait for them for ever."""
+    with pytest.raises(ClusterUnavailable, match="is to have 1 GPUs, and the cluster has 0"):
+        classified(photos, tmp_path / "answers", bundled, how=Execution(gpus=1))
+
+
+@pytest.mark.usefixtures("ray")
 def test_what_the_device_cannot_do_is_said(photos: Path, tmp_path: Path, bundled: Model) -> None:
     """An actor's refusal reaches the user in its own words, instead of Ray's traceback."""
     with pytest.raises(DeviceUnavailable, match="fp16 is not supported on the CPU"):
         classified(photos, tmp_path / "answers", bundled, how=Execution(device="cpu", precision="fp16"))
+
+
+def test_a_cluster_that_runs_already(photos: Path, tmp_path: Path) -> None:
+    """--address joins it, and leaves it running."""
+    port = free_port()
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}"]
+    options = ["--include-dashboard=false", "--num-cpus=2", "--disable-usage-stats"]
+    with subprocess.Popen(
+        [*ray, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as head:
+        try:
+            assert head.stdout is not None
+            said = list(takewhile(lambda line: "Ray runtime started" not in line, head.stdout))
+            assert head.poll() is None, "".join(said)
+            command = [sys.executable, "-m", "service", "batch", str(photos), str(tmp_path / "answers")]
+            arguments = ["--model", "bundled", "--limit", "40", "--address", f"127.0.0.1:{port}"]
+            result = subprocess.run(
+                [*command, *arguments], capture_output=True, text=True, timeout=240, check=False
+            )
+            assert result.returncode == 0, result.stderr
+            assert len(rows(tmp_path / "answers")) == 40
+            assert head.poll() is None
+        finally:
+            head.terminate()
 
 
 def test_a_cluster_that_is_away() -> None:
@@ -271,10 +336,11 @@ def test_a_cluster_that_is_away() -> None:
 def test_mistakes_on_the_command_line(photos: Path, tmp_path: Path) -> None:
     """A missing device or folder is a message and status 1, a wrong option status 2."""
     for options, status, words in (
-        (["--device", "cuda:99"], 1, "cuda"),
+        (["--device", "toaster"], 1, "no device"),
         (["--model", "resnet5000"], 1, "did you mean"),
         (["--model", "bundled", "--address", f"127.0.0.1:{free_port()}"], 1, "no Ray cluster answers"),
         (["--actors", "0"], 2, "actors"),
+        (["--device", "cuda:0"], 2, "Ray gives each actor its GPU"),
     ):
         result = CliRunner().invoke(main, ["batch", str(photos), str(tmp_path / "answers"), *options])
         assert result.exit_code == status, result.output

@@ -98,6 +98,15 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_nothing_is_left_to_fill_in(page: Path) -> None:
+    """Outside of code there is no name in capitals that stands for a figure to come."""
+    text = re.sub(
+        r"```.*?```|`[^`]*`|^    .*$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    assert not re.findall(r"\b[A-Z]{3,}(?:_[A-Z0-9]+)+\b|\bTODO\b|\bXXX\b", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist(page: Path) -> None:
     """Each make target and each resnet-service command and flag that is shown exists."""
     text = page.read_text(encoding="utf-8")

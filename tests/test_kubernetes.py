@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, Running
 MANIFESTS = REPOSITORY / "deploy/kubernetes"
 BASE = {
     path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
-    for path in sorted((MANIFESTS / "base").glob("*.yaml"))
+    for path in sorted(MANIFESTS.glob("**/*.yaml"))
     if path.stem != "kustomization"
 }
 VERSION = "1.31"
@@ -63,7 +63,7 @@ def test_they_are_in_step_with_the_service(server: Running) -> None:
     [metric] = BASE["autoscaling"]["spec"]["metrics"]
     known = {found.name for found in Metrics().registry.collect()}
     assert metric["pods"]["metric"]["name"] in known
-    environment = {variable["name"]: variable["value"] for variable in container()["env"]}
+    environment = {variable["name"]: variable.get("value") for variable in container()["env"]}
     fields = {name.removeprefix("SERVICE_").lower() for name in environment if name.startswith("SERVICE_")}
     assert fields <= set(Settings.model_fields)
     asleep = container()["lifecycle"]["preStop"]["sleep"]["seconds"]

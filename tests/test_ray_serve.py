@@ -60,11 +60,12 @@ def serve_run(*arguments: str, folder: Path) -> Iterator[tuple[str, psutil.Proce
             else:
                 pytest.fail("".join(said))
             patience.cancel()
-            with ThreadPoolExecutor(1) as reader:
-                rest = reader.submit(deque, process.stdout, 100)  # or it would wait for somebody to read
-                yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
-                process.send_signal(signal.SIGINT)
-                rest.result(60)
+            # Or it would wait for somebody to read.
+            reader = threading.Thread(target=deque, args=(process.stdout, 0))
+            reader.start()
+            yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
+            process.send_signal(signal.SIGINT)
+            reader.join(60)
         finally:
             patience.cancel()
             process.kill()

@@ -117,7 +117,8 @@ async def _unexpected(request: Request, _: Exception) -> Response:
 
 
 def _respond(request: Request, problem: Problem, kind: type[Response] = Response) -> Response:
-    if f"{request.scope['path']}/".startswith(f"{PROTOCOL}/"):
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    if f"{path}/".startswith(f"{PROTOCOL}/"):
         body = ProtocolError(error=problem.detail)
         return kind(body.model_dump_json(), problem.status, media_type="application/json")
     return kind(problem.model_dump_json(exclude_none=True), problem.status, media_type=MEDIA_TYPE)

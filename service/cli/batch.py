@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--gpus-per-actor",
     type=click.FloatRange(0),
-    help="Each one's share.  [default: 1 where there is a GPU here, else 0]",
+    help="Each one's share; 0.5 puts two on each.  [default: 1 where there is a GPU, else 0]",
 )
 @click.option("--limit", type=click.IntRange(1), help="Take the first so many pictures only.")
 @click.option("--resume", is_flag=True, help="Go on with OUTPUT: leave out the pictures it has.")
@@ -47,8 +47,8 @@ def batch(
     INPUT is a folder with all below it, a pattern or one file; both may be URIs of an object store (s3://,
     gs://). Ray Data reads and decodes in as many processes as there are cores; actors hold the model. A row
     has path, class_id, label, probability, top_k, model and, where a picture cannot be read, error, which is
-    no failure of the command. Where folders are called as classes are, or by ImageNet's WordNet ids, the
-    accuracy is told.
+    no failure of the command: its status is 1 where none could be read, or the run could not end. Where
+    folders are called as classes are, or by ImageNet's WordNet ids, the accuracy is told.
 
     \b
     Examples:
@@ -64,17 +64,16 @@ def batch(
 
     with refusals():
         dataset.require()
+        if ":" in execution["device"]:
+            raise click.UsageError("Ray gives each actor its GPU; say cuda, without a number")
         if address is None:
-            device = hardware.choose_device(execution["device"])  # first: the rest takes longer
+            hardware.choose_device(execution["device"])  # first: the rest takes longer
         from service.dataset.execution import Execution, cluster
         from service.dataset.run import Work
 
         loaded = models.load(model, weights)
-        gpus = execution.pop("gpus_per_actor")
-        if gpus is None:
-            gpus = 1.0 if address is None and device.type == "cuda" else 0.0
         execution["top_k"] = min(execution["top_k"], len(loaded.labels))
-        how = Execution(gpus=gpus, **execution)
+        how = Execution(gpus=execution.pop("gpus_per_actor"), **execution)
         work = Work(input, output, loaded, limit=limit, resume=resume)
         with cluster(address), tqdm(total=len(work.paths), desc=loaded.name, unit="picture") as bar:
             summary = work.run(how, bar.update)

@@ -12,6 +12,7 @@ from pyarrow.fs import FileSelector, FileType
 from service.dataset.storage import Place, reachable
 from service.errors import StorageUnavailable
 from service.files import replacing
+from service.models import Model
 
 SCHEMA: Final = pa.schema(
     {
@@ -28,19 +29,24 @@ SCHEMA: Final = pa.schema(
 )
 """A row for each picture. Without an answer its classes are null, with one its `error`."""
 
+_WEIGHTS: Final = b"resnet-service.weights"
+"""In each file's metadata: where the model's weights came from."""
+
 
 class Answers:
     """The folder that a data set's rows go into; each `add` is one more file in it, whole or not at all."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, model: Model) -> None:
         self._place = place
+        self._model = model
         self._run = uuid4().hex[:8]  # so that no other run's files are written over
         self._parts = 0
 
-    def held(self, model: str) -> set[str]:
+    def held(self) -> set[str]:
         """Return the paths of the pictures that have their row already.
 
-        Raises StorageUnavailable where the folder holds something else, or another model's answers.
+        Raises StorageUnavailable where the folder holds something else, or answers of another model or of
+        other weights.
         """
         files = self._files()
         if not files:
@@ -50,11 +56,13 @@ class Answers:
             if not {"path", "model"} <= set(kept.schema.names):
                 raise StorageUnavailable(f"{self._place} holds Parquet files of something else")
             table = kept.to_table(columns=["path", "model"])
-        others = set(table.column("model").unique().to_pylist()) - {model}
+        others = set(table.column("model").unique().to_pylist()) - {self._model.name}
         if others:
-            raise StorageUnavailable(
-                f"{self._place} holds answers of {', '.join(sorted(others))}, not of {model}"
-            )
+            names = ", ".join(sorted(others))
+            raise StorageUnavailable(f"{self._place} holds answers of {names}, not of {self._model.name}")
+        weights = (kept.schema.metadata or {}).get(_WEIGHTS, b"unknown").decode()
+        if weights != self._model.source:
+            raise StorageUnavailable(f"{self._place} holds answers with other weights: {weights}")
         return set(table.column("path").to_pylist())
 
     def check(self, *, resume: bool) -> None:
@@ -70,15 +78,19 @@ class Answers:
 
     def add(self, rows: pa.Table) -> None:
         """Write rows as one more file; raises StorageUnavailable."""
+        rows = rows.replace_schema_metadata({_WEIGHTS: self._model.source})
         name = f"{self._place.path}/part-{self._run}-{self._parts:05}.parquet"
         with reachable(self._place.name_of(name)):
             if self._place.is_local:
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
                 with replacing(Path(name)) as temporary:
                     parquet.write_table(rows, temporary)
-            else:  # an object appears once it is whole
+            else:
+                # Whole before the stream is opened: whatever ends its block, what it has becomes the object.
+                whole = pa.BufferOutputStream()
+                parquet.write_table(rows, whole)
                 with self._place.filesystem.open_output_stream(name) as stream:
-                    parquet.write_table(rows, stream)
+                    stream.write(whole.getvalue())
         self._parts += 1
 
     def _files(self) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, cast
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 from service import errors, hardware, offline
 from service.dataset.answers import SCHEMA
 from service.dataset.storage import Place, read
-from service.errors import ClusterUnavailable, ServiceError
+from service.errors import ClusterUnavailable, ServiceError, StorageUnavailable
 from service.hardware import Precision
 from service.images import Preprocessing
 from service.models import Model
@@ -50,20 +50,26 @@ _CONNECT_TIMEOUT_S: Final = 5.0
 
 @dataclass(frozen=True)
 class Execution:
-    """How the actors run the model. `gpus` is each one's share: 0 on a CPU, 0.5 for two on a GPU."""
+    """How the actors run the model.
+
+    `device` is auto, cpu, cuda or mps. `gpus` is each actor's share of one: 0.5 puts two on each GPU; None is
+    a whole one where the cluster has any and the device may be one.
+    """
 
     device: str = "auto"
     precision: Precision | Literal["auto"] = "auto"
     runtime: Name = "auto"
     actors: int = 1
-    gpus: float = 0.0
+    gpus: float | None = None
     batch_size: int = 64
     top_k: int = 5
 
 
 @contextmanager
 def cluster(address: str | None = None) -> Iterator[None]:
-    """Join the Ray cluster at `address`, HOST:PORT, or have one on this machine until the block ends.
+    """Join the Ray cluster at `address`, HOST:PORT, or have one of one's own on this machine.
+
+    The latter ends with the block.
 
     Raises ClusterUnavailable where nobody answers there.
     """
@@ -71,7 +77,10 @@ def cluster(address: str | None = None) -> Iterator[None]:
     if address is not None:
         _knock(address)
     try:
-        ray.init(**options, **({"include_dashboard": False} if address is None else {"address": address}))
+        if address is None:
+            ray.init(address="local", include_dashboard=False, **options)
+        else:
+            ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterUnavailable(f"no Ray cluster could be used: {error}") from error
     try:
@@ -95,13 +104,15 @@ def classified(place: Place, paths: Sequence[str], model: Model, how: Execution)
     """Yield rows of `answers.SCHEMA` for pictures of `place`, in no particular order, as they are ready.
 
     Needs a `cluster`. A task or an actor that dies is begun anew by Ray, and each picture still has one row.
-    Raises what the model's runtime raises.
+    Raises what the model's runtime raises, StorageUnavailable where pictures can no longer be reached, and
+    ClusterUnavailable where the cluster has not what is asked for.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     actors = min(how.actors, math.ceil(len(paths) / how.batch_size))
-    each_node = math.ceil(actors / max(1, len(ray.nodes())))
+    each_node = math.ceil(actors / max(1, sum(node["Alive"] for node in ray.nodes())))
+    gpus = _gpus(how)
     # Of few pictures, too, each core and each actor gets its share.
     block = max(1, min(_BLOCK, len(paths) // (4 * max(actors, int(ray.cluster_resources().get("CPU", 1))))))
     blocks = [
@@ -116,11 +127,11 @@ def classified(place: Place, paths: Sequence[str], model: Model, how: Execution)
         .map_batches(decode, batch_size=None, num_cpus=1)
         .map_batches(
             _Actor,
-            fn_constructor_args=(weights, how, each_node),
+            fn_constructor_args=(weights, replace(how, gpus=gpus), each_node),
             batch_size=how.batch_size,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=0,  # whose cores the tasks share: a task waits for disks, an actor for tasks
-            num_gpus=how.gpus,
+            num_gpus=gpus,
         )
     )
     try:
@@ -133,18 +144,43 @@ def classified(place: Place, paths: Sequence[str], model: Model, how: Execution)
         raise ClusterUnavailable(f"Ray gave up: {error}") from error
 
 
+def _gpus(how: Execution) -> float:
+    """Return each actor's share of a GPU.
+
+    Raises ClusterUnavailable where there is less: Ray would wait for more, without a word.
+    """
+    there: float = ray.cluster_resources().get("GPU", 0)
+    if how.gpus is None:
+        return 1.0 if there and how.device in ("auto", "cuda") else 0.0
+    if how.gpus > there:
+        raise ClusterUnavailable(f"each actor is to have {how.gpus:g} GPUs, and the cluster has {there:g}")
+    return how.gpus
+
+
 def _decode(place: Place, preprocessing: Preprocessing, batch: Batch) -> Batch:
-    """[N] paths -> [N] paths, crops [N, S, S, 3] uint8, and why there is none, "" where there is one."""
-    sources = [Source(path, partial(read, place.filesystem, path)) for path in batch["path"].tolist()]
+    """[N] paths -> [N] paths, crops [N, S, S, 3] uint8, and why there is none, "" where there is one.
+
+    Where the pictures cannot be reached, `unreachable` has the reason.
+    """
+    sources = [Source(path, partial(read, place, path)) for path in batch["path"].tolist()]
     threads = 1 if place.is_local else _READERS
     side = preprocessing.crop
     crops = np.zeros((len(sources), side, side, 3), np.uint8)
-    reasons = []
-    for index, picture in enumerate(offline.decoded(sources, preprocessing, threads, 2 * threads)):
-        reasons.append(picture.error or "")
-        if picture.crop is not None:
-            crops[index] = picture.crop
-    return {"path": batch["path"], "crop": crops, "error": np.array(reasons, dtype=object)}
+    reasons = [""] * len(sources)
+    unreachable = ""
+    try:
+        for index, picture in enumerate(offline.decoded(sources, preprocessing, threads, 2 * threads)):
+            reasons[index] = picture.error or ""
+            if picture.crop is not None:
+                crops[index] = picture.crop
+    except OSError as error:
+        unreachable = str(error).splitlines()[0]
+    return {
+        "path": batch["path"],
+        "crop": crops,
+        "error": np.array(reasons, dtype=object),
+        "unreachable": np.array([unreachable] * len(sources), dtype=object),
+    }
 
 
 class _Actor:
@@ -165,12 +201,15 @@ class _Actor:
         """[N] paths, crops and errors -> rows of `answers.SCHEMA`."""
         if self._classifier is None:
             return pa.Table.from_pylist([self._refusal], _WITH_REFUSAL)
+        for reason in filter(None, batch["unreachable"]):
+            refusal = _refusal(StorageUnavailable(f"pictures can no longer be reached: {reason}"))
+            return pa.Table.from_pylist([refusal], _WITH_REFUSAL)
         pictures = [
             Decoded(path, None if error else crop, 0.0, error or None)
             for path, crop, error in zip(batch["path"], batch["crop"], batch["error"], strict=True)
         ]
         try:
-            rows = list(map(self._row, self._classifier.run(pictures)))
+            rows = list(map(self._row, self._classifier.run_all(pictures)))
         except ServiceError as error:
             rows = [_refusal(error)]
         return pa.Table.from_pylist(rows, _WITH_REFUSAL)
@@ -190,9 +229,12 @@ def _refusal(error: ServiceError) -> dict[str, str]:
 
 
 def _on_device(model: Model, how: Execution, cores: int) -> Classifier:
+    device = hardware.choose_device(how.device)
+    if how.device == "auto" and device.type == "cuda" and not how.gpus:
+        device = hardware.choose_device("cpu")  # the GPU is another's: Ray does not hide it
     [runtime] = open_runtimes(
         model,
-        [hardware.choose_device(how.device)],
+        [device],
         name=how.runtime,
         precision=how.precision,
         instances=1,

@@ -46,11 +46,11 @@ class Work:
     def __init__(self, source: str, target: str, model: Model, *, limit: int | None, resume: bool) -> None:
         """Look at both places; raises StorageUnavailable."""
         self._place = find_place(source)
-        self._answers = Answers(find_place(target))
+        self._answers = Answers(find_place(target), model)
         self._model = model
         all_paths = pictures(self._place)[:limit]
         self._answers.check(resume=resume)
-        held = self._answers.held(model.name) if resume else set()
+        held = self._answers.held() if resume else set()
         self.paths: Sequence[str] = [path for path in all_paths if self._place.name_of(path) not in held]
         self._already = len(all_paths) - len(self.paths)
 
@@ -86,8 +86,9 @@ class Work:
 
     def _write(self, rows: list[pa.Table]) -> None:
         if rows:
-            self._answers.add(pa.concat_tables(rows))
-            rows.clear()
+            # Taken first: an interrupt between the two leaves rows out, which --resume mends, not twice in.
+            taken, rows[:] = rows[:], []
+            self._answers.add(pa.concat_tables(taken))
 
 
 class _Count:

@@ -46,8 +46,11 @@ def find_place(name: str) -> Place:
     scheme = f"{name.split('://', 1)[0]}://"
     if scheme == "file://":
         return Place(LocalFileSystem(), str(Path(name.removeprefix(scheme)).absolute()))
-    with reachable(scheme):
+    try:
         filesystem, path = FileSystem.from_uri(name)
+    except (OSError, ArrowException) as error:
+        reason = _first_line(error).replace(name, "it")  # in which there may be a password
+        raise StorageUnavailable(f"a URI with {scheme} cannot be used: {reason}") from error
     return Place(filesystem, path, scheme)
 
 
@@ -57,7 +60,8 @@ def pictures(place: Place) -> list[str]:
     Raises StorageUnavailable where there are none, and where nobody may look.
     """
     with reachable(str(place)):
-        if has_magic(place.path):
+        there = place.filesystem.get_file_info(place.path).type != FileType.NotFound
+        if has_magic(place.path) and not there:
             found = ArrowFSWrapper(place.filesystem).glob(place.path)
             paths = [path for path in found if _is_picture(path)]
         else:
@@ -83,12 +87,18 @@ def _is_picture(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in SUFFIXES
 
 
-def read(filesystem: FileSystem, path: str) -> bytes:
-    """Return a picture's bytes; raises InvalidImage where it cannot be read, PayloadTooLarge."""
+def read(place: Place, path: str) -> bytes:
+    """Return the bytes of a picture of `place`.
+
+    Raises InvalidImage for one that is gone or that nobody may read, PayloadTooLarge, and OSError where it is
+    not the picture's fault: a later run may well read it.
+    """
     try:
-        with filesystem.open_input_stream(path) as file:
+        with place.filesystem.open_input_stream(path) as file:
             data: bytes = file.read(MAX_BYTES + 1)
-    except (OSError, ArrowException) as error:
+    except (FileNotFoundError, PermissionError) as error:
+        if place.is_local and not Path(path).parent.is_dir():
+            raise OSError(f"{Path(path).parent} is not on every machine of the cluster") from error
         raise InvalidImage(f"it cannot be read: {_first_line(error)}") from error
     if len(data) > MAX_BYTES:
         raise PayloadTooLarge(f"it has more than {MAX_BYTES:,} bytes")
@@ -100,7 +110,7 @@ def reachable(name: str) -> Iterator[None]:
     """Turn what a file system says no with into StorageUnavailable."""
     try:
         yield
-    except (OSError, ArrowException) as error:  # ArrowException: of the URI, mostly
+    except (OSError, ArrowException, UnicodeError) as error:  # UnicodeError: of a file's name
         raise StorageUnavailable(f"{name} cannot be used: {_first_line(error)}") from error
 
 

@@ -57,8 +57,7 @@ def classify(
     """
     classifier = Classifier(model, runtime, top_k, batch_size, say)
     ahead = 2 * batch_size + workers
-    for batch in _batches(decoded(sources, model.preprocessing, workers, ahead, max_pixels), classifier):
-        yield from classifier.run(batch)
+    yield from classifier.run_all(decoded(sources, model.preprocessing, workers, ahead, max_pixels))
 
 
 def decoded(
@@ -112,8 +111,12 @@ class Classifier:
         self._top_k = top_k
         self._say = say
 
-    def run(self, batch: Sequence[Decoded]) -> Iterator[Outcome]:
-        """Yield an outcome for each picture, in order; raises DeviceFailed."""
+    def run_all(self, pictures: Iterable[Decoded]) -> Iterator[Outcome]:
+        """Yield an outcome for each picture, in order, in batches; raises DeviceFailed."""
+        for batch in _batches(pictures, self):
+            yield from self._run(batch)
+
+    def _run(self, batch: Sequence[Decoded]) -> Iterator[Outcome]:
         crops = [picture.crop for picture in batch if picture.crop is not None]
         best, each_ms, full = None, 0.0, ""
         try:
@@ -129,8 +132,7 @@ class Classifier:
         if full:
             self.batch_size = max(1, min(self.batch_size, len(crops)) // 2)
             self._say(f"{full} at {len(crops)} pictures; going on with {self.batch_size}")
-            for part in _batches(batch, self):
-                yield from self.run(part)
+            yield from self.run_all(batch)
             return
         rows = iter(()) if best is None else zip(best.class_ids, best.probabilities, strict=True)
         for picture in batch:

@@ -74,7 +74,8 @@ def _on_device(
         raise DeviceUnavailable(f"{model.name!r} is quantised, which only --runtime openvino can run")
     if quantised and precision not in ("auto", "int8"):
         raise DeviceUnavailable(f"{model.name!r} is quantised: int8 is the precision it has")
-    threads = threads or hardware.cpu_quota()  # which the runtimes themselves do not see
+    if hardware.cpu_quota() is not None:  # which the runtimes themselves do not see
+        threads = threads or hardware.cores()
     chosen: Precision = "int8" if quantised else hardware.choose_precision(device, precision)
     if (
         quantised

@@ -210,6 +210,8 @@ async def _answer(service: Service, body: bytearray, json_length: int | None) ->
     engine, deadline = service.engine, service.deadline()
     long = (len(body) if json_length is None else json_length) > _LONG_JSON
     limit = service.settings.max_files
+    if long:
+        engine.admit(deadline)
     asked = await _run(long, service, deadline, parse, body, json_length, engine.model, limit)
     top_k = service.top_k(asked.parameters.top_k)
     depth = classes_needed(asked, engine.model, top_k)
