@@ -1,15 +1,18 @@
 """`resnet-service batch`: a data set from a folder or an object store, on a real Ray, into Parquet."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -303,13 +306,22 @@ def test_what_the_device_cannot_do_is_said(photos: Path, tmp_path: Path, bundled
 
 
 def test_a_cluster_that_runs_already(photos: Path, tmp_path: Path) -> None:
-    """--address joins it, and leaves it running."""
+    """--address joins it, with its token, and leaves it running."""
     port = free_port()
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid4().hex}
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}"]
     options = ["--include-dashboard=false", "--num-cpus=2", "--disable-usage-stats"]
-    with subprocess.Popen(
-        [*ray, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as head:
+    with (
+        # Of its own, or whoever starts Ray later would look for this cluster; short, as sockets are in it.
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
+        subprocess.Popen(
+            [*ray, *options, f"--temp-dir={folder}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as head,
+    ):
         try:
             assert head.stdout is not None
             said = list(takewhile(lambda line: "Ray runtime started" not in line, head.stdout))
@@ -317,7 +329,12 @@ def test_a_cluster_that_runs_already(photos: Path, tmp_path: Path) -> None:
             command = [sys.executable, "-m", "service", "batch", str(photos), str(tmp_path / "answers")]
             arguments = ["--model", "bundled", "--limit", "40", "--address", f"127.0.0.1:{port}"]
             result = subprocess.run(
-                [*command, *arguments], capture_output=True, text=True, timeout=240, check=False
+                [*command, *arguments],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=240,
+                check=False,
             )
             assert result.returncode == 0, result.stderr
             assert len(rows(tmp_path / "answers")) == 40

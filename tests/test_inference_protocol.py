@@ -389,7 +389,8 @@ def test_numbers_that_are_not_finite(client: httpx.Client, value: float) -> None
     message = {"inputs": [tensor("input", data=None, parameters={"binary_data_size": values.nbytes})]}
     assert "input[2]" in error(client.post(INFER, **binary_request(message, values.tobytes())), 422)
     too_large = tensor("input", data=[1e300] * values.size)
-    assert "input[0]" in error(client.post(INFER, json={"inputs": [too_large]}), 422)
+    # All three are: which is found first is the threads' affair.
+    assert re.match(r"input\[[012]\]: ", error(client.post(INFER, json={"inputs": [too_large]}), 422))
 
 
 @pytest.mark.parametrize(

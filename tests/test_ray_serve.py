@@ -38,7 +38,7 @@ def serve_run(*arguments: str, folder: Path) -> Iterator[tuple[str, psutil.Proce
         f"  args:\n{options}"
     )
     own = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
-    own |= {"SERVICE_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
+    own |= {"SERVICE_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1", "RAY_ADDRESS": "local"}
     with subprocess.Popen(
         [str(Path(sys.executable).parent / "serve"), "run", str(configuration)],
         cwd=REPOSITORY,
