@@ -73,11 +73,11 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the pictures, weights and data that the pages take for granted."""
     if not (Path(sys.prefix) / ".installed-dev").exists():
         pytest.skip("needs .venv as make makes it")
-    folder = tmp_path_factory.mktemp("desk")
+    folder = tmp_path_factory.mktemp("things")
     (folder / ".venv").symlink_to(sys.prefix)
     for name in ("Makefile", "service", "load_tests", "monitoring"):
         (folder / name).symlink_to(REPOSITORY / name)
@@ -100,9 +100,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(state, folder / "resnet50.pth")
     (folder / "W.pth").symlink_to(folder / "resnet50.pth")
     save_file(state, folder / "resnet50.safetensors")
-    (folder / "runs/mine").mkdir(parents=True)
-    shutil.copy(models.file_of("bundled"), folder / "runs/mine/model.safetensors")
     return folder
+
+
+@pytest.fixture
+def desk(things: Path, tmp_path: Path) -> Path:
+    """A page's own folder: the things, and nothing that another page has left."""
+    for thing in things.iterdir():
+        (tmp_path / thing.name).symlink_to(thing)
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    shutil.copy(models.file_of("bundled"), tmp_path / "runs/mine/model.safetensors")
+    return tmp_path
 
 
 def _real(path: Path) -> bytes | None:
