@@ -207,7 +207,7 @@ class Client(_Calls):
             pause_s = patience.pause_after(outcome)
             if pause_s is None:
                 return self._read(outcome, kind, field)
-            time.sleep(pause_s)
+            time.sleep(pause_s)  # what this client is for; who must not wait takes the other
 
 
 class AsyncClient(_Calls):

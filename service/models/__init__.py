@@ -66,9 +66,8 @@ class Model:
     ) -> tuple[Ranked, ...]:
         """Put labels to the best classes of a picture, [k] and [k], best first.
 
-        Raises InferenceFailed where a probability is not a number.
+        The probabilities are numbers: `check_probabilities` has seen them.
         """
-        check_probabilities(probabilities)
         return tuple(
             Ranked(class_id, self.labels[class_id], probability)
             for class_id, probability in zip(class_ids.tolist(), probabilities.tolist(), strict=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from service import images
 from service.errors import DeviceOutOfMemory, InferenceFailed, ServiceError
 from service.images import Crop, Preprocessing
-from service.models import Model, Ranked
+from service.models import Model, Ranked, check_probabilities
 from service.offline.sources import Source
 from service.runtimes import Runtime
 
@@ -140,10 +140,12 @@ class Classifier:
                 yield Outcome(picture.name, error=picture.error)
                 continue
             try:
-                ranking = self._model.rank(*next(rows))
+                ids, probabilities = next(rows)
+                check_probabilities(probabilities)
             except InferenceFailed as error:
                 yield _failed(picture, str(error))
             else:
+                ranking = self._model.rank(ids, probabilities)
                 yield Outcome(picture.name, ranking, picture.seconds * 1e3, each_ms)
 
 
