@@ -6,8 +6,7 @@ HTTP.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, NamedTuple, TypeVar
@@ -20,12 +19,7 @@ from service.batching import MicroBatcher, warm_up
 from service.errors import (
     DeadlineExceeded,
     DeviceFailed,
-    InvalidImage,
-    NotReady,
-    Overloaded,
-    PayloadTooLarge,
     ServiceError,
-    UnsupportedMedia,
 )
 from service.images import Crop
 from service.metrics import Metrics
@@ -36,15 +30,6 @@ from service.threads import Threads
 Value = TypeVar("Value")
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
-
-_OUTCOMES: Final[dict[type[ServiceError], str]] = {
-    InvalidImage: "invalid",
-    UnsupportedMedia: "invalid",
-    PayloadTooLarge: "invalid",
-    Overloaded: "rejected",
-    NotReady: "rejected",
-    DeadlineExceeded: "expired",
-}
 
 
 class _Job(NamedTuple):
@@ -106,21 +91,6 @@ class Engine:
         )
         size = model.preprocessing.crop
         self._noise: Crop = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-        metrics.queue_depth.set_function(lambda: self._batcher.depth)
-        metrics.queue_limit.set(max_queue)
-        metrics.largest_batch.set_function(lambda: self._batcher.largest_batch)
-        metrics.decode_threads.set(self._decoders.count)
-        metrics.decode_running.set_function(lambda: self._decoders.running)
-        metrics.decode_waiting.set_function(lambda: self._decoders.waiting)
-        metrics.ready.set_function(lambda: self.ready)
-        metrics.instances.set(len(self.runtimes))
-        for runtime in self.runtimes:  # those of one device are the same here
-            held = metrics.device_memory.labels(runtime.device)
-            held.set_function(partial(_memory, runtime, "held"))
-            limit = metrics.device_memory_limit.labels(runtime.device)
-            limit.set_function(partial(_memory, runtime, "limit"))
-            info = (model.name, runtime.device, runtime.precision, runtime.name, __version__)
-            metrics.model_info.labels(*info).set(1)
 
     @property
     def max_batch(self) -> int:
@@ -146,17 +116,42 @@ class Engine:
 
     @property
     def stalled(self) -> bool:
-        """Whether a device has been at one batch for longer than the stall timeout."""
-        return any(thread.running_for_s > self._stall_timeout_s for thread in self._devices.values())
+        """Whether a batch or a picture's decoding has been running for longer than the stall timeout."""
+        return any(thread.running_for_s > self._stall_timeout_s for thread in self._threads)
 
     @property
     def busy(self) -> bool:
         """Whether a thread is at work; after `close`, one that has not ended in time."""
-        return any(thread.running_for_s > 0 for thread in (self._decoders, *self._devices.values()))
+        return any(thread.running_for_s > 0 for thread in self._threads)
+
+    @property
+    def _threads(self) -> tuple[Threads, ...]:
+        return (self._decoders, *self._devices.values())
 
     @property
     def _warm(self) -> bool:
         return self._starting is not None and self._starting.done()
+
+    def publish(self) -> None:
+        """Let the metrics tell of this engine, and of no other."""
+        metrics = self._metrics
+        metrics.queue_depth.set_function(lambda: self._batcher.depth)
+        metrics.queue_limit.set(self._batcher.max_queue)
+        metrics.largest_batch.set_function(lambda: self._batcher.largest_batch)
+        metrics.decode_threads.set(self._decoders.count)
+        metrics.decode_running.set_function(lambda: self._decoders.running)
+        metrics.decode_waiting.set_function(lambda: self._decoders.waiting)
+        metrics.ready.set_function(lambda: self.ready)
+        metrics.instances.set(len(self.runtimes))
+        for labelled in (metrics.device_memory, metrics.device_memory_limit, metrics.model_info):
+            labelled.clear()
+        for runtime in self.runtimes:  # those of one device are the same here
+            held = metrics.device_memory.labels(runtime.device)
+            held.set_function(partial(_memory, runtime, "held"))
+            limit = metrics.device_memory_limit.labels(runtime.device)
+            limit.set_function(partial(_memory, runtime, "limit"))
+            info = (self.model.name, runtime.device, runtime.precision, runtime.name, __version__)
+            metrics.model_info.labels(*info).set(1)
 
     def start(self) -> None:
         """Begin to warm up in the background; `ready` says when pictures are accepted."""
@@ -183,7 +178,7 @@ class Engine:
     ) -> Classification:
         """Classify a crop, [S, S, 3] uint8, or what `crop` makes in a decoding thread, as `classify` does."""
         observe = self._metrics.stage_seconds.labels
-        with self._outcome():
+        with self._metrics.outcome():
             # Before decoding: what will be refused costs nothing, and what is decoded is not refused.
             with self._batcher.reserve(deadline) as place, self._metrics.in_flight.track_inprogress():
                 started = time.perf_counter()
@@ -205,7 +200,7 @@ class Engine:
             with self._batcher.reserve(deadline):
                 pass
         except ServiceError:
-            with self._outcome():
+            with self._metrics.outcome():
                 raise
 
     async def in_decoder(
@@ -232,9 +227,7 @@ class Engine:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
         await self._batcher.close(timeout_s)
-        await asyncio.gather(
-            *(thread.close(timeout_s) for thread in (self._decoders, *self._devices.values()))
-        )
+        await asyncio.gather(*(thread.close(timeout_s) for thread in self._threads))
 
     async def _start(self) -> None:
         started = time.perf_counter()
@@ -261,31 +254,12 @@ class Engine:
 
     async def _run_noise(self, runtime: Runtime, batch_size: int) -> None:
         try:
-            await self._devices[runtime].run(runtime.run, [self._noise] * batch_size, 1)
+            best = await self._devices[runtime].run(runtime.run, [self._noise] * batch_size, 1)
+            check_probabilities(best.probabilities[0])
         except DeviceFailed as error:
             # No batch of a request, whose end the batcher would see: it is the engine's own.
             self._device_failure = error
             raise
-
-    @contextmanager
-    def _outcome(self) -> Iterator[None]:
-        """Count the picture by how it ended."""
-        outcome = "failed"
-        try:
-            yield
-            outcome = "ok"
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        except ServiceError as error:
-            outcome = _OUTCOMES.get(type(error), "failed")
-            if isinstance(error, Overloaded):
-                self._metrics.rejected.labels(error.reason).inc()
-            elif isinstance(error, NotReady):
-                self._metrics.rejected.labels("not_ready").inc()
-            raise
-        finally:
-            self._metrics.images.labels(outcome).inc()
 
 
 def _memory(runtime: Runtime, part: Literal["held", "limit"]) -> int:

@@ -8,13 +8,18 @@ ServiceError
 │   └── BodyTooLarge          found while the body was read, which was then cut off
 ├── ReadTimeout           the client took too long to send its request
 ├── Busy                  the one thing of its kind is already running
-├── Overloaded            the queue is full, or the deadline cannot be met; carries retry_after_s
+├── Overloaded            no room, or the deadline cannot be met; carries retry_after_s
+├── RateLimited           the key's requests come too fast; carries retry_after_s
+├── Unauthorized          no API key, or an unknown one
+├── Forbidden             the API key does not open this part
 ├── DeadlineExceeded      accepted, but no answer before the deadline
 ├── NotReady              starting, draining or closed
 ├── TrainingImpossible    data, options or output that no training run can use
 ├── BenchmarkImpossible   nothing to measure or compare, or results that cannot be read
 ├── StorageUnavailable    a folder or an object store that cannot be read from or written to
 ├── ClusterUnavailable    no Ray cluster answers, or it cannot do what it is asked
+├── KeysUnusable          the API keys cannot be read; stops the start
+├── ReloadFailed          the new model cannot be served; the old one is
 ├── ModelUnavailable      the model cannot be had; stops the start
 ├── DeviceUnavailable     the device or precision asked for is not there; stops the start
 ├── ExtraMissing          what was asked for needs an extra of the package; stops the start
@@ -61,16 +66,34 @@ class Busy(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """Refused at once, because the queue is full or the deadline cannot be met.
+    """Refused at once, because there is no room or the deadline cannot be met.
 
-    `reason` says which of the two: "queue_full" or "deadline". `retry_after_s` is when the work now
-    waiting should be done, in seconds, at the measured rate.
+    `reason` says which: "queue_full", "deadline" or "memory", that of uploads. `retry_after_s` is when the
+    work now waiting should be done, in seconds, at the measured rate.
     """
 
-    def __init__(self, message: str, reason: Literal["queue_full", "deadline"], retry_after_s: float) -> None:
+    def __init__(
+        self, message: str, reason: Literal["queue_full", "deadline", "memory"], retry_after_s: float
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(ServiceError):
+    """The key's requests come too fast; the next is welcome in `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unauthorized(ServiceError):
+    """The request has no API key, or one that is not known."""
+
+
+class Forbidden(ServiceError):
+    """The request's API key does not open this part of the service."""
 
 
 class DeadlineExceeded(ServiceError):
@@ -95,6 +118,14 @@ class StorageUnavailable(ServiceError):
 
 class ClusterUnavailable(ServiceError):
     """No Ray cluster answers, or it cannot do what it is asked."""
+
+
+class KeysUnusable(ServiceError):
+    """The API keys cannot be read, or are no keys."""
+
+
+class ReloadFailed(ServiceError):
+    """The model was not replaced: the new one cannot be had, or failed its warm-up."""
 
 
 class ModelUnavailable(ServiceError):

@@ -3,6 +3,9 @@
 Names are a contract with dashboards and alerts. Base units: seconds and bytes.
 """
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -17,8 +20,26 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from service.errors import (
+    DeadlineExceeded,
+    InvalidImage,
+    NotReady,
+    Overloaded,
+    PayloadTooLarge,
+    ServiceError,
+    UnsupportedMedia,
+)
+
 # From a decoded thumbnail (1 ms) to the default deadline (30 s).
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_OUTCOMES: Final[dict[type[ServiceError], str]] = {
+    InvalidImage: "invalid",
+    UnsupportedMedia: "invalid",
+    PayloadTooLarge: "invalid",
+    Overloaded: "rejected",
+    NotReady: "rejected",
+    DeadlineExceeded: "expired",
+}
 _PICTURES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -72,11 +93,20 @@ class Metrics:
             self.images.labels(outcome)
         self.rejected = counter(
             "inference_rejected_total",
-            "Pictures refused before any work: queue_full, deadline, not_ready.",
+            "Pictures refused before any work: queue_full, deadline, memory, not_ready.",
             ("reason",),
         )
-        for reason in ("queue_full", "deadline", "not_ready"):
+        for reason in ("queue_full", "deadline", "memory", "not_ready"):
             self.rejected.labels(reason)  # a rate needs the 0 before the first one
+        self.connections = gauge("inference_connections", "Open connections of clients.")
+        self.connections_refused = counter(
+            "inference_connections_refused_total",
+            "Connections cut off: limit, head_late, head_large, malformed, pipelined, unread.",
+            ("reason",),
+        )
+        for reason in ("limit", "head_late", "head_large", "malformed", "pipelined", "unread"):
+            self.connections_refused.labels(reason)
+        self.upload_bytes = gauge("inference_upload_bytes", "Bytes of uploads held in memory.")
         self.ready = gauge("inference_ready", "1 while /readyz says yes.")
         self.model_info = gauge(
             "inference_model_info",
@@ -91,3 +121,23 @@ class Metrics:
         self.device_memory_limit = gauge(
             "inference_device_memory_limit_bytes", "Bytes the device has; 0 on the CPU.", ("device",)
         )
+
+    @contextmanager
+    def outcome(self) -> Iterator[None]:
+        """Count a picture by how the block ends."""
+        outcome = "failed"
+        try:
+            yield
+            outcome = "ok"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except ServiceError as error:
+            outcome = _OUTCOMES.get(type(error), "failed")
+            if isinstance(error, Overloaded):
+                self.rejected.labels(error.reason).inc()
+            elif isinstance(error, NotReady):
+                self.rejected.labels("not_ready").inc()
+            raise
+        finally:
+            self.images.labels(outcome).inc()

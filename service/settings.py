@@ -4,9 +4,10 @@ Each field is an environment variable SERVICE_<NAME> and a flag --<name>; the fl
 names.
 """
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -61,12 +62,39 @@ class Settings(BaseSettings):
         60.0, gt=0, description="A batch that runs longer than this makes /healthz fail."
     )
 
+    max_connections: int = Field(
+        16_384, ge=1, description="Open connections; beyond, the longest idle is closed for the new one."
+    )
+    head_timeout_s: float = Field(
+        10.0, gt=0, description="Time for a client to send a request's head; then 408."
+    )
+    upload_memory_mb: float = Field(
+        1000.0, gt=0, description="Uploads held in memory at once, in MB (10^6 bytes); more get 429."
+    )
     max_upload_mb: float = Field(20.0, gt=0, description="Largest request body, in MB (10^6 bytes).")
     max_pixels_mp: float = Field(50.0, gt=0, description="Largest picture, in megapixels (10^6).")
     max_files: int = Field(64, ge=1, description="Most pictures in one request.")
     top_k: int = Field(5, ge=1, description="Classes in an answer when the request does not say.")
     bench_max_images: int = Field(
         4096, ge=1, description="Most pictures one /bench request may run through the device."
+    )
+
+    api_keys: SecretStr | None = Field(
+        None,
+        description="Keys without which only the probes answer, with commas between: KEY opens all but "
+        "/reload; KEY predict metrics 10/s these parts, at most so often.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="A file of such keys, one a line; # begins a comment."
+    )
+    public: str = Field(
+        "", description="Parts that need no key, of predict, docs, metrics, bench; as in docs,metrics."
+    )
+    rate_limit: float | None = Field(
+        None, gt=0, description="Requests per second with one key, where the key does not say; then 429."
+    )
+    cors_origins: str = Field(
+        "", description="Sites whose pages may read answers, with commas between; * for all. None by default."
     )
 
     decode_threads: int | None = Field(

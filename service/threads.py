@@ -107,8 +107,12 @@ class Threads:
         self._since[call] = time.perf_counter()
         try:
             value = call.function(*call.arguments)
-        except BaseException as raised:  # noqa: BLE001
+        except Exception as raised:  # noqa: BLE001
             error = raised  # the caller's to handle
+        except BaseException as raised:  # noqa: BLE001
+            # SystemExit, say: raised in the loop, it would end the process.
+            error = RuntimeError(f"{raised!r} in a thread")
+            error.__cause__ = raised
         finally:
             del self._since[call]
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more

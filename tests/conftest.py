@@ -20,8 +20,7 @@ import uvicorn
 from PIL import Image
 
 from load_tests.pictures import draw
-from service.api.app import create_app
-from service.api.server import Server
+from service.api.server import Server, configure
 from service.api.service import Service, load
 from service.images import Crop
 from service.runtimes import Memory, Runtime, TopK
@@ -172,9 +171,7 @@ def serving(settings: Settings) -> Iterator[Running]:
 
     # On a busy machine OpenVINO may find that two are best.
     service = load(settings.model_copy(update={"instances": settings.instances or 1}), gated)
-    config = uvicorn.Config(
-        create_app(service), port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=10
-    )
+    config = configure(service, port=0, timeout_graceful_shutdown=10)
     server = _ThreadedServer(service, config)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()

@@ -1,16 +1,18 @@
 """Wire the application: a loaded service in, a FastAPI application out."""
 
-import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from service import __version__
+from service import __version__, errors
 from service.api import operations, predict, problems
+from service.api.guard import Guard
 from service.api.inference_protocol import routes as inference_protocol
 from service.api.middleware import CLIENT_CLOSED, Observe
 from service.api.service import Service
@@ -28,9 +30,7 @@ def create_app(service: Service, *, start_ready: bool = False) -> FastAPI:
         if start_ready:
             await service.engine.warm()
         yield
-        await service.engine.close(timeout_s=1.0)  # the server has drained: only a stuck batch is left
-        if service.traces is not None:
-            await asyncio.to_thread(service.traces.close)
+        await service.close(timeout_s=1.0)  # the server has drained: only a stuck batch is left
 
     app = FastAPIOffline(
         title="resnet-service",
@@ -40,6 +40,7 @@ def create_app(service: Service, *, start_ready: bool = False) -> FastAPI:
         redoc_url=None,
         # Generated clients name their methods so: paths may change, these stay.
         generate_unique_id_function=lambda route: route.name,
+        responses=problems.responses(errors.Unauthorized, errors.Forbidden, errors.RateLimited),
     )
     app.state.service = service
     app.include_router(predict.router)
@@ -47,6 +48,9 @@ def create_app(service: Service, *, start_ready: bool = False) -> FastAPI:
     app.include_router(inference_protocol.router)
     problems.install(app)
     app.add_exception_handler(ClientDisconnect, _client_is_gone)
+    app.add_middleware(Guard, service=service)
+    if origins := service.settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=re.split(r"[\s,]+", origins), allow_headers=["*"])
     app.add_middleware(
         Observe, metrics=service.metrics, traces=service.traces, access_log=service.settings.access_log
     )

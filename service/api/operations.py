@@ -109,22 +109,37 @@ async def bench_(
             f"{images_needed} pictures are more than the limit of {service.settings.bench_max_images}: "
             "ask for fewer iterations or smaller batches"
         )
-    if not service.engine.ready:
-        raise errors.NotReady("warming up, draining or failed")
-    if service.bench_lock.locked():
-        raise errors.Busy("a benchmark is running; try again when it has ended")
-    async with service.bench_lock:
-        measuring = bench.measure(service.engine.run_synthetic, sizes, iterations)
-        rows = await while_connected(request, measuring)
-    runtime = service.engine.runtimes[0]
+    with service.lend() as engine:
+        if not engine.ready:
+            raise errors.NotReady("warming up, draining or failed")
+        if service.bench_lock.locked():
+            raise errors.Busy("a benchmark is running; try again when it has ended")
+        async with service.bench_lock:
+            rows = await while_connected(request, bench.measure(engine.run_synthetic, sizes, iterations))
+    runtime = engine.runtimes[0]
     return Bench(
-        model=service.engine.model.name,
+        model=engine.model.name,
         device=runtime.device,
         precision=runtime.precision,
         runtime=runtime.name,
         hardware=hardware.fingerprint(),
         rows=rows,
     )
+
+
+@router.post(
+    "/reload",
+    summary="Load the model anew, and serve it once it is warm",
+    responses=problems.responses(errors.Busy, errors.ReloadFailed),
+)
+async def reload(service: ServiceDep) -> Info:
+    """Read model, weights and API keys again from where they were; needs an API key with the part `admin`.
+
+    Every request is answered, by the old model or by the new one. Where the new one cannot be had or fails
+    its warm-up, the old one stays, and the answer says why.
+    """
+    await service.reload()
+    return await info(service)
 
 
 def _batch_sizes(service: Service, text: str | None) -> list[int]:

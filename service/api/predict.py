@@ -15,7 +15,7 @@ from service.api.disconnect import while_connected
 from service.api.service import Service, ServiceDep, service_of
 from service.api.turns import in_turns
 from service.api.uploads import Limits, Part, read_pictures
-from service.engine import Classification
+from service.engine import Classification, Engine
 from service.schemas import BatchItem, Predicted, PredictedBatch, Prediction, Timing
 
 
@@ -86,15 +86,16 @@ async def predict(request: Request, service: ServiceDep, top_k: TopK = None) -> 
     read_s = time.perf_counter() - started
     if len(pictures) > 1:
         raise errors.InvalidRequest(f"/predict takes one picture, got {len(pictures)}; use /predict/batch")
-    classes, deadline = service.top_k(top_k), service.deadline()
-    result = await while_connected(request, service.engine.classify(pictures[0].data, classes, deadline))
-    total_s = time.perf_counter() - started
-    body = Predicted(
-        predictions=_predictions(service, result),
-        model=service.engine.model.name,
-        device=result.device,
-        timing_ms=_timing(result, total_s),
-    )
+    with service.lend() as engine:
+        classes, deadline = service.top_k(engine, top_k), service.deadline()
+        result = await while_connected(request, engine.classify(pictures[0].data, classes, deadline))
+        total_s = time.perf_counter() - started
+        body = Predicted(
+            predictions=_predictions(engine, result),
+            model=engine.model.name,
+            device=result.device,
+            timing_ms=_timing(result, total_s),
+        )
     stages = {
         "read": read_s,
         "decode": result.decode_s,
@@ -128,9 +129,10 @@ async def predict_batch(request: Request, service: ServiceDep, top_k: TopK = Non
     """
     started = time.perf_counter()
     pictures = await _read(request, service)
-    items = _items(service, pictures, service.top_k(top_k), started)
-    results = await while_connected(request, items)
-    body = PredictedBatch(results=results, model=service.engine.model.name, device=service.engine.devices)
+    with service.lend() as engine:
+        items = _items(engine, pictures, service.top_k(engine, top_k), service.deadline(), started)
+        results = await while_connected(request, items)
+        body = PredictedBatch(results=results, model=engine.model.name, device=engine.devices)
     return _json(body)
 
 
@@ -143,36 +145,39 @@ def _top_k(request: Request) -> int | None:
 
 
 async def _read(request: Request, service: Service) -> list[Part]:
+    service.engine.admit(service.deadline())  # what cannot be taken is not read either
     with service.metrics.stage_seconds.labels("read").time():
         return await read_pictures(request, Limits.of(service.settings))
 
 
-async def _items(service: Service, pictures: list[Part], top_k: int, started: float) -> list[BatchItem]:
-    deadline = service.deadline()  # the request's: the last pictures have no more time than the first
+async def _items(
+    engine: Engine, pictures: list[Part], top_k: int, deadline: float, started: float
+) -> list[BatchItem]:
+    """Classify each; `deadline` is the request's: the last pictures have no more time than the first."""
 
     async def item(picture: Part) -> BatchItem:
         try:
-            result = await service.engine.classify(picture.data, top_k, deadline)
+            result = await engine.classify(picture.data, top_k, deadline)
         except errors.ServiceError as error:
             refusals.append(error)
             return BatchItem(filename=picture.filename, error=problems.problem_of(error))
         return BatchItem(
             filename=picture.filename,
-            predictions=_predictions(service, result),
+            predictions=_predictions(engine, result),
             timing_ms=_timing(result, time.perf_counter() - started),
         )
 
     refusals: list[errors.ServiceError] = []
-    items = await in_turns(service.engine, item, pictures)
+    items = await in_turns(engine, item, pictures)
     if len(refusals) == len(pictures) and all(isinstance(error, _FAILED) for error in refusals):
         raise refusals[0]  # the service failed, not the pictures: say so with the status
     return items
 
 
-def _predictions(service: Service, result: Classification) -> list[Prediction]:
+def _predictions(engine: Engine, result: Classification) -> list[Prediction]:
     return [
         Prediction(class_id=ranked.class_id, label=ranked.label, probability=ranked.probability)
-        for ranked in service.engine.model.rank(result.best.class_ids, result.best.probabilities)
+        for ranked in engine.model.rank(result.best.class_ids, result.best.probabilities)
     ]
 
 

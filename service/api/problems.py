@@ -28,10 +28,14 @@ STATUS: Final[dict[type[errors.ServiceError], int]] = {
     errors.UnsupportedMedia: 415,
     errors.PayloadTooLarge: 413,
     errors.ReadTimeout: 408,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
     errors.Busy: 409,
     errors.Overloaded: 429,
+    errors.RateLimited: 429,
     errors.DeadlineExceeded: 504,
     errors.NotReady: 503,
+    errors.ReloadFailed: 500,
     errors.InferenceFailed: 500,
 }
 
@@ -54,6 +58,11 @@ def problem_of(error: errors.ServiceError) -> Problem:
     )
 
 
+def plain(status: int, detail: str) -> Problem:
+    """Describe an error that is HTTP's own."""
+    return Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)
+
+
 def install(app: FastAPI) -> None:
     """Make every error that leaves a route a problem, the framework's own included."""
     app.add_exception_handler(errors.ServiceError, _service_error)
@@ -72,35 +81,40 @@ def responses(*kinds: type[errors.ServiceError], protocol: bool = False) -> dict
         earlier = described.get(STATUS[kind])
         description = f"{earlier['description']}; or: {text}" if earlier else text
         described[STATUS[kind]] = {"description": description, **body}
-        if kind in (errors.Overloaded, errors.NotReady):
+        if kind in (errors.Overloaded, errors.RateLimited, errors.NotReady):
             described[STATUS[kind]]["headers"] = {
                 "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
             }
     return described
 
 
+def answer(scope: Scope, error: errors.ServiceError) -> Response:
+    """Make the answer that an error becomes, with the headers that belong to it."""
+    unread = isinstance(error, errors.BodyTooLarge | errors.ReadTimeout)
+    response = _respond(scope, problem_of(error), _RefusedUpload if unread else Response)
+    if isinstance(error, errors.Overloaded | errors.RateLimited):
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif isinstance(error, errors.NotReady):
+        response.headers["Retry-After"] = str(_NOT_READY_RETRY_S)
+    elif isinstance(error, errors.Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
 async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServiceError)
-    unread = isinstance(error, errors.BodyTooLarge | errors.ReadTimeout)
-    response = _respond(request, problem_of(error), _RefusedUpload if unread else Response)
-    if isinstance(error, errors.Overloaded):
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    if isinstance(error, errors.NotReady):
-        response.headers["Retry-After"] = str(_NOT_READY_RETRY_S)
-    return response
+    return answer(request.scope, error)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    return _respond(request, problem_of(errors.InvalidRequest(details)))
+    return answer(request.scope, errors.InvalidRequest(details))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    title = HTTPStatus(error.status_code).phrase
-    problem = Problem(type="about:blank", title=title, status=error.status_code, detail=str(error.detail))
-    response = _respond(request, problem)
+    response = _respond(request.scope, plain(error.status_code, str(error.detail)))
     response.headers.update(error.headers or {})
     return response
 
@@ -108,17 +122,19 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 async def _unexpected(request: Request, _: Exception) -> Response:
     # Starlette raises it again after this answer, so the server logs it with its traceback. Only here is
     # the answer written outside `Observe`, which has left the request's id behind.
-    problem = Problem(
-        type="about:blank", title="Internal Server Error", status=500, detail="the log has its traceback"
-    )
-    response = _respond(request, problem)
+    response = _respond(request.scope, plain(500, "the log has its traceback"))
     response.headers["X-Request-ID"] = request.scope.get("request_id", "")
     return response
 
 
-def _respond(request: Request, problem: Problem, kind: type[Response] = Response) -> Response:
-    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    if f"{path}/".startswith(f"{PROTOCOL}/"):
+def path_of(scope: Scope) -> str:
+    """Return a request's path below where the application is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _respond(scope: Scope, problem: Problem, kind: type[Response] = Response) -> Response:
+    if f"{path_of(scope)}/".startswith(f"{PROTOCOL}/"):
         body = ProtocolError(error=problem.detail)
         return kind(body.model_dump_json(), problem.status, media_type="application/json")
     return kind(problem.model_dump_json(exclude_none=True), problem.status, media_type=MEDIA_TYPE)

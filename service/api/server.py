@@ -1,19 +1,24 @@
 """Run the application under uvicorn, and end it without losing what was accepted."""
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
-from typing import Final
+from types import FrameType
+from typing import Any, Final, NoReturn, cast
 
 import structlog
 import uvicorn
 
 from service.api.app import create_app
+from service.api.connection import Connections
 from service.api.service import Service
+from service.errors import ServiceError
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -26,6 +31,19 @@ _KEEP_ALIVE_S: Final = 75
 request is on its way."""
 _GIVE_UP_S: Final = 0.5
 _SWITCH_S: Final = 0.0002
+_TICKS_A_SECOND: Final = 10
+"""Uvicorn's."""
+_OTHER_FILES: Final = 512
+"""Open files that are no connections, amply."""
+_HEADERS: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    # The OpenAPI page has its scripts and styles from here, and some within it.
+    ("Content-Security-Policy", "default-src 'self' 'unsafe-inline' data:; frame-ancestors 'none'"),
+)
+"""In every answer: nothing here is to be framed, guessed at, or fed with another site's scripts."""
 
 
 class Server(uvicorn.Server):
@@ -35,9 +53,13 @@ class Server(uvicorn.Server):
     is in or about to send; only then are idle connections closed.
     """
 
-    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+    def __init__(self, service: Service, config: uvicorn.Config, *, watchdog: bool = False) -> None:
+        """With `watchdog`, an event loop that stands still for the stall timeout ends the process."""
         super().__init__(config)
+        self.reload_asked = False
         self._service = service
+        self._watchdog_s = service.settings.stall_timeout_s + 1 if watchdog else None
+        self._reloading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say where."""
@@ -59,15 +81,32 @@ class Server(uvicorn.Server):
                 )
 
     async def on_tick(self, counter: int) -> bool:
-        """End the server once the engine has failed for good."""
-        failure = self._service.engine.failure
-        if failure is not None:
-            _log.critical("the engine has failed; ending", exc_info=failure)
+        """End the server once the engine has failed or is stuck; reload the model where that was asked."""
+        if self._watchdog_s is not None and counter % _TICKS_A_SECOND == 0:
+            # A thread without Python, which needs nothing that could hang; it writes every stack.
+            faulthandler.dump_traceback_later(self._watchdog_s, exit=True)
+        engine = self._service.engine
+        if engine.failure is not None:
+            _log.critical("the engine has failed; ending", exc_info=engine.failure)
             return True
+        if engine.stalled:
+            _log.critical("a batch or the decoding of a picture is stuck; ending")
+            return True
+        if self.reload_asked:
+            self.reload_asked = False
+            self._reloading = asyncio.create_task(self._reload())
         return await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal; end at once at the second."""
+        if self.should_exit:
+            _log.warning("a second signal; ending at once")
+            _end_at_once()
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain: see the class."""
+        faulthandler.cancel_dump_traceback_later()  # the drain has an end of its own
         _log.info("draining", connections=len(self.server_state.connections))
         self._service.engine.begin_drain()
         for server in self.servers:
@@ -79,32 +118,54 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         giving_up.cancel()
 
+    async def _reload(self) -> None:
+        try:
+            await self._service.reload()
+        except ServiceError as error:
+            _log.error("not reloaded", reason=str(error), exc_info=error)
+        else:
+            _log.info("reloaded", model=self._service.engine.model.name)
+
     async def _give_up(self) -> None:
         """Answer with 503 what is not done shortly before uvicorn would cancel it without an answer."""
         await asyncio.sleep((self.config.timeout_graceful_shutdown or 0) - _GIVE_UP_S)
         await self._service.engine.close(timeout_s=0)
 
 
-def run(service: Service) -> int:
-    """Serve until a signal ends it; return the exit status: 0, or 1 where the engine or the socket failed."""
+def configure(service: Service, **options: Any) -> uvicorn.Config:
+    """Return how uvicorn is to serve; `options` replace the settings' address and port, say."""
     settings = service.settings
-    config = uvicorn.Config(
+    limit = _most_connections(settings.max_connections)
+    connections = Connections(service.metrics, limit, settings.head_timeout_s, settings.read_timeout_s)
+    service.metrics.connections.set_function(lambda: connections.open)
+    given: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "timeout_graceful_shutdown": int(settings.drain_timeout_s - _LINGER_S - _CLOSING_S),
+    }
+    return uvicorn.Config(
         create_app(service),
-        host=settings.host,
-        port=settings.port,
+        http=cast(Any, connections.protocol),
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
+        headers=list(_HEADERS),
         proxy_headers=False,  # nobody asks for the client's address
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.drain_timeout_s - _LINGER_S - _CLOSING_S),
+        **(given | options),
     )
-    server = Server(service, config)
+
+
+def run(service: Service) -> int:
+    """Serve until a signal ends it; return the exit status: 0, or 1 where the engine or the socket failed."""
+    server = Server(service, configure(service), watchdog=True)
+    faulthandler.enable()  # a crash in native code leaves every thread's stack
     # Uvicorn's handlers come later and, when it has ended, it raises the signals it obeyed once more.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    signal.signal(signal.SIGHUP, lambda *_: setattr(server, "reload_asked", True))
     gc.collect()
     gc.freeze()  # what is loaded by now stays, and need not be looked through again and again
     # Decoders need the GIL for moments between long calls without it; by default each may wait 5 ms for it.
@@ -114,9 +175,26 @@ def run(service: Service) -> int:
         server.run()
     except SystemExit:
         failed = True  # uvicorn has logged why: the port is taken, say
+    engine = service.engine
     _log.info("stopped")
-    if service.engine.busy:
-        # Python would wait for the thread that still works, which may never return.
-        logging.shutdown()
-        os._exit(1)
-    return 1 if failed or service.engine.failure is not None else 0
+    if engine.busy:
+        _end_at_once()  # Python would wait for the thread that still works, which may never return
+    return 1 if failed or engine.failure is not None else 0
+
+
+def _end_at_once() -> NoReturn:
+    logging.shutdown()
+    os._exit(1)
+
+
+def _most_connections(wanted: int) -> int:
+    """Return how many connections the limit on open files allows, which is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < needed:
+            _log.warning("fewer connections than asked for: the limit on open files", open_files=soft)
+            return max(1, soft - _OTHER_FILES)
+    return wanted

@@ -13,7 +13,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import BodyTooLarge, InvalidRequest, ReadTimeout, UnsupportedMedia
+from service.errors import BodyTooLarge, InvalidRequest, Overloaded, ReadTimeout, UnsupportedMedia
 from service.settings import Settings
 
 FIELD: Final = "file"
@@ -31,6 +31,26 @@ class Limits:
     def of(cls, settings: Settings) -> Self:
         """Return the limits that the settings give."""
         return cls(int(settings.max_upload_mb * 1e6), settings.max_files, settings.read_timeout_s)
+
+
+class UploadMemory:
+    """The bytes of all uploads held at once, at most `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """Hold so many bytes more; raises Overloaded where that would be too many."""
+        if self.held + size > self.limit:
+            raise Overloaded(
+                f"the uploads at work fill the memory for them ({self.limit:,} bytes)", "memory", 1.0
+            )
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        """Hold so many bytes less."""
+        self.held -= size
 
 
 @dataclass

@@ -50,7 +50,7 @@ class MicroBatcher(Generic[Item, Result]):
             raise ValueError("needs a runner, max_batch and max_queue of 1 or more, max_wait_s of 0 or more")
         self._runners = tuple(runners)
         self._max_batch = self._worthwhile = max_batch
-        self._max_queue = max_queue
+        self.max_queue = max_queue
         self._max_wait_s = max_wait_s
         self._on_failure = on_failure
         self._queue: Queue[Item, Result] = Queue()
@@ -119,6 +119,7 @@ class MicroBatcher(Generic[Item, Result]):
                 worker.cancel()
             await asyncio.gather(*self._workers, return_exceptions=True)
             self._workers = []
+        self._runners = ()  # whoever made them may hold this batcher: neither is to keep the other
         self._queue.fail_all(_shutdown_error())
 
     def seconds_until_answered(self, ahead: int) -> float:
@@ -143,8 +144,8 @@ class MicroBatcher(Generic[Item, Result]):
             raise NotReady(self._refusal)
         ahead = self._queue.taken_places
         expected_s = self.seconds_until_answered(ahead)
-        if ahead >= self._max_queue:
-            raise Overloaded(f"the queue is full ({self._max_queue} waiting)", "queue_full", expected_s)
+        if ahead >= self.max_queue:
+            raise Overloaded(f"the queue is full ({self.max_queue} waiting)", "queue_full", expected_s)
         # Never on an idle device: what runs there is how a bad estimate is unlearnt.
         busy = bool(ahead or self._running)
         if busy and deadline is not None and asyncio.get_running_loop().time() + expected_s > deadline:

@@ -25,6 +25,7 @@ from service.api.inference_protocol.requests import Picture, parse
 from service.api.service import Service, ServiceDep
 from service.api.turns import in_turns
 from service.api.uploads import Limits, read_body
+from service.engine import Engine
 from service.runtimes import TopK
 from service.schemas import ProtocolError
 
@@ -188,9 +189,12 @@ async def infer(request: Request, service: ServedDep) -> Response:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise errors.UnsupportedMedia(f"send the body as it is, not in the encoding {encoding[:50]!r}")
+    service.engine.admit(service.deadline())  # what cannot be taken is not read either
     with service.metrics.stage_seconds.labels("read").time():
         body = await read_body(request, Limits.of(service.settings))
-    answer, answer_json_length = await while_connected(request, _answer(service, body, json_length))
+    with service.lend() as engine:
+        answering = _answer(service, engine, body, json_length)
+        answer, answer_json_length = await while_connected(request, answering)
     if answer_json_length is None:
         return Response(answer, media_type="application/json")
     return Response(answer, headers={_JSON_LENGTH: str(answer_json_length)}, media_type=_BINARY)
@@ -205,15 +209,17 @@ def _json_length(request: Request) -> int | None:
     return int(given)
 
 
-async def _answer(service: Service, body: bytearray, json_length: int | None) -> tuple[bytes, int | None]:
+async def _answer(
+    service: Service, engine: Engine, body: bytearray, json_length: int | None
+) -> tuple[bytes, int | None]:
     """Return the answer's body and the length of its JSON, None where that is all."""
-    engine, deadline = service.engine, service.deadline()
+    deadline = service.deadline()
     long = (len(body) if json_length is None else json_length) > _LONG_JSON
     limit = service.settings.max_files
     if long:
         engine.admit(deadline)
-    asked = await _run(long, service, deadline, parse, body, json_length, engine.model, limit)
-    top_k = service.top_k(asked.parameters.top_k)
+    asked = await _run(long, engine, deadline, parse, body, json_length, engine.model, limit)
+    top_k = service.top_k(engine, asked.parameters.top_k)
     depth = classes_needed(asked, engine.model, top_k)
 
     async def classify(numbered: tuple[int, Picture]) -> TopK:
@@ -227,11 +233,11 @@ async def _answer(service: Service, body: bytearray, json_length: int | None) ->
 
     results = await in_turns(engine, classify, list(enumerate(asked.pictures)))
     many = len(results) * depth > _MANY_CLASSES
-    return await _run(many, service, deadline, encode, asked, engine.model, top_k, results)
+    return await _run(many, engine, deadline, encode, asked, engine.model, top_k, results)
 
 
 async def _run(
-    long: bool, service: Service, deadline: float, function: Callable[..., Value], *arguments: object
+    long: bool, engine: Engine, deadline: float, function: Callable[..., Value], *arguments: object
 ) -> Value:
     """Call `function`, in a decoding thread where it takes `long`."""
-    return await service.engine.in_decoder(deadline, function, *arguments) if long else function(*arguments)
+    return await engine.in_decoder(deadline, function, *arguments) if long else function(*arguments)

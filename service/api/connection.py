@@ -1,0 +1,243 @@
+"""A client's connection, and the limits that hold before anything it sends is a request.
+
+Uvicorn's protocol trusts its clients: a head may be of any length and take for ever, any number of
+connections may be open, and an answer that nobody reads is kept. Here each of these has an end.
+"""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final, Literal
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.api import problems
+from service.metrics import Metrics
+
+_MAX_HEAD_BYTES: Final = 65_536
+_MAX_HEADERS: Final = 100
+_MAX_PIPELINED: Final = 100
+"""Requests of a connection that wait for the one before them; whoever sends more is cut off."""
+_LINGER_S: Final = 2.0
+"""For which a refused client may still send, so that it reads why, not that its connection was reset."""
+
+_Reason = Literal["limit", "head_late", "head_large", "malformed", "pipelined", "unread"]
+
+
+@dataclass(eq=False)
+class Connections:
+    """The open connections of a server, with their limits; times are in seconds.
+
+    Where more than `limit` are open, the one that has gone longest without a whole request's head makes room,
+    so that neither idle nor slow clients keep others out.
+    """
+
+    metrics: Metrics
+    limit: int
+    head_timeout_s: float
+    body_timeout_s: float
+    open: int = 0
+    idle: "OrderedDict[Connection, None]" = field(default_factory=OrderedDict)
+
+    def protocol(self, **arguments: Any) -> "Connection":
+        """Make what handles one connection, as uvicorn asks for it."""
+        return Connection(self, **arguments)
+
+
+class Connection(HttpToolsProtocol):
+    """One connection, from `connection_made` to `connection_lost`.
+
+    A head over 64 KiB or 100 fields is refused with 431, one that is late with 408, what is no HTTP with 400.
+    """
+
+    def __init__(self, connections: Connections, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._all = connections
+        self._head_bytes = 0
+        self._in_body = False
+        self._refused = False
+        self._late: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take it, and let another go where there are too many."""
+        super().connection_made(transport)
+        everybody = self._all
+        everybody.open += 1
+        if everybody.open > everybody.limit:
+            if not everybody.idle:
+                self._refuse("limit", HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
+                return
+            oldest, _ = everybody.idle.popitem(last=False)
+            oldest._cut_off("limit")
+        everybody.idle[self] = None
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        super().connection_lost(exc)
+        self._all.open -= 1
+        self._all.idle.pop(self, None)
+        self._unset_keepalive_if_required()
+        for timer in (self._late, self._unread):
+            if timer is not None:
+                timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, and see that what is no whole request yet stays within its limits."""
+        if self._refused:
+            return
+        self._unset_keepalive_if_required()
+        was_in_body = self._in_body
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            if not self._refused:
+                self._refuse("malformed", HTTPStatus.BAD_REQUEST, "this is no HTTP request")
+            return
+        if self._in_body or was_in_body:
+            self._head_bytes = 0  # how much of the data was of the next head is not worth knowing
+        else:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self._refuse_head(f"the request's head is longer than {_MAX_HEAD_BYTES:,} bytes")
+                return
+        if self._answered and self._late is None:
+            self._expect_head()  # or, where it was answered before its end, the end of its body
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count it."""
+        super().on_header(name, value)
+        if len(self.headers) > _MAX_HEADERS:
+            self._refuse_head(f"the request has more than {_MAX_HEADERS} header fields")
+            raise _RefusedError
+
+    def on_headers_complete(self) -> None:
+        """Begin with a request, whose own time limits hold from now on."""
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self._cut_off("pipelined")
+            raise _RefusedError
+        self._in_body = True
+        self._head_bytes = 0
+        self._all.idle.pop(self, None)
+        self._expect_nothing()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Look forward to the next head."""
+        self._in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the last bytes to be read."""
+        super().on_response_complete()
+        if self._answered:
+            self._all.idle[self] = None
+        if self.transport.get_write_buffer_size():
+            self._expect_reader()
+
+    def pause_writing(self) -> None:
+        """Wait for the client to read, but not for ever."""
+        super().pause_writing()
+        self._expect_reader()
+
+    def resume_writing(self) -> None:
+        """Go on: it has read."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, whatever its client has not read."""
+        if self.transport.get_write_buffer_size():
+            self._cut_off("unread")
+        super().timeout_keep_alive_handler()
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # To a protocol not spoken here: the request is answered as it is, and so is the next.
+                data = data[upgrade.args[0] :]
+            else:
+                return
+
+    @property
+    def _answered(self) -> bool:
+        """Whether no request is being worked at."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _expect_head(self) -> None:
+        seconds = self._all.body_timeout_s if self._in_body else self._all.head_timeout_s
+        self._late = self.loop.call_later(seconds, self._is_late)
+
+    def _expect_nothing(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _expect_reader(self) -> None:
+        if self._unread is None:
+            self._unread = self.loop.call_later(self._all.body_timeout_s, self._is_unread)
+
+    def _is_late(self) -> None:
+        self._late = None
+        if self._in_body or not self._head_bytes:
+            self.transport.close()  # nothing was asked, or it was answered
+        else:
+            seconds = self._all.head_timeout_s
+            detail = f"the request's head was not sent within {seconds:g} s"
+            self._refuse("head_late", HTTPStatus.REQUEST_TIMEOUT, detail)
+
+    def _is_unread(self) -> None:
+        self._unread = None
+        if self.transport.get_write_buffer_size():
+            self._cut_off("unread")
+
+    def _refuse_head(self, detail: str) -> None:
+        self._refuse("head_large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
+
+    def _refuse(self, reason: _Reason, status: HTTPStatus, detail: str) -> None:
+        """Answer, and close once the client has had a moment to read it."""
+        if not self._answered and self.cycle.more_body and (self.pipeline or self.cycle.response_started):
+            self._cut_off(reason)  # a broken body, and no place in the order of answers to say so
+            return
+        self._refused = True
+        self._all.metrics.connections_refused.labels(reason).inc()
+        self._all.idle.pop(self, None)
+        self._expect_nothing()
+        if self._answered:
+            self._write_refusal(status, detail)
+        elif self.cycle.more_body:
+            self._write_refusal(status, detail)
+            self.cycle.disconnected = True  # to whoever waits for its body
+            self.cycle.message_event.set()
+        else:
+            self.cycle.keep_alive = False  # its answer, which none may overtake, is the connection's last
+
+    def _write_refusal(self, status: HTTPStatus, detail: str) -> None:
+        body = problems.plain(status, detail).model_dump_json(exclude_none=True).encode()
+        head = [
+            (b"content-type", problems.MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+            *self.server_state.default_headers,
+        ]
+        lines = b"".join(b"%b: %b\r\n" % line for line in head)
+        self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, status.phrase.encode(), lines, body))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._late = self.loop.call_later(_LINGER_S, self.transport.abort)
+
+    def _cut_off(self, reason: _Reason) -> None:
+        self._refused = True
+        self._all.metrics.connections_refused.labels(reason).inc()
+        self.transport.abort()
+
+
+class _RefusedError(Exception):
+    """Stops the parser: the connection has been refused."""
