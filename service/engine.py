@@ -117,12 +117,21 @@ class Engine:
     @property
     def stalled(self) -> bool:
         """Whether a batch or a picture's decoding has been running for longer than the stall timeout."""
-        return any(thread.running_for_s > self._stall_timeout_s for thread in self._threads)
+        return self._running_for_s > self._stall_timeout_s
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it has been, after the warm-up, for twice as long: nobody has ended the process yet."""
+        return self.ready and self._running_for_s > 2 * self._stall_timeout_s
 
     @property
     def busy(self) -> bool:
         """Whether a thread is at work; after `close`, one that has not ended in time."""
-        return any(thread.running_for_s > 0 for thread in self._threads)
+        return self._running_for_s > 0
+
+    @property
+    def _running_for_s(self) -> float:
+        return max(thread.running_for_s for thread in self._threads)
 
     @property
     def _threads(self) -> tuple[Threads, ...]:

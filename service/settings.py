@@ -59,7 +59,9 @@ class Settings(BaseSettings):
         25.0, ge=4, description="Time to finish accepted work after SIGTERM; then it is given up."
     )
     stall_timeout_s: float = Field(
-        60.0, gt=0, description="A batch that runs longer than this makes /healthz fail."
+        60.0,
+        gt=0,
+        description="A batch longer than this makes /healthz fail; after twice this, the process ends.",
     )
 
     max_connections: int = Field(

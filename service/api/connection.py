@@ -17,6 +17,7 @@ from service.api import problems
 from service.metrics import Metrics
 
 _MAX_HEAD_BYTES: Final = 65_536
+_TOO_LONG: Final = f"the request's head is longer than {_MAX_HEAD_BYTES:,} bytes"
 _MAX_HEADERS: Final = 100
 _MAX_PIPELINED: Final = 100
 """Requests of a connection that wait for the one before them; whoever sends more is cut off."""
@@ -55,7 +56,9 @@ class Connection(HttpToolsProtocol):
     def __init__(self, connections: Connections, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._all = connections
-        self._head_bytes = 0
+        self._head_bytes = 0  # received of a head that is not complete
+        self._field_bytes = 0  # of its fields that are
+        self._body_left = 0  # of a body that the parser does not see
         self._in_body = False
         self._refused = False
         self._late: asyncio.TimerHandle | None = None
@@ -102,14 +105,25 @@ class Connection(HttpToolsProtocol):
         else:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
-                self._refuse_head(f"the request's head is longer than {_MAX_HEAD_BYTES:,} bytes")
+                self._refuse_head(_TOO_LONG)
                 return
         if self._answered and self._late is None:
             self._expect_head()  # or, where it was answered before its end, the end of its body
 
+    def on_message_begin(self) -> None:
+        """Begin to count."""
+        super().on_message_begin()
+        self._field_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Count it."""
+        super().on_url(url)
+        self._count(len(url))
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count it."""
         super().on_header(name, value)
+        self._count(len(name) + len(value))
         if len(self.headers) > _MAX_HEADERS:
             self._refuse_head(f"the request has more than {_MAX_HEADERS} header fields")
             raise _RefusedError
@@ -123,10 +137,16 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._all.idle.pop(self, None)
         self._expect_nothing()
+        if self.parser.should_upgrade():
+            # To a protocol not spoken here: the request is answered as it is. But the parser takes its body
+            # for that protocol.
+            self._body_left = self._declared_length()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Look forward to the next head."""
+        if self._body_left:
+            return  # the parser's view of an upgrade
         self._in_body = False
         super().on_message_complete()
 
@@ -158,10 +178,16 @@ class Connection(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         while data:
+            if self._body_left:
+                body, data = data[: self._body_left], data[self._body_left :]
+                self._body_left -= len(body)
+                self.on_body(body)
+                if not self._body_left:
+                    self.on_message_complete()
+                continue
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                # To a protocol not spoken here: the request is answered as it is, and so is the next.
                 data = data[upgrade.args[0] :]
             else:
                 return
@@ -170,6 +196,19 @@ class Connection(HttpToolsProtocol):
     def _answered(self) -> bool:
         """Whether no request is being worked at."""
         return self.cycle is None or self.cycle.response_complete
+
+    def _declared_length(self) -> int:
+        fields = dict(self.headers)
+        if b"transfer-encoding" in fields:
+            self._refuse("malformed", HTTPStatus.BAD_REQUEST, "an upgrade cannot have a body in chunks")
+            raise _RefusedError
+        return int(fields.get(b"content-length", b"0"))
+
+    def _count(self, size: int) -> None:
+        self._field_bytes += size
+        if self._field_bytes > _MAX_HEAD_BYTES:
+            self._refuse_head(_TOO_LONG)
+            raise _RefusedError
 
     def _expect_head(self) -> None:
         seconds = self._all.body_timeout_s if self._in_body else self._all.head_timeout_s

@@ -89,8 +89,8 @@ class Server(uvicorn.Server):
         if engine.failure is not None:
             _log.critical("the engine has failed; ending", exc_info=engine.failure)
             return True
-        if engine.stalled:
-            _log.critical("a batch or the decoding of a picture is stuck; ending")
+        if engine.stuck:
+            _log.critical("a batch or the decoding of a picture never ends; ending")
             return True
         if self.reload_asked:
             self.reload_asked = False
