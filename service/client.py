@@ -31,7 +31,6 @@ _Outcome = httpx.Response | httpx.HTTPError | httpx.InvalidURL
 
 _AGAIN: Final = frozenset({429, 503})
 _FIRST_PAUSE_S: Final = 0.1
-_HEADERS: Final = {"User-Agent": f"resnet-service/{__version__}"}
 _QUICK_S: Final = 5.0
 _PREDICTED: Final = TypeAdapter(Predicted)
 _BATCH: Final = TypeAdapter(PredictedBatch)
@@ -94,8 +93,10 @@ class _Patience:
 class _Calls:
     """What both clients ask, and how they read the answers."""
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0, attempts: int = 3) -> None:
-        """Talk to the service at `url`.
+    def __init__(
+        self, url: str, *, api_key: str | None = None, timeout_s: float = 60.0, attempts: int = 3
+    ) -> None:
+        """Talk to the service at `url`, with `api_key` where it asks for one.
 
         After `timeout_s` seconds no attempt is begun, and no single wait of one, for a connection or for the
         next bytes, is longer.
@@ -104,6 +105,9 @@ class _Calls:
         self._shown = re.sub("//[^/@]*@", "//", self.url)  # without a password
         self._timeout_s = timeout_s
         self._attempts = attempts
+        self._headers = {"User-Agent": f"resnet-service/{__version__}"}
+        if api_key is not None:
+            self._headers["Authorization"] = f"Bearer {api_key}"
 
     def _patience(self, call: _Call) -> _Patience:
         return _Patience(self._attempts, call.timeout_s or self._timeout_s)
@@ -161,9 +165,11 @@ class Client(_Calls):
     Every method raises Refused, and ServiceAway once the attempts or the time are used up.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0, attempts: int = 3) -> None:
-        super().__init__(url, timeout_s=timeout_s, attempts=attempts)
-        self._http = httpx.Client(headers=_HEADERS)
+    def __init__(
+        self, url: str, *, api_key: str | None = None, timeout_s: float = 60.0, attempts: int = 3
+    ) -> None:
+        super().__init__(url, api_key=api_key, timeout_s=timeout_s, attempts=attempts)
+        self._http = httpx.Client(headers=self._headers)
 
     def predict(self, picture: Picture, *, top_k: int | None = None, name: str | None = None) -> Predicted:
         """Classify one picture; `name` is what the service is told as the file's name."""
@@ -213,9 +219,11 @@ class Client(_Calls):
 class AsyncClient(_Calls):
     """As `Client`, for asyncio: use it in an `async with` block, or `await close()` it."""
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0, attempts: int = 3) -> None:
-        super().__init__(url, timeout_s=timeout_s, attempts=attempts)
-        self._http = httpx.AsyncClient(headers=_HEADERS, limits=httpx.Limits(max_connections=None))
+    def __init__(
+        self, url: str, *, api_key: str | None = None, timeout_s: float = 60.0, attempts: int = 3
+    ) -> None:
+        super().__init__(url, api_key=api_key, timeout_s=timeout_s, attempts=attempts)
+        self._http = httpx.AsyncClient(headers=self._headers, limits=httpx.Limits(max_connections=None))
 
     async def predict(
         self, picture: Picture, *, top_k: int | None = None, name: str | None = None

@@ -1,14 +1,17 @@
 """Every setting of `resnet-service serve`, declared once.
 
-Each field is an environment variable SERVICE_<NAME> and a flag --<name>; the flag wins. Units are in the
-names.
+Each field is an environment variable SERVICE_<NAME> and, but for secrets, a flag --<name>; the flag wins.
+Units are in the names.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENVIRONMENT_ONLY: Final = frozenset({"api_keys"})
+"""Fields without a flag, which every user of the machine could read."""
 
 
 class Settings(BaseSettings):

@@ -16,7 +16,7 @@ from prometheus_client import Metric
 from service import cli, errors
 from service.api.problems import STATUS, problem_of
 from service.metrics import Metrics
-from service.settings import Settings
+from service.settings import ENVIRONMENT_ONLY, Settings
 from service.training.loop import Options
 from service.training.start import FINE_TUNING, FROM_SCRATCH, RECIPES
 from tests.conftest import REPOSITORY, Running
@@ -31,16 +31,20 @@ PAGES = [
 def settings_table() -> str:
     lines = ["| setting | default | |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        flag, variable = f"--{name.replace('_', '-')}", f"SERVICE_{name.upper()}"
+        flag = "" if name in ENVIRONMENT_ONLY else f"`--{name.replace('_', '-')}`<br>"
         default = "" if field.default is None else f"`{str(field.default).lower()}`"
-        lines.append(f"| `{flag}`<br>`{variable}` | {default} | {field.description} |")
+        lines.append(f"| {flag}`SERVICE_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines)
 
 
 def errors_table() -> str:
     lines = ["| status | kind | when |", "|---|---|---|"]
     for kind, status in sorted(STATUS.items(), key=lambda pair: pair[1]):
-        problem = problem_of(kind("", "queue_full", 0) if kind is errors.Overloaded else kind(""))
+        arguments: dict[type[errors.ServiceError], tuple[object, ...]] = {
+            errors.Overloaded: ("queue_full", 0),
+            errors.RateLimited: (0,),
+        }
+        problem = problem_of(kind("", *arguments.get(kind, ())))
         first = (kind.__doc__ or "").splitlines()[0]
         lines.append(f"| {status} | `{problem.type.rsplit(':', 1)[1]}` | {first} |")
     return "\n".join(lines)

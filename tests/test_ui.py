@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 
@@ -18,13 +19,12 @@ from tests.browser import browsing, photographed
 from tests.conftest import Running
 
 
-@pytest.fixture(scope="module")
-def ui(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page's own server, which asks the module's service; its URL."""
+@contextmanager
+def page_server(service: str, log: Path) -> Iterator[str]:
+    """Start the page's own server, which asks this service; yield its URL."""
     pytest.importorskip("streamlit", reason="needs the extra ui")
     port = str(free_port())
-    command = [sys.executable, "-m", "service", "ui", "--service", server.url, "--port", port]
-    log = tmp_path_factory.mktemp("ui") / "log"
+    command = [sys.executable, "-m", "service", "ui", "--service", service, "--port", port]
     with (
         log.open("w") as written,
         subprocess.Popen(
@@ -40,6 +40,13 @@ def ui(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         assert process.poll() is None, "".join(said) + log.read_text()
         yield f"http://127.0.0.1:{port}"
         process.kill()  # Streamlit waits for open pages when it is asked to end
+
+
+@pytest.fixture(scope="module")
+def ui(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page's own server, which asks the module's service; its URL."""
+    with page_server(server.url, tmp_path_factory.mktemp("ui") / "log") as url:
+        yield url
 
 
 @pytest.fixture
@@ -72,13 +79,13 @@ def test_the_model_is_measured(page: Page) -> None:
     photographed(page, "ui-bench")
 
 
-def test_a_service_that_is_away(page: Page) -> None:
-    """Where nothing answers, the page says so, and what to do."""
-    address = page.get_by_label("Service")
-    address.fill("http://127.0.0.1:9")
-    address.press("Enter")
-    expect(page.get_by_test_id("stAlert")).to_contain_text("The service is away")
-    expect(page.get_by_text("resnet-service serve")).to_be_visible()
+def test_a_service_that_is_away(tmp_path: Path) -> None:
+    """Where nothing answers, the page says so, and what to do; a visitor cannot have it ask elsewhere."""
+    with page_server("http://127.0.0.1:9", tmp_path / "log") as url, browsing(url, height=1000) as page:
+        page.goto(url)
+        expect(page.get_by_test_id("stAlert")).to_contain_text("The service is away")
+        expect(page.get_by_text("resnet-service serve")).to_be_visible()
+        expect(page.get_by_role("textbox")).to_have_count(0)
 
 
 def test_without_streamlit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,14 @@ class _ConfiguredBySettings(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options of Settings and those of the command."""
-        from service.settings import Settings
+        from service.settings import ENVIRONMENT_ONLY, Settings
 
         prefix = Settings.model_config["env_prefix"]
-        options = [_option(name, field, prefix) for name, field in Settings.model_fields.items()]
+        options = [
+            _option(name, field, prefix)
+            for name, field in Settings.model_fields.items()
+            if name not in ENVIRONMENT_ONLY
+        ]
         return [*options, *super().get_params(ctx)]
 
 

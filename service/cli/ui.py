@@ -15,7 +15,8 @@ import click
 def ui(url: str, host: str, port: int) -> None:
     """Serve a page for people: upload pictures, see what they show, measure the model.
 
-    It asks a running service, which it may be on another machine than.
+    It asks a running service, which it may be on another machine than, with the API key in
+    RESNET_SERVICE_API_KEY where there is one.
 
     \b
     Examples:

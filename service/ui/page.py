@@ -12,6 +12,7 @@ from service.schemas import Predicted
 
 DEFAULT_URL: Final = "http://localhost:8000"
 URL_VARIABLE: Final = "RESNET_SERVICE_URL"
+KEY_VARIABLE: Final = "RESNET_SERVICE_API_KEY"
 _STAGES: Final = ("decode", "queue", "device", "total")
 
 
@@ -19,9 +20,11 @@ def main() -> None:
     """Draw the page."""
     st.set_page_config(page_title="resnet-service", layout="wide")
     st.title("What is in the picture?")
-    url = st.sidebar.text_input("Service", os.environ.get(URL_VARIABLE, DEFAULT_URL))
+    # From whoever started the page: a visitor's choice would have it open any address, with the key.
+    url = os.environ.get(URL_VARIABLE, DEFAULT_URL)
+    st.sidebar.caption(f"Service: {url}")
     # One attempt: whoever sits in front of the page is to see at once that the service is away.
-    with Client(url, attempts=1) as client:
+    with Client(url, api_key=os.environ.get(KEY_VARIABLE), attempts=1) as client:
         _draw(client)
 
 
@@ -46,7 +49,7 @@ def _described(client: Client) -> bool:
         info = client.info()
     except (ServiceAway, Refused) as error:
         st.error(f"The service is away: {error}")
-        st.caption("Start one with `resnet-service serve`, or give its address on the left; then reload.")
+        st.caption("Start one with `resnet-service serve`, or begin again with its address; then reload.")
         return False
     shown = {"Model": info["model"], "Device": info["device"], "Precision": info["precision"]}
     for name, value in shown.items():
@@ -78,7 +81,7 @@ def _classified(client: Client, name: str, picture: bytes) -> None:
 @st.cache_data(max_entries=100, show_spinner=False)
 def _answer(url: str, name: str, picture: bytes) -> Predicted:
     """Ask once for each picture, however often the page is drawn."""
-    with Client(url) as client:
+    with Client(url, api_key=os.environ.get(KEY_VARIABLE)) as client:
         return client.predict(picture, name=name)
 
 
