@@ -154,7 +154,7 @@ def test_a_model_that_is_no_good_changes_nothing(
 def test_a_model_that_fails_its_warm_up_changes_nothing(
     reloadable: Running, jpeg: bytes, error: Exception, words: str
 ) -> None:
-    """A model that loads and cannot run is never asked for an answer; an unknown error's words stay inside."""
+    """A model that loads and cannot run never gets a request; an unknown error's words stay inside."""
     load_engine = reloadable.service.load_engine
 
     def broken() -> Engine:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, cast
+from typing import Annotated, Final, cast
 
+import structlog
 from fastapi import Depends, Request
 
 from service import hardware, models
@@ -20,6 +21,8 @@ from service.runtimes import Runtime
 from service.runtimes.selection import open_runtimes
 from service.settings import Settings
 from service.tracing import Traces
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(eq=False)
@@ -102,6 +105,8 @@ class Service:
             if not isinstance(error, Exception):
                 raise
             known = isinstance(error, ServiceError)
+            if not known:
+                _log.error("the model cannot be reloaded", exc_info=error)
             raise ReloadFailed(f"the old model goes on: {error if known else 'the log says why'}") from error
         return keys, engine
 
