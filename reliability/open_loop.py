@@ -9,6 +9,7 @@ import itertools
 import math
 import random
 import re
+import resource
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Self, TypeVar, cast
@@ -26,6 +27,7 @@ _CLOSE: Final = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 _BOUNDARY: Final = "a-boundary-that-no-picture-contains"
 
 _CONNECTIONS: Final = 4096
+_FILES: Final = 2 * _CONNECTIONS  # where client and server are one process
 _LONGEST_IDLE_S: Final = 60.0
 """As a load balancer does: before the server closes the connection while a request is on its way."""
 _LONGEST_PATIENCE_S: Final = 0.05
@@ -93,7 +95,11 @@ def arrivals(rate: float, seconds: float, seed: int | None) -> Iterator[float]:
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run it on a light event loop."""
+    """Run it on a light event loop, in a process that may have as many connections as it takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft not in (resource.RLIM_INFINITY, hard) and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 

@@ -25,7 +25,8 @@ _ALONE: Final = 20
 _LIGHT: Final = 0.2
 _LIGHTEST_S: Final = 0.1
 _NORMAL: Final = 2.0
-"""A latency of up to so many times an unloaded request's is back to normal."""
+_NORMAL_S: Final = 0.02
+"""A latency of up to twice an unloaded request's, and this much for the machine's own moods, is normal."""
 _IN_A_ROW: Final = 3
 _GIVE_UP_S: Final = 30.0
 
@@ -98,7 +99,8 @@ class Overload:
     @property
     def normal_again_s(self) -> float:
         """Time from the overload's end from which on requests are as quick as before; inf if never."""
-        return self._since_the_last(~self.light.were(200) | (self.light.latency_s > _NORMAL * self.alone_s))
+        slow = self.light.latency_s > _normal_s(self.alone_s)
+        return self._since_the_last(~self.light.were(200) | slow)
 
     def _since_the_last(self, bad: Chosen) -> float:
         first = int(np.flatnonzero(bad)[-1]) + 1 if bad.any() else 0
@@ -263,7 +265,11 @@ async def _alone(url: str, requests: Sequence[Request]) -> float:
     return record.latency(50, record.were(200))
 
 
+def _normal_s(alone_s: float) -> float:
+    return _NORMAL * alone_s + _NORMAL_S
+
+
 def _is_normal(rows: Sequence[Row], alone_s: float) -> bool:
     latest = rows[-_IN_A_ROW:]
-    quick = [row for row in latest if row.status == 200 and row.latency_s <= _NORMAL * alone_s]
+    quick = [row for row in latest if row.status == 200 and row.latency_s <= _normal_s(alone_s)]
     return len(quick) == _IN_A_ROW

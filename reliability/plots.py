@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from reliability.overload import Overload
-from reliability.record import Chosen, Record, percentile
+from reliability.record import Chosen, Numbers, Record, percentile
 from reliability.soak import Soak
 
 _BLUE: Final = "tab:blue"
@@ -34,19 +35,19 @@ def draw_overload(run: Overload, title: str, path: Path) -> None:
         counts = np.histogram(moments, edges)[0].astype(float)
         rates.stairs(np.where(counts > 0, counts, np.nan), edges, label=name, color=colour, linewidth=1.6)
     rates.axhline(run.peak_rps, color=_GREEN, linestyle=":", label="peak, measured before")
-    rates.set(ylabel="requests/s", yscale="log")
+    _logarithmic(rates, "requests/s")
 
     for name, record, colour in (("200, overload", load, _BLUE), ("200, light load after", light, _ORANGE)):
         _dots(accepted, record, record.were(200), 1.0, name, colour)
     accepted.axhline(run.deadline_s, color=_GREY, linestyle="--", label="deadline")
-    accepted.set(ylabel="latency, s", yscale="log")
+    _logarithmic(accepted, "latency, s")
 
     _dots(quick, load, load.were(429), 1e3, "429", _RED)
     for (name, record), colour in zip(watched.answers.items(), (_BLUE, _ORANGE), strict=True):
         _dots(quick, record, record.were(200), 1e3, name, colour)
     quick.axhline(50, color=_RED, linestyle=":", label="limit of a 429")
     quick.axhline(100, color=_GREY, linestyle="--", label="limit of a probe")
-    quick.set(ylabel="latency, ms", yscale="log")
+    _logarithmic(quick, "latency, ms")
 
     memory.plot(watched.at_s, watched.rss_bytes / _MIB, color=_BLUE, label="resident memory")
     memory.axvline(run.settled_s, color=_GREY, linestyle=":", label="settled: judged from here on")
@@ -82,7 +83,7 @@ def draw_soak(run: Soak, title: str, path: Path) -> None:
             for begin, end in pairwise(edges)
         ]
         latency.plot(centres, points, "o-", markersize=3, color=colour, label=f"p{part}, typical pictures")
-    latency.set(ylabel="latency, ms", yscale="log", xlabel="minutes", xlim=(0, load.seconds / 60))
+    latency.set(ylabel="latency, ms", ylim=(0, None), xlabel="minutes", xlim=(0, load.seconds / 60))
     _finish(figure, (memory, threads, files, latency), path)
 
 
@@ -95,10 +96,17 @@ def _panels(title: str, count: int) -> tuple[Figure, Any]:
 def _dots(panel: Any, record: Record, chosen: Chosen, unit: float, name: str, colour: str) -> None:
     """Plot when requests were due, and their latency in units of 1/`unit` seconds."""
     moments, latencies = record.due_s[chosen], record.latency_s[chosen] * unit
-    panel.plot(moments, latencies, ".", markersize=2.5, color=colour, label=name, rasterized=True)
+    panel.plot(moments, latencies, ".", markersize=2.5, color=colour)
+    panel.plot([], [], "o", color=colour, label=name)  # larger in the legend
 
 
-def _with_room(panel: Any, values: "np.ndarray[Any, np.dtype[np.float64]]") -> None:
+def _logarithmic(panel: Any, label: str) -> None:
+    panel.set(ylabel=label, yscale="log")
+    for formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+        formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))  # 100 instead of a power of ten
+
+
+def _with_room(panel: Any, values: Numbers) -> None:
     """Scale to at least a tenth of the value, so that a flat line looks flat."""
     middle = (values.max() + values.min()) / 2
     half = max(0.05 * middle, 0.65 * (values.max() - values.min()))
@@ -112,5 +120,5 @@ def _finish(figure: Figure, panels: Any, path: Path, over_s: float | None = None
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         # Beside the panel: inside, it would cover what is drawn.
-        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=3)
+        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=110)
