@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 
 from reliability.overload import Overload
 from reliability.record import Chosen, Numbers, Record, percentile
@@ -102,8 +101,8 @@ def _dots(panel: Any, record: Record, chosen: Chosen, unit: float, name: str, co
 
 def _logarithmic(panel: Any, label: str) -> None:
     panel.set(ylabel=label, yscale="log")
-    for formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-        formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))  # 100 instead of a power of ten
+    panel.yaxis.set_major_formatter("{x:g}")  # 100 instead of a power of ten
+    panel.yaxis.set_minor_formatter("")
 
 
 def _with_room(panel: Any, values: Numbers) -> None:

@@ -28,6 +28,13 @@ class Sample(NamedTuple):
     files: int
 
 
+def look(process: psutil.Process, began: float) -> Sample:
+    """Look at the process now; raises psutil.NoSuchProcess once it is gone."""
+    at_s = time.perf_counter() - began
+    with process.oneshot():
+        return Sample(at_s, process.memory_info().rss, process.num_threads(), process.num_fds())
+
+
 @dataclass(frozen=True)
 class Watched:
     """The probes' answers by path, and the process in samples, one array element each."""
@@ -51,15 +58,8 @@ class Probes:
         self._clients = {path: Client(url, began) for path in PATHS}
         self._process = psutil.Process(pid)
         self._began = began
-        self._samples = [self.sample()]
+        self._samples = [look(self._process, began)]
         self._stopped = False
-
-    def sample(self) -> Sample:
-        """Look at the process now; raises psutil.NoSuchProcess once it is gone."""
-        at_s = time.perf_counter() - self._began
-        with self._process.oneshot():
-            rss = self._process.memory_info().rss
-            return Sample(at_s, rss, self._process.num_threads(), self._process.num_fds())
 
     def watched(self) -> Watched:
         """Return all that was seen until now."""
@@ -95,7 +95,7 @@ class Probes:
             if self._stopped:
                 return
             try:
-                self._samples.append(self.sample())
+                self._samples.append(look(self._process, self._began))
             except psutil.NoSuchProcess:
                 return  # every request says so too
 

@@ -1,6 +1,5 @@
 """Half an hour of everyday load with everyday trouble: whether anything grows, slows down or fails."""
 
-import asyncio
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,12 +7,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import psutil
 from tqdm import tqdm
 
 from load_tests.pictures import payloads
 from reliability.open_loop import Client, Request, arrivals, post, post_batch, run
 from reliability.overload import measured_peak
-from reliability.probes import Probes, Sample, Watched, probing
+from reliability.probes import Sample, Watched, look, probing
 from reliability.record import HUNG_UP, Chosen, Numbers, Record, Verdict, percentile
 from service.client import Client as Service
 
@@ -175,6 +175,7 @@ def soak(
 
     What it can do is `capacity_rps`, or else measured first, for `peak_s` seconds in a closed loop of so many
     connections. `pid` is the service's process. Arrivals are a Poisson process.
+    Raises psutil.NoSuchProcess where the service has ended.
     """
     chance = random.Random(seed)
     prepared = _prepared(url)
@@ -188,15 +189,16 @@ def soak(
         (due_s, _drawn(prepared, SHARES, chance)) for due_s in arrivals(share * capacity_rps, seconds, seed)
     ]
 
-    async def soaked() -> tuple[Record, Watched, Sample, Sample]:
-        began = time.perf_counter()
-        before = Probes(url, pid, began).sample()
+    began = time.perf_counter()
+    process = psutil.Process(pid)
+    before = look(process, began)
+
+    async def soaked() -> tuple[Record, Watched]:
         async with probing(url, pid, began) as probes, Client(url, began) as load:
             await load.follow(tqdm(plan, unit="request", disable=not progress))
-        after = await _quiet(probes, before)
-        return load.record(seconds), probes.watched(), before, after
+        return load.record(seconds), probes.watched()
 
-    return Soak(capacity_rps, *run(soaked()))
+    return Soak(capacity_rps, *run(soaked()), before, _once_quiet(process, before, began))
 
 
 def median_slope(x: Numbers, y: Numbers) -> float:
@@ -229,9 +231,9 @@ def _drawn(
     return chance.choice(prepared[kind])
 
 
-async def _quiet(probes: Probes, before: Sample) -> Sample:
+def _once_quiet(process: psutil.Process, before: Sample, began: float) -> Sample:
     """Return the process once the service has noticed that the connections are closed, or does not."""
     ends = time.perf_counter() + _QUIET_S
-    while (sample := probes.sample()).files > before.files and time.perf_counter() < ends:  # noqa: ASYNC110
-        await asyncio.sleep(0.1)
+    while (sample := look(process, began)).files > before.files and time.perf_counter() < ends:
+        time.sleep(0.1)
     return sample

@@ -48,7 +48,7 @@ def watched(rss_bytes: Sequence[float] = (100, 100, 100), every_s: float = 5) ->
     same = np.full(count, 5.0)
     return Watched(
         {"/healthz": quick, "/metrics": quick},
-        np.arange(count) * every_s,
+        np.arange(count, dtype=np.float64) * every_s,
         np.array(rss_bytes, dtype=np.float64),
         same,
         same,
