@@ -30,6 +30,8 @@ _CONNECTIONS: Final = 4096
 _FILES: Final = 2 * _CONNECTIONS  # where client and server are one process
 _LONGEST_IDLE_S: Final = 60.0
 """As a load balancer does: before the server closes the connection while a request is on its way."""
+_ROUNDING_S: Final = 0.0005
+"""Added to each pause, since the loop's timers are of whole milliseconds, and none should end early."""
 _LONGEST_PATIENCE_S: Final = 0.05
 """A client that hangs up waits up to this long: while the picture is read, decoded, queued or run."""
 
@@ -146,7 +148,7 @@ class Client:
         try:
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
                 for due_s, request in plan:
-                    await asyncio.sleep(max(0.0, due_s - self.now_s))
+                    await asyncio.sleep(max(0.0, due_s - self.now_s + _ROUNDING_S))
                     group.create_task(self.ask(request, due_s))
                 limit.reschedule(asyncio.get_running_loop().time() + patience_s)
         except TimeoutError:

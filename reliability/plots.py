@@ -43,7 +43,7 @@ def draw_overload(run: Overload, title: str, path: Path) -> None:
 
     _dots(quick, load, load.were(429), 1e3, "429", _RED)
     for (name, record), colour in zip(watched.answers.items(), (_BLUE, _ORANGE), strict=True):
-        _dots(quick, record, record.were(200), 1e3, name, colour)
+        _dots(quick, record, record.were(200), 1e3, name, colour, size=5)
     quick.axhline(50, color=_RED, linestyle=":", label="limit of a 429")
     quick.axhline(100, color=_GREY, linestyle="--", label="limit of a probe")
     _logarithmic(quick, "latency, ms")
@@ -92,10 +92,12 @@ def _panels(title: str, count: int) -> tuple[Figure, Any]:
     return figure, figure.subplots(count, sharex=True)
 
 
-def _dots(panel: Any, record: Record, chosen: Chosen, unit: float, name: str, colour: str) -> None:
+def _dots(
+    panel: Any, record: Record, chosen: Chosen, unit: float, name: str, colour: str, size: float = 2.5
+) -> None:
     """Plot when requests were due, and their latency in units of 1/`unit` seconds."""
     moments, latencies = record.due_s[chosen], record.latency_s[chosen] * unit
-    panel.plot(moments, latencies, ".", markersize=2.5, color=colour)
+    panel.plot(moments, latencies, ".", markersize=size, color=colour)
     panel.plot([], [], "o", color=colour, label=name)  # larger in the legend
 
 
