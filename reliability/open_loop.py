@@ -31,7 +31,7 @@ _FILES: Final = 2 * _CONNECTIONS  # where client and server are one process
 _LONGEST_IDLE_S: Final = 60.0
 """As a load balancer does: before the server closes the connection while a request is on its way."""
 _ROUNDING_S: Final = 0.0005
-"""Added to each pause, since the loop's timers are of whole milliseconds, and none should end early."""
+"""The loop's timers are of whole milliseconds."""
 _LONGEST_PATIENCE_S: Final = 0.05
 """A client that hangs up waits up to this long: while the picture is read, decoded, queued or run."""
 
@@ -148,7 +148,7 @@ class Client:
         try:
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
                 for due_s, request in plan:
-                    await asyncio.sleep(max(0.0, due_s - self.now_s + _ROUNDING_S))
+                    await self._until(due_s)
                     group.create_task(self.ask(request, due_s))
                 limit.reschedule(asyncio.get_running_loop().time() + patience_s)
         except TimeoutError:
@@ -183,6 +183,13 @@ class Client:
             row = Row(due_s, late_s, request.kind, answer.status, error, self.now_s - due_s, *answer[1:])
             self.rows.append(row)
         return row
+
+    async def _until(self, due_s: float) -> None:
+        """Wait, for a turn of the loop at least: its timers may end early, and requests must not."""
+        pause_s = max(0.0, due_s - self.now_s)
+        while pause_s >= 0:
+            await asyncio.sleep(pause_s + _ROUNDING_S * (pause_s > 0))
+            pause_s = due_s - self.now_s
 
     async def _exchange(self, content: bytes) -> Answer:
         connection = await self._connection()
