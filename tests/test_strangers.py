@@ -8,8 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from service.api.service import load
 from service.client import Client, Refused
+from service.errors import KeysUnusable
 from service.settings import Settings
 from tests.conftest import FileServer, Running, serving
 from tests.test_serve import refused, started
