@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test check format lint types lock load-test image compare-peers image-test dashboards bundled-model clean
+.PHONY: help install serve test check format lint types lock load-test reliability audit image compare-peers image-test dashboards bundled-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,6 +43,15 @@ lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; ve
 
 load-test: $(VENV)/.installed-dev  ## Load a service that serves MODEL, in every scenario; reports in load-test/
 	$(BIN)/python -m load_tests run --model "$(MODEL)"
+
+reliability: $(VENV)/.installed-dev  ## The long tests: overload, crowds, fuzzing, a soak; an hour; reports in reliability-results/
+	$(BIN)/python -m reliability crowds
+	$(BIN)/python -m reliability fuzz
+	$(BIN)/python -m reliability overload --model "$(or $(OVERLOAD_MODEL),bundled)" $(if $(OVERLOAD_WEIGHTS),--weights "$(OVERLOAD_WEIGHTS)")
+	$(BIN)/python -m reliability soak
+
+audit: $(VENV)/.installed-dev  ## Look up known vulnerabilities of what the locks name
+	$(BIN)/pip-audit --disable-pip --no-deps --requirement requirements.lock
 
 image: install  ## Classify NUM_IMAGES generated pictures: USE_GPU=1 BATCH_SIZE=64 IMAGE_MODEL=resnet50
 	$(BIN)/resnet-service bench --end-to-end "$(NUM_IMAGES)" --batch-size "$(BATCH_SIZE)" --model "$(IMAGE_MODEL)" \

@@ -284,6 +284,31 @@ _DETAIL: Final = {
             ),
         ),
     ),
+    "Clients": (
+        Panel(
+            "Connections",
+            "Open ones, at work or idle.",
+            "short",
+            (Series(f"inference_connections{{{HERE}}}", "{{instance}}"),),
+        ),
+        Panel(
+            "Connections cut off",
+            "By reason: too many, late or huge heads, no HTTP, endless pipelining, answers not read.",
+            "ops",
+            (
+                Series(
+                    f"sum by (reason) ({_rate('inference_connections_refused_total')})",
+                    "{{reason}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Uploads in memory",
+            "Bytes of requests that are read, queued or run.",
+            "bytes",
+            (Series(f"inference_upload_bytes{{{HERE}}}", "{{instance}}"),),
+        ),
+    ),
 }
 
 DASHBOARDS: Final = {

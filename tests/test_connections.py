@@ -22,8 +22,8 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 class Client:
     """A connection of its own, over which anything can be sent; answers are read whole, one by one."""
 
-    def __init__(self, server: Running, receive_buffer: int | None = None) -> None:
-        host, port = server.url.removeprefix("http://").split(":")
+    def __init__(self, url: str, receive_buffer: int | None = None) -> None:
+        host, port = url.removeprefix("http://").split(":")
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -62,8 +62,8 @@ class Client:
 
 
 @contextmanager
-def connected(server: Running, **options: int) -> Iterator[Client]:
-    client = Client(server, **options)
+def connected(url: str, **options: int) -> Iterator[Client]:
+    client = Client(url, **options)
     try:
         yield client
     finally:
@@ -99,7 +99,7 @@ def refusals(server: Running, reason: str) -> Callable[[], bool]:
 def test_a_head_that_is_never_finished(impatient: Running, begin: bytes) -> None:
     """A client that sends a part of a head gets 408 when its time is over, and its connection is closed."""
     refused = refusals(impatient, "head_late")
-    with connected(impatient) as client:
+    with connected(impatient.url) as client:
         client.send(begin)
         status, headers, problem = client.answer()
         assert status == problem["status"] == 408
@@ -111,13 +111,13 @@ def test_a_head_that_is_never_finished(impatient: Running, begin: bytes) -> None
 
 def test_a_head_byte_by_byte(impatient: Running) -> None:
     """To go on sending does not buy more time."""
-    with connected(impatient) as client:
+    with connected(impatient.url) as client:
         client.send_until_cut_off(b"x")
 
 
 def test_a_client_that_says_nothing(impatient: Running) -> None:
     """A connection on which nothing is asked is closed without a word."""
-    with connected(impatient) as client:
+    with connected(impatient.url) as client:
         assert client.is_closed()
 
 
@@ -134,7 +134,7 @@ def test_a_client_that_says_nothing(impatient: Running) -> None:
 def test_a_huge_head(server: Running, head: bytes) -> None:
     """Over 64 KiB or 100 fields a head gets 431, whether it ends or not, and the client can read it."""
     refused = refusals(server, "head_large")
-    with connected(server) as client:
+    with connected(server.url) as client:
         client.send(head)
         status, _, problem = client.answer()
         assert status == problem["status"] == 431
@@ -159,7 +159,7 @@ def test_a_huge_head(server: Running, head: bytes) -> None:
 def test_what_is_no_http(server: Running, data: bytes) -> None:
     """It gets 400 as a problem, and the connection is closed: what follows on it is not to be trusted."""
     refused = refusals(server, "malformed")
-    with connected(server) as client:
+    with connected(server.url) as client:
         client.send(data)
         status, _, problem = client.answer()
         assert status == problem["status"] == 400
@@ -169,7 +169,7 @@ def test_what_is_no_http(server: Running, data: bytes) -> None:
 
 def test_rubbish_after_a_request_leaves_its_answer(server: Running, jpeg: bytes) -> None:
     """What is wrong with the next request does not cost the answer to the one before it."""
-    with connected(server) as client, server.runtime.held():
+    with connected(server.url) as client, server.runtime.held():
         client.send(post(jpeg) + b"rubbish\r\n\r\n")
         assert server.runtime.begun.acquire(timeout=30)
         server.runtime.release()
@@ -181,7 +181,7 @@ def test_rubbish_after_a_request_leaves_its_answer(server: Running, jpeg: bytes)
 
 def test_pipelined_requests_are_answered_in_order(server: Running, jpeg: bytes) -> None:
     """Requests that are sent before the answers to earlier ones get theirs in turn."""
-    with connected(server) as client:
+    with connected(server.url) as client:
         client.send((post(jpeg) + GET + post(b"rubbish") + GET) * 10)
         statuses = [client.answer()[0] for _ in range(40)]
     assert statuses == [200, 200, 415, 200] * 10
@@ -190,7 +190,7 @@ def test_pipelined_requests_are_answered_in_order(server: Running, jpeg: bytes) 
 def test_endless_pipelining_is_cut_off(server: Running, jpeg: bytes) -> None:
     """A hundred requests may wait on a connection for the one before them; more end it."""
     refused = refusals(server, "pipelined")
-    with connected(server) as client, server.runtime.held():
+    with connected(server.url) as client, server.runtime.held():
         client.send(post(jpeg))
         assert server.runtime.begun.acquire(timeout=30)
         client.send(GET * 500)
@@ -200,7 +200,7 @@ def test_endless_pipelining_is_cut_off(server: Running, jpeg: bytes) -> None:
 
 def test_a_connection_outlives_errors(impatient: Running, jpeg: bytes) -> None:
     """A refused picture, a missing path and half a picture leave the connection in order."""
-    with connected(impatient) as client:
+    with connected(impatient.url) as client:
         client.send(post(b"rubbish"))
         assert client.answer()[0] == 415
         client.send(post(jpeg, path="/nowhere"))
@@ -213,7 +213,7 @@ def test_a_connection_outlives_errors(impatient: Running, jpeg: bytes) -> None:
 
 def test_a_full_queue_refuses_before_the_body_is_sent(impatient: Running, jpeg: bytes) -> None:
     """429 comes at the request's head, also instead of 100 Continue; the connection goes on."""
-    with ThreadPoolExecutor(3) as pool, impatient.runtime.held(), connected(impatient) as client:
+    with ThreadPoolExecutor(3) as pool, impatient.runtime.held(), connected(impatient.url) as client:
         first = pool.submit(
             impatient.client.post, "/predict", content=jpeg, headers={"Content-Type": "image/jpeg"}
         )
@@ -241,7 +241,7 @@ def test_a_full_queue_refuses_before_the_body_is_sent(impatient: Running, jpeg: 
 def test_a_body_after_the_answer_has_an_end(impatient: Running) -> None:
     """Whoever was refused and goes on sending for ever is cut off."""
     head = b"POST /predict HTTP/1.1\r\nContent-Type: text/plain\r\nContent-Length: 999999999999\r\n\r\n"
-    with connected(impatient) as client:
+    with connected(impatient.url) as client:
         client.send(head)
         assert client.answer()[0] == 415
         client.send_until_cut_off(b"x" * 100)
@@ -254,7 +254,7 @@ def test_a_body_in_chunks(server: Running, jpeg: bytes) -> None:
     )
     sizes = [1, 2, 500, len(jpeg) - 503]
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
-    with connected(server) as client:
+    with connected(server.url) as client:
         client.send(head)
         for size, end in zip(sizes, ends, strict=True):
             client.send(b"%x\r\n%b\r\n" % (size, jpeg[end - size : end]))
@@ -264,7 +264,7 @@ def test_a_body_in_chunks(server: Running, jpeg: bytes) -> None:
 
 def test_an_upgrade_is_declined(server: Running, jpeg: bytes) -> None:
     """A client that would rather speak HTTP/2 is answered in HTTP/1.1, now and on its next request."""
-    with connected(server) as client:
+    with connected(server.url) as client:
         client.send(
             post(jpeg, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
         )
@@ -278,7 +278,7 @@ def test_an_answer_that_nobody_reads(impatient: Running) -> None:
     refused = refusals(impatient, "unread")
     path = re.search(r'src="(\S+swagger-ui-bundle.js)"', impatient.client.get("/docs").text)
     assert path is not None
-    with connected(impatient, receive_buffer=4096) as client:
+    with connected(impatient.url, receive_buffer=4096) as client:
         # Ten times the script of the page: more than the kernel keeps.
         client.send(f"GET {path[1]} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 10)
         impatient.wait_for(refused)
@@ -307,13 +307,13 @@ def test_too_many_connections(jpeg: bytes) -> None:
     """Beyond the limit the longest idle makes room; where all are at work, the new one gets 503."""
     with serving(Settings(model="bundled", max_connections=4)) as server, ExitStack() as stack:
         server.client.close()  # its connection is one of the four
-        clients = [stack.enter_context(connected(server)) for _ in range(4)]
+        clients = [stack.enter_context(connected(server.url)) for _ in range(4)]
         for client in clients:
             client.send(GET)
             assert client.answer()[0] == 200
         clients[0].send(GET)  # no longer the one that has been idle longest
         assert clients[0].answer()[0] == 200
-        new = stack.enter_context(connected(server))
+        new = stack.enter_context(connected(server.url))
         new.send(GET)
         assert new.answer()[0] == 200
         assert clients[1].is_closed()
@@ -323,7 +323,7 @@ def test_too_many_connections(jpeg: bytes) -> None:
                 client.send(post(jpeg))
             for _ in working[:1]:
                 assert server.runtime.begun.acquire(timeout=30)
-            refused = stack.enter_context(connected(server))
+            refused = stack.enter_context(connected(server.url))
             while True:  # until the last of them has been read
                 status, _, problem = refused.answer()
                 if status == 503:
@@ -341,7 +341,7 @@ def test_ten_thousand_idle_connections(jpeg: bytes) -> None:
     try:
         with serving(Settings(model="bundled", head_timeout_s=120)) as server, ExitStack() as stack:
             for _ in range(count):
-                stack.enter_context(connected(server))
+                stack.enter_context(connected(server.url))
             server.wait_for(lambda: server.metric("inference_connections") > count)
             assert server.client.post("/predict", files={"file": jpeg}).status_code == 200
             assert httpx.get(f"{server.url}/healthz").status_code == 200
