@@ -1,4 +1,4 @@
-"""`python -m reliability`: the long tests, each against a service of its own, and the table of what they found.
+"""`python -m reliability`: the long tests, each against a service of its own, and tables of what they found.
 
 docs/reliability.md has the promises and figures of such a run.
 """

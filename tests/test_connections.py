@@ -284,6 +284,29 @@ def test_an_answer_that_nobody_reads(impatient: Running) -> None:
         impatient.wait_for(refused)
 
 
+def test_a_client_that_hangs_up_while_it_is_read(server: Running, jpeg: bytes) -> None:
+    """Half a picture, and then nobody: the request ends, is counted as 499, and its memory is free."""
+    counted = {"route": "/predict", "status": "499"}
+    before = server.metric("inference_request_seconds_count", **counted)
+    with connected(server.url) as client:
+        client.send(post(jpeg)[: -len(jpeg) // 2])
+        server.wait_for(lambda: server.metric("inference_upload_bytes") > 0)
+    server.wait_for(lambda: server.metric("inference_request_seconds_count", **counted) == before + 1)
+    assert server.metric("inference_upload_bytes") == 0
+
+
+def test_a_client_that_hangs_up_while_it_runs(server: Running, jpeg: bytes) -> None:
+    """What is on the device is run to its end, for nobody, and the next picture is answered."""
+    cancelled = server.metric("inference_images_total", outcome="cancelled")
+    with server.runtime.held():
+        with connected(server.url) as client:
+            client.send(post(jpeg))
+            assert server.runtime.begun.acquire(timeout=30)
+        server.wait_for(lambda: server.metric("inference_images_total", outcome="cancelled") == cancelled + 1)
+        server.runtime.release()
+    assert server.client.post("/predict", files={"file": jpeg}).status_code == 200
+
+
 def test_the_memory_of_uploads_is_bounded() -> None:
     """Bodies that do not fit beside those at work get 429; the memory is free once these are answered."""
     picture = encode(make_image(), "BMP")

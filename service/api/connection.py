@@ -21,6 +21,8 @@ _TOO_LONG: Final = f"the request's head is longer than {_MAX_HEAD_BYTES:,} bytes
 _MAX_HEADERS: Final = 100
 _MAX_PIPELINED: Final = 100
 """Requests of a connection that wait for the one before them; whoever sends more is cut off."""
+_MOST_REFUSED: Final = 128
+"""Connections over the limit that are told so, which takes a moment; in a flood the others are not."""
 _LINGER_S: Final = 2.0
 """For which a refused client may still send, so that it reads why, not that its connection was reset."""
 
@@ -70,6 +72,9 @@ class Connection(HttpToolsProtocol):
         everybody = self._all
         everybody.open += 1
         if everybody.open > everybody.limit:
+            if everybody.open > everybody.limit + _MOST_REFUSED:
+                self._cut_off("limit")
+                return
             if not everybody.idle:
                 self._refuse("limit", HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
                 return
