@@ -72,14 +72,15 @@ class Connection(HttpToolsProtocol):
         everybody = self._all
         everybody.open += 1
         if everybody.open > everybody.limit:
-            if everybody.open > everybody.limit + _MOST_REFUSED:
+            if everybody.idle:
+                oldest, _ = everybody.idle.popitem(last=False)
+                oldest._cut_off("limit")
+            elif everybody.open > everybody.limit + _MOST_REFUSED:
                 self._cut_off("limit")
                 return
-            if not everybody.idle:
+            else:
                 self._refuse("limit", HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
                 return
-            oldest, _ = everybody.idle.popitem(last=False)
-            oldest._cut_off("limit")
         everybody.idle[self] = None
         self._expect_head()
 
