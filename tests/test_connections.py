@@ -247,6 +247,15 @@ def test_a_body_after_the_answer_has_an_end(impatient: Running) -> None:
         client.send_until_cut_off(b"x" * 100)
 
 
+def test_a_large_body_at_once(server: Running) -> None:
+    """A picture that comes together with its head is no part of the head, however large."""
+    picture = encode(make_image(256, 192, seed=1), "BMP")
+    with connected(server.url) as client:
+        for _ in range(3):
+            client.send(post(picture))
+            assert client.answer()[0] == 200
+
+
 def test_a_body_in_chunks(server: Running, jpeg: bytes) -> None:
     """A body without a length, in chunks of any size, is a body like any other."""
     head = (

@@ -59,6 +59,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**arguments)
         self._all = connections
         self._head_bytes = 0  # received of a head that is not complete
+        self._is_head = True  # all that is being parsed
         self._field_bytes = 0  # of its fields that are
         self._body_left = 0  # of a body that the parser does not see
         self._in_body = False
@@ -99,16 +100,14 @@ class Connection(HttpToolsProtocol):
         if self._refused:
             return
         self._unset_keepalive_if_required()
-        was_in_body = self._in_body
+        self._is_head = not self._in_body
         try:
             self._parse(data)
         except httptools.HttpParserError:
             if not self._refused:
                 self._refuse("malformed", HTTPStatus.BAD_REQUEST, "this is no HTTP request")
             return
-        if self._in_body or was_in_body:
-            self._head_bytes = 0  # how much of the data was of the next head is not worth knowing
-        else:
+        if self._is_head:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self._refuse_head(_TOO_LONG)
@@ -141,6 +140,7 @@ class Connection(HttpToolsProtocol):
             raise _RefusedError
         self._in_body = True
         self._head_bytes = 0
+        self._is_head = False  # how much of the data is of the next head is not worth knowing
         self._all.idle.pop(self, None)
         self._expect_nothing()
         if self.parser.should_upgrade():
