@@ -254,6 +254,50 @@ def test_a_jpeg_of_a_thousand_scans_is_refused(progressive: bool) -> None:
         decode(whole[:-2] + 1000 * scan + whole[-2:], SMALL)
 
 
+def long_winded(format: str, parts: int, part: bytes) -> bytes:  # noqa: A002
+    """Return a small picture with so many of these parts in its header."""
+    whole = encode(make_image(48, 48), format)
+    end = {"JPEG": 2, "PNG": 33, "GIF": 13 + 768}[format]
+    return whole[:end] + parts * part + whole[end:]
+
+
+PROFILE = b"\xff\xe2\0\x11ICC_PROFILE\0\1\1p"
+
+
+@pytest.mark.parametrize(
+    ("format", "parts", "part"),
+    [
+        ("JPEG", 2_001, PROFILE),
+        ("JPEG", 60_000, b"\xff"),
+        ("JPEG", 30_000, b"\xff\xd0"),
+        ("JPEG", 60_000, b"\0"),
+        ("PNG", 50_000, chunk(b"teSt", b"")),
+        ("PNG", 5, chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**20)))),
+        ("GIF", 20_000, b"!\xfe\1c\0"),
+        ("GIF", 20_000, b"\0"),
+    ],
+)
+def test_an_endless_header_is_refused(format: str, parts: int, part: bytes) -> None:  # noqa: A002
+    """Pillow reads a header part by part in Python, so a picture of 20 MB could cost a minute or 700 MB."""
+    with pytest.raises(PayloadTooLarge, match="parts"):
+        decode(long_winded(format, parts, part), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("format", "parts", "part"),
+    [
+        ("JPEG", 255, PROFILE),
+        ("JPEG", 1_000, b"\xff"),
+        ("PNG", 40_000, chunk(b"teSt", b"")),
+        ("PNG", 2, chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(100)))),
+        ("GIF", 5_000, b"!\xfe\1c\0"),
+    ],
+)
+def test_a_long_header_is_read(format: str, parts: int, part: bytes) -> None:  # noqa: A002
+    """What programs write, and more than that, is no obstacle."""
+    assert difference(decode(long_winded(format, parts, part), EXACT), make_image(48, 48)) < 8
+
+
 def test_a_tiff_of_one_huge_tile_is_refused() -> None:
     """A TIFF's tiles may be larger than its picture; they are held to the same limit."""
     tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: 45008, 323: 45008, 324: 8, 325: 8}

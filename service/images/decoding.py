@@ -16,6 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from service.errors import InvalidImage, PayloadTooLarge, UnsupportedMedia
 from service.images import jpeg
+from service.images.endless import is_endless
 from service.images.preprocessing import Crop, Pixels, Preprocessing
 
 # The limit below is checked on the header of every picture, so Pillow's own, which is global and
@@ -114,6 +115,8 @@ def _open(data: bytes | bytearray) -> Image.Image:
     """Read the header only; no pixel is decoded here."""
     if not data:
         raise InvalidImage("the picture is empty (0 bytes)")
+    if is_endless(data):
+        raise PayloadTooLarge("the picture's header has too many parts")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except _BROKEN as error:

@@ -14,6 +14,7 @@ _HARMLESS: Final = (
     *range(0xE2, 0xF0),  # all application data but EXIF and XMP, which can say that it lies on its side
     0xFE,  # comment
 )
+_MAX_SEGMENTS: Final = 2_000  # what has more is for the look at all kinds of header, which refuses it
 
 
 def plain_size(data: bytes | bytearray) -> tuple[int, int] | None:
@@ -26,7 +27,9 @@ def plain_size(data: bytes | bytearray) -> tuple[int, int] | None:
         return None
     position = len(_STARTS)
     size, components = None, 0
-    while position + 4 <= len(data) and data[position] == 0xFF:
+    for _ in range(_MAX_SEGMENTS):
+        if position + 4 > len(data) or data[position] != 0xFF:
+            return None
         marker = data[position + 1]
         body = position + 4
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
