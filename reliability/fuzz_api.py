@@ -1,0 +1,168 @@
+"""Requests that the service's own OpenAPI document allows, and such that it does not, from schemathesis."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import CheckFunction, not_a_server_error
+from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from schemathesis.transport.serialization import Binary
+
+from reliability.corpus import corpus
+from reliability.measures import Pulse, resident_mb
+from service.api.inference_protocol import interface
+
+_CHECKS: Final[list[CheckFunction]] = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+_TIMEOUT_S: Final = 60
+_BENCH: Final = "/bench"
+_BENCHES: Final = 10
+"""At most so many right requests, and as many wrong ones: some of them really measure."""
+_WARM_UP: Final = 40
+"""Requests before the memory is looked at, at least; a tenth of them all where that is more."""
+_WITH_BODY: Final = 10
+"""How many times as many requests an operation with a body is sent as one without."""
+_REPORTED: Final = 500
+"""Characters of a failure."""
+
+
+@dataclass(frozen=True)
+class ApiFuzz:
+    """What the API answered: requests by operation and by status, and what was wrong with an answer."""
+
+    requests: dict[str, int]
+    statuses: dict[int, int]
+    seconds: float
+    failures: list[str]
+    warm_mb: float | None
+    end_mb: float | None
+    slowest_health_ms: float
+    failed_health: int
+
+    @property
+    def grown_mb(self) -> float | None:
+        """What stayed in the service's memory after the warm-up; None where its process is not known."""
+        return None if self.warm_mb is None or self.end_mb is None else self.end_mb - self.warm_mb
+
+
+def api_fuzz(url: str, examples: int, pid: int | None = None) -> ApiFuzz:
+    """Send about `examples` requests to every operation of the service at `url`, whose process is `pid`.
+
+    Half of them are as the OpenAPI document says, and half are not; pictures are from the corpus. An answer
+    must be documented: its status, its content type and its schema; and never be of the service's fault.
+    The service has to be another process: hypothesis minds who else draws random numbers in its own.
+    """
+    pictures = [Binary(data) for _, data in corpus() if len(data) <= 100_000]
+    binary = st.one_of(st.sampled_from(pictures), st.binary(max_size=1000).map(Binary))
+    schemathesis.openapi.format("binary", binary)
+    for media_type in ("image/*", "application/octet-stream"):
+        schemathesis.openapi.media_type(media_type, binary.map(lambda picture: picture.data))
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
+    model: str = requests.get(f"{url}/info", timeout=_TIMEOUT_S).json()["model"]
+    drawn = [one for operation in operations for one in _drawn(operation, model)]
+    _Fuzzed(url).send(drawn, max(_WARM_UP, examples // 10))
+    warm_mb = None if pid is None else resident_mb(pid)
+    fuzzed = _Fuzzed(url)
+    started = time.perf_counter()
+    with Pulse(url) as pulse:
+        fuzzed.send(drawn, examples)
+    return ApiFuzz(
+        requests=dict(fuzzed.requests),
+        statuses=dict(fuzzed.statuses),
+        seconds=time.perf_counter() - started,
+        failures=fuzzed.failures,
+        warm_mb=warm_mb,
+        end_mb=None if pid is None else resident_mb(pid),
+        slowest_health_ms=pulse.slowest_ms,
+        failed_health=pulse.failures,
+    )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One way of asking an operation, and its share of all requests."""
+
+    label: str
+    cases: st.SearchStrategy[Case[Any]]
+    weight: float
+    most: int | None
+
+
+def _drawn(operation: Any, model: str) -> Iterator[_Drawn]:
+    """Yield the ways of asking: rightly and wrongly, by any name and by the model's own."""
+    right, wrong = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+    ways: list[tuple[GenerationMode, dict[str, Any]]] = [(right, {})]
+    if operation.path == _BENCH:
+        ways = [(right, {"query": {"iterations": 1}}), (wrong, {"query": {"batch_sizes": "1"}})]
+    elif operation.body or operation.query:  # any name in a path is a right one
+        ways.append((wrong, {}))
+    if "{name}" in operation.path:
+        own = {"path_parameters": {"name": model, "version": interface.VERSION}}
+        ways += [(mode, own) for mode in ((right, wrong) if operation.body else (right,))]
+    weight = (_WITH_BODY if operation.body else 1) / len(ways)
+    for mode, fixed in ways:
+        most = _BENCHES if operation.path == _BENCH else None
+        yield _Drawn(operation.label, operation.as_strategy(mode, **fixed), weight, most)
+
+
+class _Fuzzed:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._session = requests.Session()
+        self.requests: Counter[str] = Counter()
+        self.statuses: Counter[int] = Counter()
+        self.failures: list[str] = []
+
+    def send(self, drawn: Sequence[_Drawn], examples: int) -> None:
+        """Send about so many requests."""
+        weights = sum(one.weight for one in drawn)
+        for one in drawn:
+            share = math.ceil(examples * one.weight / weights)
+            self._send_some(one, share if one.most is None else min(share, one.most))
+
+    def _send_some(self, drawn: _Drawn, examples: int) -> None:
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            verbosity=Verbosity.quiet,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(drawn.cases)
+        def once(case: Case[Any]) -> None:
+            self._call(drawn.label, case)
+
+        try:
+            once()
+        except Unsatisfiable:
+            pass  # what has one value that is right cannot be asked wrongly
+        except (FailureGroup, requests.RequestException, AssertionError) as error:
+            found = error.exceptions if isinstance(error, FailureGroup) else [error]
+            self.failures += [f"{drawn.label}: {failure!s:.{_REPORTED}}" for failure in found]
+
+    def _call(self, label: str, case: Case[Any]) -> None:
+        response = case.call(base_url=self._url, session=self._session, timeout=_TIMEOUT_S)
+        self.requests[label] += 1
+        self.statuses[response.status_code] += 1
+        case.validate_response(response, checks=_CHECKS)
