@@ -118,7 +118,7 @@ def test_a_device_out_of_memory(jpeg: bytes) -> None:
         for _ in range(2):
             answer = server.client.post("/predict/batch", files=[("file", jpeg)] * 32)
             assert not [result for result in answer.json()["results"] if "error" in result]
-        assert server.metric("inference_largest_batch") == 4
+        assert 2 <= server.metric("inference_largest_batch") <= 4
 
 
 HANGING = """
@@ -131,7 +131,7 @@ from service.api.service import load
 from service.settings import Settings
 
 logs.configure(style="json")
-service = load(Settings(model="bundled", port=0, instances=1, {settings}))
+service = load(Settings(model="bundled", port=0, instances=1, access_log=False, {settings}))
 {fault}
 sys.exit(server.run(service))
 """

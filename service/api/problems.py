@@ -124,6 +124,7 @@ async def _unexpected(request: Request, _: Exception) -> Response:
     # the answer written outside `Observe`, which has left the request's id behind.
     response = _respond(request.scope, plain(500, "the log has its traceback"))
     response.headers["X-Request-ID"] = request.scope.get("request_id", "")
+    response.headers["Connection"] = "close"  # as uvicorn will, after an error that it sees
     return response
 
 
