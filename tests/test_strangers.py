@@ -269,3 +269,20 @@ def test_a_pickle_is_not_run(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program, str(weights), str(proof)], check=True)
     assert "weights" in refused("--model", "resnet18", "--weights", str(weights), status=3)
     assert not proof.exists()
+
+
+def test_a_traceback_on_a_terminal_has_no_variables() -> None:
+    """What a person reads of an error has its lines, and not the pictures and keys that they were about."""
+    program = (
+        "import logging\n"
+        "from service import logs\n"
+        "logs.configure(style='console')\n"
+        "def fail(key): raise RuntimeError('broken')\n"
+        "try:\n"
+        "    fail('k' + 20 * 'e' + 'y')\n"
+        "except RuntimeError:\n"
+        "    logging.getLogger('x').exception('it is')\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
+    assert "RuntimeError: broken" in said
+    assert "k" + 20 * "e" + "y" not in said
