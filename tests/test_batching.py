@@ -410,6 +410,29 @@ async def test_out_of_memory_shrinks_the_batch() -> None:
 
 
 @asynchronous
+async def test_memory_that_is_free_again_is_used() -> None:
+    """Some time after a device ran out of memory batches grow to what they were, one doubling at a time."""
+    sizes: list[int] = []
+    fits = [2]
+
+    async def crowded(items: list[int]) -> list[int]:
+        if len(items) > fits[0]:
+            raise DeviceOutOfMemory("does not fit")
+        sizes.append(len(items))
+        return items
+
+    async with batching(crowded, max_batch=8, grow_after_s=0) as batcher:
+        await asyncio.gather(*submit(batcher, *range(8)))
+        assert max(sizes) == 2
+        fits[0] = 8
+        sizes.clear()
+        for _ in range(3):
+            await asyncio.gather(*submit(batcher, *range(8)))
+        assert batcher.max_batch == 8
+        assert sizes[-1] == 8
+
+
+@asynchronous
 async def test_a_runner_that_cancels_itself_does_not_kill_its_worker() -> None:
     """A CancelledError that comes out of a runner is that batch's failure."""
 

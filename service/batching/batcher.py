@@ -43,13 +43,20 @@ class MicroBatcher(Generic[Item, Result]):
         max_batch: int,
         max_queue: int,
         max_wait_s: float = 0.0,
+        grow_after_s: float = 60.0,
         on_failure: Callable[[BaseException, int], None] | None = None,
     ) -> None:
-        """`on_failure` is told each error a runner raised and the size of the batch, retried or not."""
+        """`on_failure` is told each error a runner raised and the size of the batch, retried or not.
+
+        So long after a device ran out of memory, which may have been another's doing, larger batches are
+        tried again.
+        """
         if not runners or max_batch < 1 or max_queue < 1 or max_wait_s < 0:
             raise ValueError("needs a runner, max_batch and max_queue of 1 or more, max_wait_s of 0 or more")
         self._runners = tuple(runners)
-        self._max_batch = self._worthwhile = max_batch
+        self._max_batch = self._most = self._worthwhile = max_batch
+        self._grow_after_s = grow_after_s
+        self._shrunk = 0.0
         self.max_queue = max_queue
         self._max_wait_s = max_wait_s
         self._on_failure = on_failure
@@ -68,7 +75,7 @@ class MicroBatcher(Generic[Item, Result]):
 
     @property
     def max_batch(self) -> int:
-        """The largest batch that fits the device; shrinks when it runs out of memory."""
+        """The largest batch that fits the device; halved when it runs out of memory, and doubled later."""
         return self._max_batch
 
     @property
@@ -175,7 +182,7 @@ class MicroBatcher(Generic[Item, Result]):
         worker = asyncio.current_task()
         assert worker is not None
         try:
-            while batch := await self._queue.next_batch(self.largest_batch, self._max_wait_s):
+            while batch := await self._queue.next_batch(self._grown(), self._max_wait_s):
                 self._running[worker] = _Running(len(batch), time.perf_counter())
                 try:
                     await self._run(runner, batch)
@@ -189,6 +196,13 @@ class MicroBatcher(Generic[Item, Result]):
                 self.failure = error
                 self._refusal = "the device has failed"
                 self._queue.fail_all(NotReady(self._refusal), error)
+
+    def _grown(self) -> int:
+        """Return the largest batch to form now."""
+        if self._max_batch < self._most and time.perf_counter() - self._shrunk >= self._grow_after_s:
+            self._max_batch = min(2 * self._max_batch, self._most)
+            self._shrunk = time.perf_counter()
+        return self.largest_batch
 
     async def _run(self, runner: Runner[Item, Result], batch: list[Entry[Item, Result]]) -> None:
         """Run a batch and resolve its futures; where it fails, its halves. Raises DeviceFailed only."""
@@ -225,6 +239,7 @@ class MicroBatcher(Generic[Item, Result]):
             raise error
         if isinstance(error, DeviceOutOfMemory) and len(batch) > 1:
             self._max_batch = min(self._max_batch, len(batch) // 2)
+            self._shrunk = time.perf_counter()
         if len(batch) == 1:
             memory = isinstance(error, DeviceOutOfMemory)
             reason = "does not fit into the device's memory" if memory else "made the model fail"
