@@ -67,7 +67,7 @@ dashboards: $(VENV)/.installed-dev  ## Write Grafana's dashboards anew from moni
 	$(BIN)/python -m monitoring.dashboards
 
 bundled-model: install  ## Train the bundled model anew on CIFAR (default: downloaded); goes on if interrupted
-	$(BIN)/resnet-service train --data "$(CIFAR)" --store fp16 --out runs/bundled --resume
+	$(BIN)/resnet-service train --data "$(CIFAR)" --network resnet18 --store fp16 --out runs/bundled --resume
 	cp runs/bundled/model.safetensors service/models/bundled/cifar10.safetensors
 	cp runs/bundled/model.md service/models/bundled/cifar10.md
 	cp runs/bundled/run_log.json service/models/bundled/cifar10.json

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_PREDICTION: Final = {"class_id": 5, "label": "dog", "probability": 0.527}
+_PREDICTION: Final = {"class_id": 5, "label": "dog", "probability": 0.535}
 _TIMING: Final = {"decode": 3.1, "queue": 0.1, "device": 2.4, "total": 6.0}
 _PROBLEM: Final = {
     "type": "urn:resnet-service:problem:unsupported-media",

@@ -60,7 +60,7 @@ def test_the_bundled_model_works_offline() -> None:
         *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     }
     file = REPOSITORY / "service/models/bundled/cifar10.safetensors"
-    assert file.stat().st_size < 8_000_000
+    assert file.stat().st_size < 25_000_000
     assert not model.network.training
 
 
@@ -68,7 +68,7 @@ def test_the_bundled_model_has_its_card() -> None:
     """The card beside the bundled model tells its network, data, epochs, seed, accuracy and hardware."""
     card = (REPOSITORY / "service/models/bundled/cifar10.md").read_text(encoding="utf-8")
     trained = checkpoint.load(REPOSITORY / "service/models/bundled/cifar10.safetensors")
-    assert trained.training["accuracy"] >= 0.88
+    assert trained.training["accuracy"] >= 0.94
     for fact in (trained.network, f"{trained.training['accuracy']:.2%}", "Seed", "Epochs", "Hardware"):
         assert fact in card
 

@@ -42,7 +42,7 @@ def test_every_operation_is_described(server: Running) -> None:
     """Each operation has a summary, a described success, and the service's problems for its errors."""
     document = server.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        *("/predict", "/predict/batch", "/bench", "/metrics", "/healthz", "/readyz", "/info"),
+        *("/predict", "/predict/batch", "/bench", "/metrics", "/healthz", "/readyz", "/info", "/reload"),
         *("/v2", "/v2/health/live", "/v2/health/ready", MODEL, f"{MODEL}/ready", f"{MODEL}/infer"),
         *(f"{MODEL}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer")),
     }

@@ -40,12 +40,12 @@ def create_app(service: Service, *, start_ready: bool = False) -> FastAPI:
         redoc_url=None,
         # Generated clients name their methods so: paths may change, these stay.
         generate_unique_id_function=lambda route: route.name,
-        responses=problems.responses(errors.Unauthorized, errors.Forbidden, errors.RateLimited),
     )
     app.state.service = service
-    app.include_router(predict.router)
-    app.include_router(operations.router)
-    app.include_router(inference_protocol.router)
+    guarded = (errors.Unauthorized, errors.Forbidden, errors.RateLimited)
+    for router in (predict.router, operations.router):
+        app.include_router(router, responses=problems.responses(*guarded))
+    app.include_router(inference_protocol.router, responses=problems.responses(*guarded, protocol=True))
     problems.install(app)
     app.add_exception_handler(ClientDisconnect, _client_is_gone)
     app.add_middleware(Guard, service=service)
