@@ -88,12 +88,8 @@ async def _ask(url: str, request: Request, seconds: float) -> Record:
 
 
 class _Member(asyncio.Protocol):
-    def __init__(self) -> None:
-        self.closed = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+    transport: asyncio.Transport
+    closed = False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self.closed = True
@@ -107,7 +103,9 @@ async def _opened(url: str, kind: Kind, size: int) -> AsyncIterator[list[_Member
     while len(members) < size:
         some = min(_AT_A_TIME, size - len(members))
         opening = [loop.create_connection(_Member, address.hostname, address.port) for _ in range(some)]
-        members += [member for _, member in await asyncio.gather(*opening)]
+        for transport, member in await asyncio.gather(*opening):
+            member.transport = transport
+            members.append(member)
     dripping = asyncio.create_task(_drip(members)) if kind == "slow" else None
     try:
         yield members
