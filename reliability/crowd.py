@@ -99,10 +99,11 @@ class _Member(asyncio.Protocol):
 async def _opened(url: str, kind: Kind, size: int) -> AsyncIterator[list[_Member]]:
     loop = asyncio.get_running_loop()
     address = urlsplit(url)
+    host, port = address.hostname or "", address.port or 80
     members: list[_Member] = []
     while len(members) < size:
         some = min(_AT_A_TIME, size - len(members))
-        opening = [loop.create_connection(_Member, address.hostname, address.port) for _ in range(some)]
+        opening = [loop.create_connection(_Member, host, port) for _ in range(some)]
         for transport, member in await asyncio.gather(*opening):
             member.transport = transport
             members.append(member)

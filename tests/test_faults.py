@@ -31,7 +31,7 @@ def running(server: Running, wrapped: Callable[[Run], Run]) -> Iterator[None]:
     """Let the server's device do something else for a while."""
     runtime = server.runtime
     run = runtime.run
-    runtime.run = wrapped(run)  # type: ignore[method-assign]
+    runtime.run = wrapped(run)  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -269,7 +269,7 @@ def test_the_clock_may_jump(jpeg: bytes, tmp_path: Path) -> None:
         pytest.skip("needs libfaketime")
     clock = tmp_path / "clock"
     clock.write_text("+0")
-    faked = {
+    faked: dict[str, Any] = {
         "LD_PRELOAD": str(library),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_NO_CACHE": "1",
