@@ -42,12 +42,16 @@ class Client:
 
     def answer(self) -> tuple[int, dict[str, str], Any]:
         """Read one answer: status, headers (names in lower case), body as JSON."""
-        status = int(self._file.readline().split()[1])
+        status = self.status()
         lines = iter(self._file.readline, b"\r\n")
         headers = {
             name.lower(): value.strip() for name, _, value in (line.decode().partition(":") for line in lines)
         }
         return status, headers, json.loads(self._file.read(int(headers["content-length"])))
+
+    def status(self) -> int:
+        """Read the status of an answer, and no more of it."""
+        return int(self._file.readline().split()[1])
 
     def is_closed(self) -> bool:
         """Wait for the next byte: true if there is none, but the end."""
@@ -333,6 +337,21 @@ def test_the_memory_of_uploads_is_bounded() -> None:
             assert first.result().status_code == 200
         assert server.metric("inference_upload_bytes") == 0
         assert server.client.post("/predict", files={"file": picture}).status_code == 200
+
+
+def test_what_is_thrown_away_takes_no_memory() -> None:
+    """An upload over its limit is refused as such, and what still comes of it is held nowhere."""
+    settings = Settings(model="bundled", max_upload_mb=0.05, upload_memory_mb=0.06)
+    with serving(settings) as server, connected(server.url) as client:
+        client.send(
+            b"POST /predict HTTP/1.1\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        for _ in range(100):
+            client.send(b"2710\r\n" + bytes(10_000) + b"\r\n")
+        client.send(b"0\r\n\r\n")
+        assert client.status() == 413
+        assert server.metric("inference_upload_bytes") == 0
+        assert server.metric("inference_rejected_total", reason="memory") == 0
 
 
 def test_too_many_connections(jpeg: bytes) -> None:

@@ -26,23 +26,18 @@ class Guard:
             await problems.answer(scope, error)(scope, receive, send)
             return
         uploads = self._service.uploads
-        held, answering = 0, False
+        held = 0
 
         async def receive_held() -> Message:
             nonlocal held
             message = await receive()
             size = len(message.get("body", b""))
-            if size and not answering:  # what comes after the answer is thrown away
+            if size and not problems.is_refused(scope):  # else it is thrown away
                 uploads.take(size)
                 held += size
             return message
 
-        async def send_noted(message: Message) -> None:
-            nonlocal answering
-            answering = True
-            await send(message)
-
         try:
-            await self._app(scope, receive_held, send_noted)
+            await self._app(scope, receive_held, send)
         finally:
             uploads.give_back(held)

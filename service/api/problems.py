@@ -141,13 +141,19 @@ def _respond(scope: Scope, problem: Problem, kind: type[Response] = Response) ->
     return kind(problem.model_dump_json(exclude_none=True), problem.status, media_type=MEDIA_TYPE)
 
 
+def is_refused(scope: Scope) -> bool:
+    """Tell whether the rest of a request's body is only read to be thrown away."""
+    return "refused" in scope
+
+
 class _RefusedUpload(Response):
     """Answer while the client may still be sending: reads on for a moment, then closes the connection.
 
     Closing at once would reset the connection with the answer unread; nginx's lingering_close does the same.
     """
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["refused"] = True
         self.headers["Connection"] = "close"
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": bytes(self.body), "more_body": True})
