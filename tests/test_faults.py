@@ -104,7 +104,7 @@ def test_a_model_that_fails_for_one_picture(server: Running, jpeg: bytes) -> Non
 
 
 def test_a_device_out_of_memory(jpeg: bytes) -> None:
-    """The batch shrinks until it fits, everybody is answered, and larger ones are not tried again."""
+    """The batch shrinks until it fits, and everybody is answered."""
 
     def small(run: Run) -> Run:
         def faulty(crops: Sequence[Crop], k: int) -> TopK:

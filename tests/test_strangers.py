@@ -23,7 +23,7 @@ FILE = f"""
 # for people
 {PICTURES} predict   # nothing else
 {SCRAPER} metrics
-{SLOW} predict 0.5/s
+{SLOW} predict 0.01/s
 """
 
 
@@ -121,7 +121,7 @@ def test_a_key_has_its_rate(guarded: Running) -> None:
     """Whoever comes too fast gets 429 with the time until the next is welcome; others do not notice."""
     answers = [httpx.get(f"{guarded.url}/info", headers={"X-API-Key": SLOW}) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 429, 429]
-    assert int(answers[1].headers["retry-after"]) == 2
+    assert 50 < int(answers[1].headers["retry-after"]) <= 100
     assert answers[1].json()["type"] == "urn:resnet-service:problem:rate-limited"
     assert status(guarded, "GET", "/info", PICTURES) == 200
 
@@ -151,6 +151,7 @@ def test_without_keys_all_but_reload_is_open(server: Running) -> None:
         (f"{PICTURES} 0/s", "after the key"),
         (f"{PICTURES} 1/s 2/s", "after the key"),
         ("schlüssel-0123456789", "visible ASCII"),
+        (f"{PICTURES} predict,{PICTURES} metrics", "given twice"),
         ("# only a comment", "there is no API key"),
     ],
 )
@@ -239,10 +240,13 @@ def test_answers_have_the_headers_that_browsers_obey(server: Running) -> None:
 def test_other_sites_may_be_let_in() -> None:
     """The pages of the sites named, and of no others, may read answers."""
     with serving(Settings(model="bundled", cors_origins="https://example.org")) as server:
+        preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+        asked = server.client.options("/predict", headers={"Origin": "https://example.org", **preflight})
         own, other = (
             server.client.get("/info", headers={"Origin": f"https://example.{end}"}).headers
             for end in ("org", "com")
         )
+    assert asked.status_code == 200
     assert own["access-control-allow-origin"] == "https://example.org"
     assert "access-control-allow-origin" not in other
 

@@ -50,7 +50,13 @@ def create_app(service: Service, *, start_ready: bool = False) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _client_is_gone)
     app.add_middleware(Guard, service=service)
     if origins := service.settings.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=re.split(r"[\s,]+", origins), allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=re.split(r"[\s,]+", origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
+        )
     app.add_middleware(
         Observe, metrics=service.metrics, traces=service.traces, access_log=service.settings.access_log
     )

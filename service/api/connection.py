@@ -33,8 +33,8 @@ _Reason = Literal["limit", "head_late", "head_large", "malformed", "pipelined", 
 class Connections:
     """The open connections of a server, with their limits; times are in seconds.
 
-    Where more than `limit` are open, the one that has gone longest without a whole request's head makes room,
-    so that neither idle nor slow clients keep others out.
+    Where more than `limit` are open, the one that has gone longest without a whole request makes room, so
+    that neither idle nor slow clients keep others out.
     """
 
     metrics: Metrics
@@ -58,14 +58,18 @@ class Connection(HttpToolsProtocol):
     def __init__(self, connections: Connections, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._all = connections
-        self._head_bytes = 0  # received of a head that is not complete
-        self._is_head = True  # all that is being parsed
-        self._field_bytes = 0  # of its fields that are
+        self._stray_bytes = (
+            0  # that are no body and no complete head: of a head, a trailer, a chunk's extension
+        )
+        self._progress = False  # of what is being parsed
+        self._in_head = False
+        self._field_bytes = 0  # of the head's complete fields
         self._body_left = 0  # of a body that the parser does not see
         self._in_body = False
         self._refused = False
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._unread_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, and let another go where there are too many."""
@@ -100,24 +104,24 @@ class Connection(HttpToolsProtocol):
         if self._refused:
             return
         self._unset_keepalive_if_required()
-        self._is_head = not self._in_body
+        self._progress = False
         try:
             self._parse(data)
         except httptools.HttpParserError:
             if not self._refused:
                 self._refuse("malformed", HTTPStatus.BAD_REQUEST, "this is no HTTP request")
             return
-        if self._is_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self._refuse_head(_TOO_LONG)
-                return
-        if self._answered and self._late is None:
-            self._expect_head()  # or, where it was answered before its end, the end of its body
+        # How much of the data came after the progress is not worth knowing.
+        self._stray_bytes = 0 if self._progress else self._stray_bytes + len(data)
+        if self._stray_bytes > _MAX_HEAD_BYTES:
+            self._refuse_head(_TOO_LONG)
+        elif self._answered:
+            self._expect_more()
 
     def on_message_begin(self) -> None:
         """Begin to count."""
         super().on_message_begin()
+        self._in_head = True
         self._field_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -138,10 +142,7 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= _MAX_PIPELINED:
             self._cut_off("pipelined")
             raise _RefusedError
-        self._in_body = True
-        self._head_bytes = 0
-        self._is_head = False  # how much of the data is of the next head is not worth knowing
-        self._all.idle.pop(self, None)
+        self._in_head, self._in_body, self._progress = False, True, True
         self._expect_nothing()
         if self.parser.should_upgrade():
             # To a protocol not spoken here: the request is answered as it is. But the parser takes its body
@@ -153,14 +154,23 @@ class Connection(HttpToolsProtocol):
         """Look forward to the next head."""
         if self._body_left:
             return  # the parser's view of an upgrade
-        self._in_body = False
+        self._in_body, self._progress = False, True
+        if not self._answered:
+            self._all.idle.pop(self, None)  # from now on it waits for us
         super().on_message_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take it."""
+        self._progress = True
+        super().on_body(body)
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the last bytes to be read."""
         super().on_response_complete()
         if self._answered:
             self._all.idle[self] = None
+            if self._in_head or self._in_body:
+                self._expect_more()
         if self.transport.get_write_buffer_size():
             self._expect_reader()
 
@@ -168,13 +178,6 @@ class Connection(HttpToolsProtocol):
         """Wait for the client to read, but not for ever."""
         super().pause_writing()
         self._expect_reader()
-
-    def resume_writing(self) -> None:
-        """Go on: it has read."""
-        super().resume_writing()
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, whatever its client has not read."""
@@ -216,6 +219,18 @@ class Connection(HttpToolsProtocol):
             self._refuse_head(_TOO_LONG)
             raise _RefusedError
 
+    def _expect_more(self) -> None:
+        """Wait for the rest of a head, or of a body that was answered before its end; or for neither."""
+        if self._in_head or self._in_body or self._stray_bytes:
+            if self._late is None:
+                self._expect_head()
+            return
+        self._expect_nothing()
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
     def _expect_head(self) -> None:
         seconds = self._all.body_timeout_s if self._in_body else self._all.head_timeout_s
         self._late = self.loop.call_later(seconds, self._is_late)
@@ -227,11 +242,12 @@ class Connection(HttpToolsProtocol):
 
     def _expect_reader(self) -> None:
         if self._unread is None:
+            self._unread_bytes = self.transport.get_write_buffer_size()
             self._unread = self.loop.call_later(self._all.body_timeout_s, self._is_unread)
 
     def _is_late(self) -> None:
         self._late = None
-        if self._in_body or not self._head_bytes:
+        if self._in_body or not (self._in_head or self._stray_bytes):
             self.transport.close()  # nothing was asked, or it was answered
         else:
             seconds = self._all.head_timeout_s
@@ -240,15 +256,21 @@ class Connection(HttpToolsProtocol):
 
     def _is_unread(self) -> None:
         self._unread = None
-        if self.transport.get_write_buffer_size():
+        size = self.transport.get_write_buffer_size()
+        if size >= self._unread_bytes > 0:
             self._cut_off("unread")
+        elif size:
+            self._expect_reader()
 
     def _refuse_head(self, detail: str) -> None:
         self._refuse("head_large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
 
     def _refuse(self, reason: _Reason, status: HTTPStatus, detail: str) -> None:
         """Answer, and close once the client has had a moment to read it."""
-        if not self._answered and self.cycle.more_body and (self.pipeline or self.cycle.response_started):
+        in_vain = (
+            self.cycle.more_body and (self.pipeline or self.cycle.response_started) if self.cycle else False
+        )
+        if in_vain and (self._in_body or not self._answered):
             self._cut_off(reason)  # a broken body, and no place in the order of answers to say so
             return
         self._refused = True

@@ -7,6 +7,8 @@ from typing import TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from service.api.uploads import discard
+
 Result = TypeVar("Result")
 
 
@@ -21,6 +23,7 @@ async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
 
     async def watch() -> None:
         nonlocal gone
+        discard(request.scope)  # such as the body of a GET
         while (await request.receive())["type"] != "http.disconnect":
             pass
         gone = True

@@ -5,6 +5,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import problems
 from service.api.service import Service
+from service.api.uploads import is_discarding
 from service.errors import ServiceError
 
 
@@ -32,7 +33,7 @@ class Guard:
             nonlocal held
             message = await receive()
             size = len(message.get("body", b""))
-            if size and not problems.is_refused(scope):  # else it is thrown away
+            if size and not is_discarding(scope):
                 uploads.take(size)
                 held += size
             return message

@@ -90,6 +90,8 @@ class Keys:
             lines += text.splitlines()
         words = [_COMMENT.split(line)[0].split() for line in lines]
         keys = [_read(number, line, settings.rate_limit) for number, line in enumerate(words, 1) if line]
+        if len({key.digest for key in keys}) < len(keys):
+            raise KeysUnusable("an API key is given twice; put its parts and its rate into one entry")
         if not keys and (settings.api_keys is not None or settings.api_keys_file is not None):
             raise KeysUnusable("there is no API key among those given; leave the setting out for none")
         return cls(keys, public)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from service import errors
+from service.api.uploads import discard
 from service.schemas import Problem, ProtocolError
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -141,11 +142,6 @@ def _respond(scope: Scope, problem: Problem, kind: type[Response] = Response) ->
     return kind(problem.model_dump_json(exclude_none=True), problem.status, media_type=MEDIA_TYPE)
 
 
-def is_refused(scope: Scope) -> bool:
-    """Tell whether the rest of a request's body is only read to be thrown away."""
-    return "refused" in scope
-
-
 class _RefusedUpload(Response):
     """Answer while the client may still be sending: reads on for a moment, then closes the connection.
 
@@ -153,7 +149,7 @@ class _RefusedUpload(Response):
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["refused"] = True
+        discard(scope)
         self.headers["Connection"] = "close"
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": bytes(self.body), "more_body": True})

@@ -92,7 +92,7 @@ class Server(uvicorn.Server):
         if engine.stuck:
             _log.critical("a batch or the decoding of a picture never ends; ending")
             return True
-        if self.reload_asked:
+        if self.reload_asked and not self._service.reloading:
             self.reload_asked = False
             self._reloading = asyncio.create_task(self._reload())
         return await super().on_tick(counter)
@@ -106,9 +106,13 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain: see the class."""
-        faulthandler.cancel_dump_traceback_later()  # the drain has an end of its own
+        if self._watchdog_s is not None:
+            drain_s = self._service.settings.drain_timeout_s
+            faulthandler.dump_traceback_later(drain_s + self._watchdog_s, exit=True)
+        if self._reloading is not None:
+            self._reloading.cancel()
         _log.info("draining", connections=len(self.server_state.connections))
-        self._service.engine.begin_drain()
+        self._service.begin_drain()
         for server in self.servers:
             server.close()
         # Any answer from now on asks its client to open a new connection, elsewhere.
@@ -129,7 +133,7 @@ class Server(uvicorn.Server):
     async def _give_up(self) -> None:
         """Answer with 503 what is not done shortly before uvicorn would cancel it without an answer."""
         await asyncio.sleep((self.config.timeout_graceful_shutdown or 0) - _GIVE_UP_S)
-        await self._service.engine.close(timeout_s=0)
+        await self._service.close_engines(timeout_s=0)
 
 
 def configure(service: Service, **options: Any) -> uvicorn.Config:
@@ -175,6 +179,7 @@ def run(service: Service) -> int:
         server.run()
     except SystemExit:
         failed = True  # uvicorn has logged why: the port is taken, say
+    faulthandler.cancel_dump_traceback_later()
     engine = service.engine
     _log.info("stopped")
     if engine.busy:

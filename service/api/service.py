@@ -15,11 +15,12 @@ from service import hardware, models
 from service.api.keys import Keys
 from service.api.uploads import UploadMemory
 from service.engine import Engine
-from service.errors import Busy, InvalidRequest, ReloadFailed, ServiceError
+from service.errors import Busy, InvalidRequest, NotReady, ReloadFailed, ServiceError
 from service.metrics import Metrics
 from service.runtimes import Runtime
 from service.runtimes.selection import open_runtimes
 from service.settings import Settings
+from service.threads import Threads
 from service.tracing import Traces
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -40,6 +41,7 @@ class Service:
     uploads: UploadMemory
     traces: Traces | None = None
     bench_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _draining: bool = False
     _reload_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _users: Counter[Engine] = field(default_factory=Counter)
     _retiring: dict[Engine, asyncio.Task[None]] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class Service:
 
         Raises ReloadFailed with the reason, and the old ones go on, and Busy during another reload.
         """
-        if self._reload_lock.locked():
+        if self.reloading:
             raise Busy("the model is being reloaded")
         async with self._reload_lock:
             keys, engine = await self._load_anew()
@@ -71,11 +73,25 @@ class Service:
             engine.publish()
             self._retiring[old] = asyncio.create_task(self._retire(old))
 
+    @property
+    def reloading(self) -> bool:
+        """Whether a model is being loaded anew."""
+        return self._reload_lock.locked()
+
+    def begin_drain(self) -> None:
+        """Stop being ready, for good; requests on open connections are still answered."""
+        self._draining = True
+        self.engine.begin_drain()
+
+    async def close_engines(self, timeout_s: float) -> None:
+        """Close every engine, as `Engine.close`."""
+        await asyncio.gather(*(engine.close(timeout_s) for engine in (self.engine, *self._retiring)))
+
     async def close(self, timeout_s: float) -> None:
-        """Close every engine, as `Engine.close`, and send the last traces."""
+        """Close every engine, and send the last traces."""
         for task in self._retiring.values():
             task.cancel()
-        await asyncio.gather(*(engine.close(timeout_s) for engine in (self.engine, *self._retiring)))
+        await self.close_engines(timeout_s)
         if self.traces is not None:
             await asyncio.to_thread(self.traces.close)
 
@@ -94,11 +110,15 @@ class Service:
 
     async def _load_anew(self) -> tuple[Keys, Engine]:
         engine: Engine | None = None
+        loading = Threads(1, "load")  # which may take for ever, and must not keep the process from ending
         try:
-            keys = Keys.of(self.settings)
-            engine = await asyncio.to_thread(self.load_engine)
+            self._check_open()
+            Keys.of(self.settings)
+            engine = await loading.run(self.load_engine)
             engine.start()
             await engine.warm()
+            self._check_open()
+            keys = Keys.of(self.settings)  # as they are now
         except BaseException as error:
             if engine is not None:
                 await engine.close(timeout_s=0)
@@ -108,7 +128,13 @@ class Service:
             if not known:
                 _log.error("the model cannot be reloaded", exc_info=error)
             raise ReloadFailed(f"the old model goes on: {error if known else 'the log says why'}") from error
+        finally:
+            await loading.close(timeout_s=0)
         return keys, engine
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise NotReady("the service is shutting down")
 
     async def _retire(self, engine: Engine) -> None:
         while self._users[engine]:

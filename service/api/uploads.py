@@ -12,6 +12,7 @@ from typing import Final, Self
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Scope
 
 from service.errors import BodyTooLarge, InvalidRequest, Overloaded, ReadTimeout, UnsupportedMedia
 from service.settings import Settings
@@ -31,6 +32,16 @@ class Limits:
     def of(cls, settings: Settings) -> Self:
         """Return the limits that the settings give."""
         return cls(int(settings.max_upload_mb * 1e6), settings.max_files, settings.read_timeout_s)
+
+
+def discard(scope: Scope) -> None:
+    """Say that what is still read of a request's body is thrown away."""
+    scope["discarding"] = True
+
+
+def is_discarding(scope: Scope) -> bool:
+    """Tell whether it is."""
+    return "discarding" in scope
 
 
 class UploadMemory:
