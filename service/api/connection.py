@@ -5,16 +5,14 @@ connections may be open, and an answer that nobody reads is kept. Here each of t
 """
 
 import asyncio
-from collections import OrderedDict
-from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api import problems
-from service.metrics import Metrics
+from service.api.connections import Connections, Reason
 
 _MAX_HEAD_BYTES: Final = 65_536
 _TOO_LONG: Final = f"the request's head is longer than {_MAX_HEAD_BYTES:,} bytes"
@@ -26,28 +24,6 @@ _MOST_REFUSED: Final = 128
 _LINGER_S: Final = 2.0
 """For which a refused client may still send, so that it reads why, not that its connection was reset."""
 
-_Reason = Literal["limit", "head_late", "head_large", "malformed", "pipelined", "unread"]
-
-
-@dataclass(eq=False)
-class Connections:
-    """The open connections of a server, with their limits; times are in seconds.
-
-    Where more than `limit` are open, the one that has gone longest without a whole request makes room, so
-    that neither idle nor slow clients keep others out.
-    """
-
-    metrics: Metrics
-    limit: int
-    head_timeout_s: float
-    body_timeout_s: float
-    open: int = 0
-    idle: "OrderedDict[Connection, None]" = field(default_factory=OrderedDict)
-
-    def protocol(self, **arguments: Any) -> "Connection":
-        """Make what handles one connection, as uvicorn asks for it."""
-        return Connection(self, **arguments)
-
 
 class Connection(HttpToolsProtocol):
     """One connection, from `connection_made` to `connection_lost`.
@@ -58,9 +34,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, connections: Connections, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._all = connections
-        self._stray_bytes = (
-            0  # that are no body and no complete head: of a head, a trailer, a chunk's extension
-        )
+        self._stray_bytes = 0  # of a head that is not complete, a trailer, a chunk's extension
         self._progress = False  # of what is being parsed
         self._in_head = False
         self._field_bytes = 0  # of the head's complete fields
@@ -265,7 +239,7 @@ class Connection(HttpToolsProtocol):
     def _refuse_head(self, detail: str) -> None:
         self._refuse("head_large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
 
-    def _refuse(self, reason: _Reason, status: HTTPStatus, detail: str) -> None:
+    def _refuse(self, reason: Reason, status: HTTPStatus, detail: str) -> None:
         """Answer, and close once the client has had a moment to read it."""
         in_vain = (
             self.cycle.more_body and (self.pipeline or self.cycle.response_started) if self.cycle else False
@@ -274,7 +248,7 @@ class Connection(HttpToolsProtocol):
             self._cut_off(reason)  # a broken body, and no place in the order of answers to say so
             return
         self._refused = True
-        self._all.metrics.connections_refused.labels(reason).inc()
+        self._all.ended(reason)
         self._all.idle.pop(self, None)
         self._expect_nothing()
         if self._answered:
@@ -300,9 +274,9 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
         self._late = self.loop.call_later(_LINGER_S, self.transport.abort)
 
-    def _cut_off(self, reason: _Reason) -> None:
+    def _cut_off(self, reason: Reason) -> None:
         self._refused = True
-        self._all.metrics.connections_refused.labels(reason).inc()
+        self._all.ended(reason)
         self.transport.abort()
 
 

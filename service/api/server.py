@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
 from typing import Any, Final, NoReturn, cast
 
@@ -16,7 +17,8 @@ import structlog
 import uvicorn
 
 from service.api.app import create_app
-from service.api.connection import Connections
+from service.api.connection import Connection
+from service.api.connections import Connections
 from service.api.service import Service
 from service.errors import ServiceError
 
@@ -149,7 +151,7 @@ def configure(service: Service, **options: Any) -> uvicorn.Config:
     }
     return uvicorn.Config(
         create_app(service),
-        http=cast(Any, connections.protocol),
+        http=cast(Any, partial(Connection, connections)),
         lifespan="on",
         log_config=None,
         access_log=False,
