@@ -76,7 +76,7 @@ def test_the_fastest_runtime_agrees_with_the_plain_network(model: Model, photogr
         agreed += int((fast.argmax(1) == plain.argmax(1)).sum())
         furthest += np.abs(fast - plain).max(1).tolist()
     assert agreed / len(crops) >= 0.995
-    assert np.quantile(furthest, 0.999) < 0.02
+    assert np.quantile(furthest, 0.999) < 0.04  # eight bits of mantissa through 18 layers
 
 
 def eager(model: Model, crops: list[images.Crop]) -> npt.NDArray[np.float32]:
