@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reliability import parsing, strategies
@@ -146,14 +146,7 @@ def _try(
 ) -> str:
     """Return what failed, with the smallest input that does, or nothing."""
 
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        verbosity=Verbosity.quiet,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(strategies.FUZZING, max_examples=examples)
     @given(strategy)
     def once(value: Value) -> None:
         count()

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import requests
 import schemathesis
-from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
@@ -25,6 +25,7 @@ from schemathesis.transport.serialization import Binary
 
 from reliability.corpus import corpus
 from reliability.measures import Pulse, resident_mb
+from reliability.strategies import FUZZING
 from service.api.inference_protocol import interface
 
 _CHECKS: Final[list[CheckFunction]] = [
@@ -141,14 +142,7 @@ class _Fuzzed:
             self._send_some(one, share if one.most is None else min(share, one.most))
 
     def _send_some(self, drawn: _Drawn, examples: int) -> None:
-        @settings(
-            max_examples=examples,
-            deadline=None,
-            database=None,
-            verbosity=Verbosity.quiet,
-            phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck),
-        )
+        @settings(FUZZING, max_examples=examples)
         @given(drawn.cases)
         def once(case: Case[Any]) -> None:
             self._call(drawn.label, case)

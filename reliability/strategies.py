@@ -6,10 +6,20 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
+from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
 
 from service.api.inference_protocol import interface
 from service.models import Model
+
+FUZZING: Final = settings(
+    deadline=None,
+    database=None,
+    verbosity=Verbosity.quiet,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),
+)
+"""For long runs: as many examples as are asked for, never the same, none kept."""
 
 MAX_PARTS: Final = 8
 MAX_PICTURES: Final = 4

@@ -124,7 +124,6 @@ def test_a_device_out_of_memory(jpeg: bytes) -> None:
 HANGING = """
 import sys
 import threading
-import time
 from service import logs
 from service.api import server
 from service.api.service import load
@@ -142,7 +141,7 @@ runtime.run = lambda crops, k: threading.Event().wait() if k > 1 else run(crops,
 """
 STUCK_LOOP = """
 async def stand_still(*_):
-    time.sleep(1000)
+    threading.Event().wait()
 service.engine.classify = stand_still
 """
 
