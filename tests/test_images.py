@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.models import ResNet50_Weights, ViT_H_14_Weights
 from torchvision.transforms import functional
 
+from reliability import bombs
 from service.errors import InvalidImage, PayloadTooLarge, ServiceError, UnsupportedMedia
 from service.images import Preprocessing, decode
 from tests.conftest import encode, make_image
@@ -69,6 +70,21 @@ def test_a_transparent_palette_entry_is_white() -> None:
     image = Image.new("P", (48, 48), 1)
     image.putpalette([0, 0, 0, 200, 0, 0])
     assert decode(encode(image, "PNG", transparency=1), EXACT).min() == 255
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 50}, {"save_all": True}])
+def test_webp_is_what_pillow_reads(mode: str, options: dict[str, Any]) -> None:
+    """Still or animated, plain or with transparency, WebP has the same pixels as with Pillow, on white."""
+    image = make_image(48, 48, mode)
+    if mode == "RGBA":
+        image.putalpha(make_image(48, 48, "L", seed=1))
+    written = encode(image, "WEBP", **options)
+    with Image.open(io.BytesIO(written)) as read:
+        assert read.mode == mode
+        shown = Image.new("RGBA", read.size, "white")
+        shown.alpha_composite(read.convert("RGBA"))
+    assert np.abs(decode(written, EXACT).astype(int) - np.asarray(shown.convert("RGB"))).max() <= 1
 
 
 def test_takes_the_first_frame() -> None:
@@ -296,6 +312,66 @@ def test_an_endless_header_is_refused(format: str, parts: int, part: bytes) -> N
 def test_a_long_header_is_read(format: str, parts: int, part: bytes) -> None:  # noqa: A002
     """What programs write, and more than that, is no obstacle."""
     assert difference(decode(long_winded(format, parts, part), EXACT), make_image(48, 48)) < 8
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "values"), [(258, 5, 150_000), (274, 3, 300_001), (339, 1, 300_001), (65_000, 12, 10**6)]
+)
+def test_a_tiff_of_endless_values_is_refused(tag: int, kind: int, values: int) -> None:
+    """Each number of its tags would become an object, so one of 20 MB could cost ten seconds."""
+    strip = bytes(64)
+    odd = {tag: (kind, values, 8)} | {700: (4, 150_001, 8)}
+    with pytest.raises(PayloadTooLarge, match="parts"):
+        decode(bombs.tiff(bombs.tiff_tags(48, 48, 64, other=odd), strip), EXACT)
+
+
+def test_a_tiff_of_many_tags_is_refused() -> None:
+    """BigTIFF counts its tags with 64 bits."""
+    tags = struct.pack("<4sHHQQ", b"II+\0", 8, 0, 16, 2**63) + bytes(2_000_000)
+    with pytest.raises(PayloadTooLarge, match="parts"):
+        decode(tags, EXACT)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_of_many_strips_is_read(big: bool) -> None:
+    """A strip for each row, a preview and a profile of a megabyte are no obstacle; nor is BigTIFF."""
+    image = make_image(48, 48)
+    profile = {34675: bytes(10**6), 37724: bytes(10**6)}
+    written = encode(image, "TIFF", strip_size=1, tiffinfo=profile, big_tiff=big)
+    assert difference(decode(written, EXACT), image) == 0
+
+
+def exif(entries: bytes, values: int) -> bytes:
+    """Return EXIF whose orientation is so many fractions, after other entries."""
+    count = len(entries) // 12 + 1
+    begin = 8 + 2 + 12 * count + 4
+    directory = struct.pack("<H", count) + entries + struct.pack("<HHII", 274, 5, values, begin)
+    return b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + struct.pack("<II", 6, 1) * values
+
+
+def test_endless_exif_is_not_read() -> None:
+    """What would become millions of objects says nothing of where the top is; the picture is read."""
+    image = make_image(48, 48)
+    whole = encode(image, "PNG")
+    long = whole[:33] + chunk(b"eXIf", exif(b"", 1_000_000)) + whole[33:]
+    assert difference(decode(long, EXACT), image) == 0
+
+
+def test_a_jpeg_of_endless_exif_is_refused() -> None:
+    """Pillow reads all segments of EXIF as one."""
+    segment = b"\xff\xe1" + struct.pack(">H", 2 + 6 + 60_000) + b"Exif\0\0" + bytes(60_000)
+    with pytest.raises(PayloadTooLarge, match="parts"):
+        decode(long_winded("JPEG", 17, segment), SMALL)
+
+
+def test_a_broken_tiff_says_nothing_beside_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """What is wrong with a picture is in the error, and not in lines that libtiff writes by itself."""
+    whole = encode(make_image(), "TIFF", compression="tiff_adobe_deflate")
+    broken = bytearray(whole)
+    broken[8:200] = b"\xff" * 192
+    with pytest.raises(InvalidImage):
+        decode(broken, SMALL)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_tiff_of_one_huge_tile_is_refused() -> None:

@@ -4,6 +4,7 @@ import gzip
 import http.server
 import json
 import os
+import platform
 import resource
 import signal
 import socket
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,6 +90,31 @@ def refused(*flags: str, status: int, **variables: str) -> str:
     assert result.returncode == status, result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr
+
+
+def heaps(process: "subprocess.Popen[str]") -> int:
+    """Count glibc's heaps of single threads: each begins a room of 64 MiB, whose rest is reserved."""
+    ranges = []
+    for line in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8").splitlines():
+        place, mode = line.split()[:2]
+        begin, end = (int(address, 16) for address in place.split("-"))
+        ranges.append((begin, end, mode))
+    room = 64 * 2**20
+    return sum(
+        used == "rw-p" and rest == "---p" and begin % room == 0 and middle == again and end - begin == room
+        for (begin, middle, used), (again, end, rest) in pairwise(ranges)
+    )
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has a heap for each thread")
+@pytest.mark.parametrize("each_its_own", [False, True])
+def test_threads_share_one_heap(each_its_own: bool, jpeg: bytes) -> None:
+    """What one thread gives back another can use, unless the operator says otherwise."""
+    variables = {"MALLOC_ARENA_MAX": "99"} if each_its_own else {}
+    with started(program=None, limit=None, **variables) as (process, _, url):
+        for _ in range(4):
+            httpx.post(f"{url}/predict", files={"file": jpeg}).raise_for_status()
+        assert (heaps(process) > 0) == each_its_own
 
 
 def test_sigterm_under_load_loses_nothing(jpeg: bytes) -> None:

@@ -65,7 +65,9 @@ def serve(**given: Any) -> None:
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise click.UsageError("\n".join(problems)) from error
 
-    from service import logs
+    from service import logs, memory
+
+    memory.share_one_heap()  # before the imports below start threads
     from service.api import server
     from service.api.service import load
     from service.errors import ServiceError

@@ -1,5 +1,6 @@
-"""Bytes of a picture -> its pixels: libjpeg-turbo for JPEG, Pillow for everything else and for the header."""
+"""Bytes of a picture -> its pixels: libjpeg-turbo for JPEG, libwebp for WebP, Pillow for all else."""
 
+import ctypes
 import io
 import logging
 import re
@@ -7,15 +8,16 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, _imaging
 from PIL.TiffImagePlugin import TiffImageFile
 
 from service.errors import InvalidImage, PayloadTooLarge, UnsupportedMedia
-from service.images import jpeg
+from service.images import jpeg, webp
 from service.images.endless import is_endless
 from service.images.preprocessing import Crop, Pixels, Preprocessing
 
@@ -27,6 +29,9 @@ Image.MAX_IMAGE_PIXELS = None
 # wording would be remembered for ever by Python's registry of warnings.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs as errors what becomes a typed error here
+with suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one inside itself
+    # It would write the same to standard error, between the lines of the log.
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 DEFAULT_MAX_PIXELS: Final = 50_000_000
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -53,6 +58,7 @@ _BROKEN: Final = (
 
 # Work that a few bytes can ask for, far beyond what any camera or editor writes.
 _MAX_JPEG_SCANS: Final = 100  # a progressive JPEG has about 10; each costs a pass over all pixels
+_MAX_EXIF_BYTES: Final = 1_000_000  # a JPEG's has 64 KiB
 _MAX_TIFF_TILES: Final = 100_000  # more than one strip for each row of the largest picture
 
 _OVERSAMPLED: Final = 3
@@ -94,12 +100,7 @@ def decode(
     image = _open(data)
     try:
         _check_work(image, data, max_pixels)
-        pixels = None
-        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-            pixels = _decode_jpeg(data, image.size, preprocessing.resize)
-        if pixels is None:
-            image.load()  # before the orientation is read: TIFF turns itself
-            pixels = np.array(_to_rgb(image))  # a copy, because torch wants to be able to write
+        pixels = _pixels(image, data, preprocessing.resize)
         width, height = image.size
         orientation = _orientation(image)
         if orientation in _UPRIGHT:
@@ -150,6 +151,22 @@ def _check_work(image: Image.Image, data: bytes | bytearray, max_pixels: int) ->
         raise UnsupportedMedia("run-length encoded BMP is not supported")
 
 
+def _pixels(image: Image.Image, data: bytes | bytearray, resize: int) -> Pixels:
+    """Decode, by what does so best; Pillow can do all."""
+    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+        pixels = _decode_jpeg(data, image.size, resize)
+        if pixels is not None:
+            return pixels
+    if image.format == "WEBP":
+        pixels = webp.decode(data, image.width, image.height, len(image.getbands()))
+        if pixels is not None and image.mode == "RGB":
+            return pixels
+        if pixels is not None:
+            image = Image.fromarray(pixels)
+    image.load()  # before the orientation is read: TIFF turns itself
+    return np.array(_to_rgb(image))  # a copy, because torch wants to be able to write
+
+
 def _decode_jpeg(data: bytes | bytearray, size: tuple[int, int], resize: int) -> Pixels | None:
     """Decode a grey or RGB JPEG of (width, height); None where only Pillow can, or can say what is wrong.
 
@@ -184,6 +201,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> object:
+    if len(image.info.get("exif", image.info.get("Raw profile type exif", ""))) > _MAX_EXIF_BYTES:
+        return None  # each number of it would become an object
     try:
         return image.getexif().get(_ORIENTATION_TAG)
     except _BROKEN:

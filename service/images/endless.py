@@ -3,6 +3,7 @@
 20 MB of them would keep a decoding thread busy for up to a minute, or take a hundred times their size.
 """
 
+import struct
 from typing import Final
 
 _JPEG: Final = b"\xff\xd8"
@@ -19,27 +20,48 @@ _EXTENSION: Final = 0x21
 _IMAGE: Final = (0x2C, 0x3B)
 """The start of an image, and the end of all."""
 
+_SMALL, _BIG = ("I", 4, "H", "HHI4x"), ("Q", 8, "Q", "HHQ8x")
+_LAYOUT: Final = {
+    b"II*\0": ("<", *_SMALL),
+    b"MM\0*": (">", *_SMALL),
+    b"II+\0": ("<", *_BIG),
+    b"MM\0+": (">", *_BIG),
+}
+"""A TIFF's first bytes -> its byte order, the type and place of its directory's address, the type of how many
+tags there are, and that of a tag: which, its type, how many values."""
+_TEXT: Final = (1, 2, 7)
+"""Types whose values are bytes, which stay together: a profile, a preview, a comment."""
+_A_SAMPLE: Final = (258, 339)
+"""Tags with a value for each channel, of whatever type."""
+
+_EXIF: Final = b"Exif\0"
+_MAX_EXIF: Final = 16  # it should be one, and some cameras write a few
+
 _MAX_SEGMENTS: Final = 2_000  # a profile is at most 255, and 20 MB of EXIF and XMP about 300
 _MAX_PADDING: Final = 50_000
 _MAX_CHUNKS: Final = 50_000  # 20 MB in chunks of 400 bytes; most programs write 8 KB or more
 _MAX_PROFILES: Final = 4  # there should be one; each is expanded, to a thousand times its size if need be
 _MAX_BLOCKS: Final = 20_000  # 5 MB of comments
+_MAX_TAGS: Final = 5_000
+_MAX_VALUES: Final = 300_000  # begin and length of 100,000 strips, and a large palette
 
 
 def is_endless(data: bytes | bytearray) -> bool:
-    """Tell whether a JPEG, PNG or GIF has such a header; False for all else."""
+    """Tell whether a JPEG, PNG, GIF or TIFF has such a header; False for all else."""
     if data.startswith(_JPEG):
         return _jpeg(data)
     if data.startswith(_PNG):
         return _png(data)
-    return data.startswith(_GIF) and _gif(data)
+    if data.startswith(_GIF):
+        return _gif(data)
+    return data.startswith(tuple(_LAYOUT)) and _tiff(data)
 
 
 def _jpeg(data: bytes | bytearray) -> bool:
     """Look at the segments before the first scan, and at what is between them."""
     position = len(_JPEG)
-    segments = padding = 0
-    while segments <= _MAX_SEGMENTS and padding <= _MAX_PADDING:
+    segments = padding = exif = 0
+    while segments <= _MAX_SEGMENTS and padding <= _MAX_PADDING and exif <= _MAX_EXIF:
         found = data.find(b"\xff", position)
         padding += (len(data) if found < 0 else found) - position
         if found < 0 or found + 4 > len(data) or data[found + 1] == _SCAN:
@@ -53,6 +75,7 @@ def _jpeg(data: bytes | bytearray) -> bool:
             position = found + 2
         else:
             segments += 1
+            exif += data[found + 4 : found + 9] == _EXIF  # all of them are read as one
             position = found + 2 + max(2, int.from_bytes(data[found + 2 : found + 4], "big"))
     return True
 
@@ -88,3 +111,22 @@ def _gif(data: bytes | bytearray) -> bool:
         else:
             position += 1
     return True
+
+
+def _tiff(data: bytes | bytearray) -> bool:
+    """Look at the tags of the first picture: each number of theirs becomes an object."""
+    order, at, where, number, entry = _LAYOUT[bytes(data[:4])]
+    try:
+        [begin] = struct.unpack_from(order + at, data, where)
+        [tags] = struct.unpack_from(order + number, data, begin)
+    except (struct.error, OverflowError):
+        return False  # cut off, and refused for that
+    if tags > _MAX_TAGS:
+        return True
+    values = 0
+    begin += struct.calcsize(order + number)
+    size = struct.calcsize(order + entry)
+    for position in range(begin, min(begin + tags * size, len(data) - size + 1), size):
+        tag, kind, count = struct.unpack_from(order + entry, data, position)
+        values += count if kind not in _TEXT or tag in _A_SAMPLE else 0
+    return values > _MAX_VALUES
