@@ -66,7 +66,7 @@ def crowds(out: Path, idle: int, slow: int, seconds: float) -> None:
 
 @main.command("fuzz")
 @_out
-@click.option("--decode", default=60_000, show_default=True, help="Inputs for the decoder.")
+@click.option("--decode", default=300_000, show_default=True, help="Inputs for the decoder.")
 @click.option("--parse", default=30_000, show_default=True, help="Bodies for the parsers.")
 @click.option("--api", default=20_000, show_default=True, help="Requests for the whole API, about.")
 def fuzz(out: Path, decode: int, parse: int, api: int) -> None:
@@ -97,7 +97,7 @@ def fuzz(out: Path, decode: int, parse: int, api: int) -> None:
         ),
         Verdict(
             "/healthz answers within 100 ms meanwhile",
-            f"slowest {asked.slowest_health_ms:.1f} ms, {asked.failed_health} failed",
+            f"slowest of {asked.asked_health:,}: {asked.slowest_health_ms:.1f} ms, {asked.failed_health} failed",
             asked.slowest_health_ms < 100 and not asked.failed_health,
         ),
     ]

@@ -56,6 +56,7 @@ class ApiFuzz:
     failures: list[str]
     warm_mb: float | None
     end_mb: float | None
+    asked_health: int
     slowest_health_ms: float
     failed_health: int
 
@@ -94,6 +95,7 @@ def api_fuzz(url: str, examples: int, pid: int | None = None) -> ApiFuzz:
         failures=fuzzed.failures,
         warm_mb=warm_mb,
         end_mb=None if pid is None else resident_mb(pid),
+        asked_health=pulse.beats,
         slowest_health_ms=pulse.slowest_ms,
         failed_health=pulse.failures,
     )

@@ -1,7 +1,7 @@
 """Still WebP by the libwebp that Pillow brings, without Pillow's copies.
 
 Pillow copies all pixels, four bytes each, while no other thread of the interpreter can run: 120 ms for 48
-megapixels, in which the event loop answers nobody. It also takes 2.5 times as long and three times the memory.
+megapixels, in which the event loop answers nobody. That takes 2.5 times as long, and three times the memory.
 """
 
 import ctypes
