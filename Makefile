@@ -44,8 +44,9 @@ lock: $(VENV)/.installed-dev  ## Bring the locks in step with pyproject.toml; ve
 load-test: $(VENV)/.installed-dev  ## Load a service that serves MODEL, in every scenario; reports in load-test/
 	$(BIN)/python -m load_tests run --model "$(MODEL)"
 
-reliability: $(VENV)/.installed-dev  ## The long tests: overload, crowds, fuzzing, a soak; an hour; reports in reliability-results/
+reliability: $(VENV)/.installed-dev  ## The long tests: crowds, the largest requests, fuzzing, overload, a soak; an hour; reports in reliability-results/
 	$(BIN)/python -m reliability crowds
+	$(BIN)/python -m reliability largest
 	$(BIN)/python -m reliability fuzz
 	$(BIN)/python -m reliability overload --model "$(or $(OVERLOAD_MODEL),bundled)" $(if $(OVERLOAD_WEIGHTS),--weights "$(OVERLOAD_WEIGHTS)")
 	$(BIN)/python -m reliability soak

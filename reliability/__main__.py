@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from load_tests.service import ServiceFailed, serve, started
+from reliability import largest
 from reliability.crowd import crowd
 from reliability.fuzz import FuzzerFailed, decode_fuzz, parse_fuzz
 from reliability.fuzz_api import api_fuzz
@@ -97,12 +98,21 @@ def fuzz(out: Path, decode: int, parse: int, api: int) -> None:
         ),
         Verdict(
             "/healthz answers within 100 ms meanwhile",
-            f"slowest of {asked.asked_health:,}: {asked.slowest_health_ms:.1f} ms, {asked.failed_health} failed",
+            f"slowest {asked.slowest_health_ms:.0f} ms of {asked.asked_health:,} answers",
             asked.slowest_health_ms < 100 and not asked.failed_health,
         ),
     ]
     statuses = ", ".join(f"{status}: {count:,}" for status, count in sorted(asked.statuses.items()))
     _tell(out, "fuzz", rows, [("answers of the API by status", statuses)])
+
+
+@main.command("largest")
+@_out
+def largest_(out: Path) -> None:
+    """Send the most that one request may ask for, of every kind, and see who has to wait."""
+    with _served(out, "largest", "bundled", None) as (url, _):
+        results = largest.largest(url, progress=True)
+    _tell(out, "largest", largest.rows(results), largest.figures(results))
 
 
 @main.command("soak")

@@ -40,6 +40,8 @@ class Pulse:
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "reliability.measures", self._address]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it asks from now on
         return self
 
     def __exit__(
@@ -60,6 +62,8 @@ def _beat(address: str) -> tuple[int, int, float]:
 
     threading.Thread(target=wait, name="end").start()
     connection = http.client.HTTPConnection(address, timeout=_TIMEOUT_S)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
     beats, failures, slowest_s = 0, 0, 0.0
     while not end.wait(_EVERY_S) or not beats:
         started = time.perf_counter()

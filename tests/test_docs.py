@@ -87,6 +87,20 @@ def rewritten(page: Path) -> str:
     return text
 
 
+def test_the_tests_that_a_page_names_exist() -> None:
+    """What a page says is shown by a test is shown by one."""
+    files = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").glob("test_*.py")}
+    defined = {
+        name
+        for text in files.values()
+        for name in re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE)
+    }
+    pages = (page.read_text(encoding="utf-8") for page in PAGES)
+    named = {name for text in pages for name in re.findall(r"\btest_\w+(?:\.py)?", text)}
+    assert len(named) > 50
+    assert named <= defined | set(files)
+
+
 @pytest.mark.parametrize("page", TABLES, ids=lambda page: page.name)
 def test_the_tables_are_in_step(page: Path) -> None:
     """Settings, errors, metrics and recipes are documented as the code has them."""

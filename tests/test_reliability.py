@@ -5,12 +5,15 @@ import math
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from load_tests.service import ServiceFailed
+from reliability import largest
+from reliability.largest import Body
 from reliability.open_loop import Client, arrivals, get, post, run
 from reliability.overload import Overload, measured_peak, overload
 from reliability.plots import draw_overload, draw_soak
@@ -111,6 +114,26 @@ def test_a_soak_has_every_kind_of_request(server: Running, tmp_path: Path) -> No
     assert all(figure for _, figure in result.figures())
     draw_soak(result, "short", tmp_path / "soak.png")
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_largest_are_sent_and_watched(server: Running, jpeg: bytes) -> None:
+    """Each body is answered, /healthz is asked meanwhile, and a slow answer or a fault breaks a promise."""
+    bodies = [
+        Body("picture", "/predict", jpeg, "image/*"),
+        Body("nonsense", "/predict", b"nonsense", "image/*"),
+    ]
+    found = largest.largest(server.url, bodies)
+    assert [(one.name, one.status, one.failures) for one in found] == [
+        ("picture", 200, 0),
+        ("nonsense", 415, 0),
+    ]
+    assert all(one.slowest_ms > 0 and one.seconds > 0 for one in found)
+    assert len(list(largest.figures(found))) == 2
+    slow, wrong = replace(found[0], slowest_ms=101), replace(found[1], status=500)
+    assert kept(largest.rows([replace(one, slowest_ms=1) for one in found])) == dict.fromkeys(
+        kept(largest.rows(found)), True
+    )
+    assert not any(kept(largest.rows([slow, wrong])).values())
 
 
 @pytest.fixture
