@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Final
 
 import requests
@@ -36,10 +37,10 @@ _CHECKS: Final[list[CheckFunction]] = [
 ]
 _TIMEOUT_S: Final = 60
 _BENCH: Final = "/bench"
-_BENCHES: Final = 10
-"""At most so many right requests, and as many wrong ones: some of them really measure."""
-_WARM_UP: Final = 40
-"""Requests before the memory is looked at, at least; a tenth of them all where that is more."""
+_ROUNDS: Final = 10
+"""The memory is looked at after each; and one before them all, to warm up."""
+_BENCHES: Final = 1
+"""At most so many right requests a round, and as many wrong ones: some of them really measure."""
 _WITH_BODY: Final = 10
 """How many times as many requests an operation with a body is sent as one without."""
 _REPORTED: Final = 500
@@ -48,26 +49,32 @@ _REPORTED: Final = 500
 
 @dataclass(frozen=True)
 class ApiFuzz:
-    """What the API answered: requests by operation and by status, and what was wrong with an answer."""
+    """What the API answered: requests by operation and by status, and what was wrong with an answer.
+
+    `memory_mb` is what the service held after each round, in 10^6 bytes.
+    """
 
     requests: dict[str, int]
     statuses: dict[int, int]
     seconds: float
     failures: list[str]
-    warm_mb: float | None
-    end_mb: float | None
+    memory_mb: list[float]
     asked_health: int
     slowest_health_ms: float
     failed_health: int
 
     @property
-    def grown_mb(self) -> float | None:
-        """What stayed in the service's memory after the warm-up; None where its process is not known."""
-        return None if self.warm_mb is None or self.end_mb is None else self.end_mb - self.warm_mb
+    def grown_mb(self) -> float:
+        """What the service's memory grew by: from its median in the first half of the rounds to the second's.
+
+        It goes up and down by the pixels of the largest pictures.
+        """
+        half = len(self.memory_mb) // 2
+        return median(self.memory_mb[half:]) - median(self.memory_mb[:half])
 
 
-def api_fuzz(url: str, examples: int, pid: int | None = None) -> ApiFuzz:
-    """Send about `examples` requests to every operation of the service at `url`, whose process is `pid`.
+def api_fuzz(url: str, examples: int, pid: int) -> ApiFuzz:
+    """Send about `examples` requests to all operations of the service at `url`, whose process is `pid`.
 
     Half of them are as the OpenAPI document says, and half are not; pictures are from the corpus. An answer
     must be documented: its status, its content type and its schema; and never be of the service's fault.
@@ -82,19 +89,21 @@ def api_fuzz(url: str, examples: int, pid: int | None = None) -> ApiFuzz:
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
     model: str = requests.get(f"{url}/info", timeout=_TIMEOUT_S).json()["model"]
     drawn = [one for operation in operations for one in _drawn(operation, model)]
-    _Fuzzed(url).send(drawn, max(_WARM_UP, examples // 10))
-    warm_mb = None if pid is None else resident_mb(pid)
+    a_round = math.ceil(examples / _ROUNDS)
+    _Fuzzed(url).send(drawn, a_round)
     fuzzed = _Fuzzed(url)
+    memory_mb = []
     started = time.perf_counter()
     with Pulse(url) as pulse:
-        fuzzed.send(drawn, examples)
+        for _ in range(_ROUNDS):
+            fuzzed.send(drawn, a_round)
+            memory_mb.append(resident_mb(pid))
     return ApiFuzz(
         requests=dict(fuzzed.requests),
         statuses=dict(fuzzed.statuses),
         seconds=time.perf_counter() - started,
         failures=fuzzed.failures,
-        warm_mb=warm_mb,
-        end_mb=None if pid is None else resident_mb(pid),
+        memory_mb=memory_mb,
         asked_health=pulse.beats,
         slowest_health_ms=pulse.slowest_ms,
         failed_health=pulse.failures,

@@ -22,6 +22,8 @@ _BYTES: Final = 19_500_000
 """The service's limit is 20 MB."""
 _VALUES: Final = 499_000
 """Values in JSON; the service's limit is 500,000."""
+_NAMES: Final = 10_000
+"""Names in JSON: the service's limit."""
 _TIMES: Final = 3
 _TIMEOUT_S: Final = 120
 _LIMIT_MS: Final = 100
@@ -164,7 +166,8 @@ def _jsons() -> Iterator[tuple[str, bytes]]:
     yield "JSON of 499,000 texts", request % (b"1", b"BYTES", b",".join([b'"a"'] * _VALUES))
     yield "JSON of 499,000 sides", request % (b",".join([b"1"] * _VALUES), b"FP32", b"1")
     yield "JSON of 499,000 inputs", b'{"inputs": [%s]}' % b",".join([b"{}"] * _VALUES)
-    yield "JSON of 499,000 keys", b"{%s}" % b",".join(b'"%d":1' % key for key in range(_VALUES))
+    yield "JSON of 10,000 names", b"{%s}" % b",".join(b'"%d":1' % key for key in range(_NAMES))
+    yield "JSON of 499,000 names", b"{%s}" % b",".join(b'"%d":1' % key for key in range(_VALUES))
     yield "JSON, deep", b"[" * _BYTES
     yield "JSON of one long text", b'{"id": "' + b"\\u0041" * (_BYTES // 6) + b'"}'
     yield "JSON of one long number", b'{"id": ' + b"1" * _BYTES + b"}"
