@@ -553,7 +553,7 @@ def test_binary_data_that_do_not_add_up(client: httpx.Client, request_: dict[str
 
 
 def test_too_much_of_everything(client: httpx.Client) -> None:
-    """More pictures than allowed, however few bytes they take, and very many numbers or names in JSON are 413."""
+    """Too many pictures, however few bytes they take, and too many numbers or names in JSON are 413."""
     many = tensor("image", shape=[65], data=[""] * 65)
     assert "64" in error(client.post(INFER, json={"inputs": [many]}), 413)
     most = tensor("image", shape=[10**30])
