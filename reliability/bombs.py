@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Final
 
+from load_tests.pictures import draw
 from reliability.pictures import Named, encode, picture, png, png_chunk
 
 Tags = Mapping[int, tuple[int, int, int]]
@@ -45,6 +46,32 @@ def tiff_tags(width: int, height: int, stored: int, compression: int = 1, other:
     tags = {tag: (4, 1, value) for tag, value in plain.items()} | dict(other or {})
     tags.setdefault(273, (4, 1, 8 + 2 + 12 * (len(tags) + 1) + 4))
     return tags
+
+
+def tiff_values(tag: int, kind: int, values: bytes, count: int) -> bytes:
+    """Return a grey TIFF of 48 x 48 pixels, a strip for each row, with so many values of a type in a tag."""
+    tags = tiff_tags(48, 48, 64, other={278: (4, 1, 1)})
+    begin = 8 + 2 + 12 * (len(tags) + (tag not in tags)) + 4
+    return tiff({**tags, tag: (kind, count, begin)}, values)
+
+
+def tiff_directories(fractions: int) -> bytes:
+    """Return such a TIFF whose directories of EXIF and of the place have so many fractions each."""
+    strip = bytes(48 * 48)
+    tags = tiff_tags(48, 48, len(strip))
+    end = 8 + 2 + 12 * (len(tags) + 2) + 4
+    at = end + len(strip) + 8 * fractions
+    apart = {273: (4, 1, end), 34665: (4, 1, at), 34853: (4, 1, at)}
+    directory = struct.pack("<HHHII", 1, 65_000, 5, fractions, end + len(strip)) + bytes(4)
+    return tiff({**tags, **apart}, strip + struct.pack("<II", 6, 1) * fractions + directory)
+
+
+def webp_in_a_corner(width: int, height: int) -> bytes:
+    """Return an animated WebP of this size, of which 16 x 16 pixels are there."""
+    frames = [draw(16, 16, seed) for seed in range(2)]
+    animated = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:])
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return animated[:24] + size + animated[30:]
 
 
 def _pngs() -> Iterator[Named]:
@@ -95,6 +122,7 @@ def _jpegs() -> Iterator[Named]:
     yield "bomb/jpeg-comments", plain[:2] + b"\xff\xfe\0\x02" * 100_000 + plain[2:]
     yield "bomb/jpeg-junk", plain[:2] + b"\xff\xfe\0\2" + bytes(500_000) + plain[2:]
     yield "bomb/jpeg-restarts", plain[:2] + b"\xff\xd0" * 200_000 + plain[2:]
+    yield "bomb/jpeg-components", plain[:2] + (b"\xff\xc0\xff\xff\x08" + bytes(65_532)) * 20 + plain[2:]
     yield "bomb/jpeg-fill", plain[:2] + b"\xff" * 500_000 + plain[2:]
     yield (
         "bomb/jpeg-profile",
@@ -112,6 +140,9 @@ def _webps() -> Iterator[Named]:
         for flags in (0, 2):
             body = b"WEBPVP8X" + struct.pack("<II", 10, flags) + canvas + lossless[12:]
             yield f"bomb/webp-{width}x{height}-{flags}", b"RIFF" + struct.pack("<I", len(body)) + body
+    yield "bomb/webp-corner", webp_in_a_corner(7000, 7000)
+    many = lossless[8:] + b"teSt\0\0\0\0" * 100_000
+    yield "bomb/webp-chunks", b"RIFF" + struct.pack("<I", len(many)) + many
 
 
 def _gifs() -> Iterator[Named]:
@@ -120,6 +151,10 @@ def _gifs() -> Iterator[Named]:
     yield "bomb/gif-screen", huge
     at = frame.index(b",", 13 + 3 * 2 ** ((frame[10] & 7) + 1))
     yield "bomb/gif-frame", frame[: at + 5] + b"\xff\xff\xff\xff" + frame[at + 9 :]
+    for disposal in (2, 3):
+        control = bytes([0x21, 0xF9, 4, disposal << 2 | 1, 0, 0, 0, 0])
+        begin = frame[:at] + control + frame[at : at + 5]
+        yield f"bomb/gif-disposal-{disposal}", begin + b"\xff\xff\xff\xff" + frame[at + 9 :]
     yield "bomb/gif-offset", frame[: at + 1] + b"\xff\xff\xff\xff" + frame[at + 5 :]
     yield "bomb/gif-comments", frame[:at] + (b"!\xfe\xff" + b"c" * 255 + b"\0") * 2000 + frame[at:]
     yield "bomb/gif-comments-many", frame[:at] + b"!\xfe\1c\0" * 200_000 + frame[at:]
@@ -165,6 +200,9 @@ def _tiffs() -> Iterator[Named]:
     yield "bomb/tiff-samples", tiff(tiff_tags(8, 8, 64, other={277: (4, 1, 0xFFFF)}), strip)
     yield "bomb/tiff-bits", tiff(tiff_tags(8, 8, 64, other={258: (3, 1, 0xFFFF)}), strip)
     yield "bomb/tiff-rows", tiff(tiff_tags(8, 8, 64, other={278: (4, 1, 0)}), strip)
+    yield "bomb/tiff-directories", tiff_directories(500_000)
+    for tag in (258, 273, 320, 338, 339):
+        yield f"bomb/tiff-values-{tag}", tiff_values(tag, 1, bytes(500_000), 500_000)
     plain = tiff(tiff_tags(8, 8, 64), strip)
     yield "bomb/tiff-itself-next", plain.replace(bytes(4) + strip, struct.pack("<I", 8) + strip)
     many = b"II*\0" + struct.pack("<IH", 8, 0xFFFF) + struct.pack("<HHII", 256, 4, 1, 8) * 0xFFFF

@@ -64,7 +64,7 @@ class ParseFuzz:
 
     @property
     def grown_mb(self) -> float:
-        """What stayed in memory after the first kind's warm-up."""
+        """What stayed in memory after the first round."""
         return self.end_mb - self.warm_mb
 
 
@@ -108,8 +108,11 @@ def decode_fuzz(runs: int, folder: Path, seed: int = 0, seeds: int | None = None
     return DecodeFuzz(int(done[1]), time.perf_counter() - started, crashes, float(warm_mb), float(end_mb))
 
 
-def parse_fuzz(examples: int) -> ParseFuzz:
-    """Take `examples` forms and tensors apart, in equal parts valid and not; never the same twice."""
+def parse_fuzz(examples: int, seed: int = 0) -> ParseFuzz:
+    """Take `examples` forms and tensors apart, in equal parts valid and not.
+
+    With `seed` 0 each run is another.
+    """
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it says what is malformed, each time
     model = models.load("bundled")
     kinds: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
@@ -127,20 +130,19 @@ def parse_fuzz(examples: int) -> ParseFuzz:
     inputs: Counter[str] = Counter()
     failures = []
     started = time.perf_counter()
-    for strategy, check in kinds.values():
-        _try(strategy, check, min(_ROUND, examples), lambda: None)
-    warm_mb = resident_mb()
     share = math.ceil(examples / len(kinds))
-    for name, (strategy, check) in kinds.items():
+    warm_mb = 0.0
+    for done in range(0, share, _ROUND):
+        for name, (strategy, check) in list(kinds.items()):
 
-        def count(name: str = name) -> None:
-            inputs[name] += 1
+            def count(name: str = name) -> None:
+                inputs[name] += 1
 
-        for done in range(0, share, _ROUND):
-            failure = _try(strategy, check, min(_ROUND, share - done), count)
+            failure = _try(strategy, check, min(_ROUND, share - done), count, seed and seed + done)
             if failure:
                 failures.append(f"{name}: {failure}")
-                break
+                del kinds[name]
+        warm_mb = warm_mb or resident_mb()
     return ParseFuzz(dict(inputs), time.perf_counter() - started, failures, warm_mb, resident_mb())
 
 
@@ -149,9 +151,11 @@ def _try(
     check: Callable[[Value], None],
     examples: int,
     count: Callable[[], None],
+    seed: int,
 ) -> str:
     """Return what failed, with the smallest input that does, or nothing."""
 
+    @strategies.seeded(seed)
     @settings(strategies.FUZZING, max_examples=examples)
     @given(strategy)
     def once(value: Value) -> None:

@@ -26,7 +26,7 @@ from schemathesis.transport.serialization import Binary
 
 from reliability.corpus import corpus
 from reliability.measures import Pulse, resident_mb
-from reliability.strategies import FUZZING
+from reliability.strategies import FUZZING, seeded
 from service.api.inference_protocol import interface
 
 _CHECKS: Final[list[CheckFunction]] = [
@@ -73,11 +73,12 @@ class ApiFuzz:
         return median(self.memory_mb[half:]) - median(self.memory_mb[:half])
 
 
-def api_fuzz(url: str, examples: int, pid: int) -> ApiFuzz:
+def api_fuzz(url: str, examples: int, pid: int, seed: int = 0) -> ApiFuzz:
     """Send about `examples` requests to all operations of the service at `url`, whose process is `pid`.
 
     Half of them are as the OpenAPI document says, and half are not; pictures are from the corpus. An answer
     must be documented: its status, its content type and its schema; and never be of the service's fault.
+    With `seed` 0 each run is another.
     The service has to be another process: hypothesis minds who else draws random numbers in its own.
     """
     pictures = [Binary(data) for _, data in corpus() if len(data) <= 100_000]
@@ -90,13 +91,13 @@ def api_fuzz(url: str, examples: int, pid: int) -> ApiFuzz:
     model: str = requests.get(f"{url}/info", timeout=_TIMEOUT_S).json()["model"]
     drawn = [one for operation in operations for one in _drawn(operation, model)]
     a_round = math.ceil(examples / _ROUNDS)
-    _Fuzzed(url).send(drawn, a_round)
+    _Fuzzed(url).send(drawn, a_round, seed)
     fuzzed = _Fuzzed(url)
     memory_mb = []
     started = time.perf_counter()
     with Pulse(url) as pulse:
-        for _ in range(_ROUNDS):
-            fuzzed.send(drawn, a_round)
+        for number in range(1, _ROUNDS + 1):
+            fuzzed.send(drawn, a_round, seed and seed + number)
             memory_mb.append(resident_mb(pid))
     return ApiFuzz(
         requests=dict(fuzzed.requests),
@@ -145,14 +146,15 @@ class _Fuzzed:
         self.statuses: Counter[int] = Counter()
         self.failures: list[str] = []
 
-    def send(self, drawn: Sequence[_Drawn], examples: int) -> None:
+    def send(self, drawn: Sequence[_Drawn], examples: int, seed: int) -> None:
         """Send about so many requests."""
         weights = sum(one.weight for one in drawn)
         for one in drawn:
             share = math.ceil(examples * one.weight / weights)
-            self._send_some(one, share if one.most is None else min(share, one.most))
+            self._send_some(one, share if one.most is None else min(share, one.most), seed)
 
-    def _send_some(self, drawn: _Drawn, examples: int) -> None:
+    def _send_some(self, drawn: _Drawn, examples: int, seed: int) -> None:
+        @seeded(seed)
         @settings(FUZZING, max_examples=examples)
         @given(drawn.cases)
         def once(case: Case[Any]) -> None:

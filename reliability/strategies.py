@@ -1,12 +1,12 @@
 """What hypothesis draws requests from: forms and tensors that are right, and the same with damage."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from hypothesis import HealthCheck, Phase, Verbosity, settings
+from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 
 from service.api.inference_protocol import interface
@@ -15,6 +15,7 @@ from service.models import Model
 FUZZING: Final = settings(
     deadline=None,
     database=None,
+    derandomize=False,  # as it would be where CI is set
     verbosity=Verbosity.quiet,
     phases=(Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),
@@ -23,6 +24,14 @@ FUZZING: Final = settings(
 
 MAX_PARTS: Final = 8
 MAX_PICTURES: Final = 4
+
+Checked = TypeVar("Checked", bound=Callable[..., None])
+
+
+def seeded(number: int) -> Callable[[Checked], Checked]:
+    """Return what makes a test draw the same each time; for 0 what lets it be."""
+    return seed(number) if number else lambda test: test
+
 
 Sent = tuple[str, str | None, bytes]
 """A part of a form: its field's name, its file's name, and its bytes."""

@@ -9,7 +9,7 @@ _M_ARENA_MAX: Final = -8
 
 
 def share_one_heap() -> None:
-    """Let all threads that are still to come allocate from one heap; MALLOC_ARENA_MAX, where set, decides.
+    """Let all threads that are still to come allocate from one heap, unless the environment says otherwise.
 
     By default glibc gives each thread a heap of its own, so that the pixels of large pictures lie around in
     every decoding thread's: hundreds of MB. Growing and shrinking them, it holds up other threads, too: the
@@ -17,5 +17,6 @@ def share_one_heap() -> None:
     waits for another's: the throughput is the same. Elsewhere than on glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+    wanted = "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", "")
+    if mallopt is not None and not wanted:
         mallopt(_M_ARENA_MAX, 1)

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import PREFIXES
 from torchvision.models import ResNet50_Weights, ViT_H_14_Weights
 from torchvision.transforms import functional
 
 from reliability import bombs
 from service.errors import InvalidImage, PayloadTooLarge, ServiceError, UnsupportedMedia
-from service.images import Preprocessing, decode
+from service.images import Preprocessing, decode, webp
 from tests.conftest import encode, make_image
 
 SMALL = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -79,9 +80,13 @@ def test_webp_is_what_pillow_reads(mode: str, options: dict[str, Any]) -> None:
     image = make_image(48, 48, mode)
     if mode == "RGBA":
         image.putalpha(make_image(48, 48, "L", seed=1))
+    animated = "save_all" in options
+    if animated:
+        options["append_images"] = [image.transpose(Image.Transpose.ROTATE_90)]
     written = encode(image, "WEBP", **options)
+    assert (webp.decode(written, 48, 48, len(mode)) is None) == animated  # still ones take the short way
     with Image.open(io.BytesIO(written)) as read:
-        assert read.mode == mode
+        assert (read.mode, getattr(read, "n_frames", 1) > 1) == (mode, animated)
         shown = Image.new("RGBA", read.size, "white")
         shown.alpha_composite(read.convert("RGBA"))
     assert np.abs(decode(written, EXACT).astype(int) - np.asarray(shown.convert("RGB"))).max() <= 1
@@ -273,7 +278,7 @@ def test_a_jpeg_of_a_thousand_scans_is_refused(progressive: bool) -> None:
 def long_winded(format: str, parts: int, part: bytes) -> bytes:  # noqa: A002
     """Return a small picture with so many of these parts in its header."""
     whole = encode(make_image(48, 48), format)
-    end = {"JPEG": 2, "PNG": 33, "GIF": 13 + 768}[format]
+    end = {"JPEG": 2, "PNG": 33, "GIF": 13 + 768, "WEBP": len(whole)}[format]
     return whole[:end] + parts * part + whole[end:]
 
 
@@ -291,6 +296,8 @@ PROFILE = b"\xff\xe2\0\x11ICC_PROFILE\0\1\1p"
         ("PNG", 5, chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**20)))),
         ("GIF", 20_000, b"!\xfe\1c\0"),
         ("GIF", 20_000, b"\0"),
+        ("JPEG", 2, b"\xff\xc0\0\x0b\x08\0\1\0\1\1\1\x11\0"),
+        ("WEBP", 50_000, b"teSt\0\0\0\0"),
     ],
 )
 def test_an_endless_header_is_refused(format: str, parts: int, part: bytes) -> None:  # noqa: A002
@@ -314,15 +321,26 @@ def test_a_long_header_is_read(format: str, parts: int, part: bytes) -> None:  #
     assert difference(decode(long_winded(format, parts, part), EXACT), make_image(48, 48)) < 8
 
 
+@pytest.mark.parametrize("begin", PREFIXES)
 @pytest.mark.parametrize(
-    ("tag", "kind", "values"), [(258, 5, 150_000), (274, 3, 300_001), (339, 1, 300_001), (65_000, 12, 10**6)]
+    ("tag", "kind", "count"),
+    [
+        (258, 5, 300_001),
+        (274, 3, 300_001),
+        (65_000, 12, 10**6),
+        *((t, 1, 300_001) for t in (273, 320, 338, 339)),
+    ],
 )
-def test_a_tiff_of_endless_values_is_refused(tag: int, kind: int, values: int) -> None:
-    """Each number of its tags would become an object, so one of 20 MB could cost ten seconds."""
-    strip = bytes(64)
-    odd = {tag: (kind, values, 8)} | {700: (4, 150_001, 8)}
+def test_a_tiff_of_endless_values_is_refused(begin: bytes, tag: int, kind: int, count: int) -> None:
+    """Each number of its tags would become an object, so one of 20 MB could cost ten seconds, or 4 GB."""
+    order = "<" if begin.startswith(b"II") else ">"
+    big = begin == b"II+\0"  # Pillow reads the other byte order's as if it were small
+    tags = {**bombs.tiff_tags(48, 48, 64), tag: (kind, count, 8)}
+    entry, sizes = ("HHQQ", "HHQQ") if big else ("HHI", "IH")
+    header = struct.pack(f"{order}{sizes}", *((8, 0, 16, len(tags)) if big else (8, len(tags))))
+    entries = (struct.pack(f"{order}{entry}{'' if big else 'I'}", key, *tags[key]) for key in sorted(tags))
     with pytest.raises(PayloadTooLarge, match="parts"):
-        decode(bombs.tiff(bombs.tiff_tags(48, 48, 64, other=odd), strip), EXACT)
+        decode(begin + header + b"".join(entries) + bytes(64), EXACT)
 
 
 def test_a_tiff_of_many_tags_is_refused() -> None:
@@ -341,20 +359,52 @@ def test_a_tiff_of_many_strips_is_read(big: bool) -> None:
     assert difference(decode(written, EXACT), image) == 0
 
 
-def exif(entries: bytes, values: int) -> bytes:
-    """Return EXIF whose orientation is so many fractions, after other entries."""
-    count = len(entries) // 12 + 1
-    begin = 8 + 2 + 12 * count + 4
-    directory = struct.pack("<H", count) + entries + struct.pack("<HHII", 274, 5, values, begin)
-    return b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + struct.pack("<II", 6, 1) * values
+def exif(values: int) -> bytes:
+    """Return EXIF whose orientation is so many fractions, each of which says that it lies on its side."""
+    directory = struct.pack("<IHHHIII", 8, 1, 274, 5, values, 26, 0)
+    return b"II*\0" + directory + struct.pack("<II", 6, 1) * values
 
 
-def test_endless_exif_is_not_read() -> None:
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize(("values", "turned"), [(1, True), (130_000, False)])
+def test_endless_exif_is_not_read(raw: bool, values: int, turned: bool) -> None:
     """What would become millions of objects says nothing of where the top is; the picture is read."""
     image = make_image(48, 48)
     whole = encode(image, "PNG")
-    long = whole[:33] + chunk(b"eXIf", exif(b"", 1_000_000)) + whole[33:]
-    assert difference(decode(long, EXACT), image) == 0
+    text = f"Raw profile type exif\0\nexif\n{8 * values}\n{exif(values).hex()}"
+    added = chunk(b"tEXt", text.encode()) if raw else chunk(b"eXIf", exif(values))
+    expected = image.transpose(Image.Transpose.ROTATE_270) if turned else image
+    assert difference(decode(whole[:33] + added + whole[33:], EXACT), expected) == 0
+
+
+def test_a_tiffs_other_directories_are_not_read() -> None:
+    """EXIF and the place have no limit of their own, and nobody asks for them; the picture is read."""
+    whole = bombs.tiff_directories(1)
+    assert difference(decode(whole, EXACT), Image.new("RGB", (48, 48))) == 0
+
+
+def test_a_sideways_tiff_with_endless_xmp_is_turned() -> None:
+    """Pillow would search it several times, while nobody else gets a turn."""
+    image = make_image(48, 48)
+    xmp = b'<x tiff:Orientation="1"/>' * 100_000
+    whole = encode(image, "TIFF", tiffinfo={274: 6, 700: xmp})
+    assert difference(decode(whole, EXACT), image.transpose(Image.Transpose.ROTATE_270)) == 0
+
+
+@pytest.mark.parametrize("disposal", [2, 3])
+def test_a_frame_larger_than_its_gif_counts(disposal: int) -> None:
+    """Pillow fills the frame while it reads the header: 43 bytes could take 4 GB."""
+    control = bytes([0x21, 0xF9, 4, disposal << 2 | 1, 0, 0, 0, 0])
+    frame = b",\0\0\0\0" + struct.pack("<HH", 9_000, 9_000) + b"\0\2\0;"
+    with pytest.raises(PayloadTooLarge, match="9000 x 9000"):
+        decode(b"GIF89a\1\0\1\0\0\0\0" + control + frame, SMALL)
+
+
+def test_a_large_animated_webp_is_refused() -> None:
+    """Pillow copies its whole first frame while nobody else gets a turn; 200 bytes are enough for one."""
+    assert decode(bombs.webp_in_a_corner(100, 100), SMALL).shape == (32, 32, 3)
+    with pytest.raises(PayloadTooLarge, match="16,000,000"):
+        decode(bombs.webp_in_a_corner(5000, 4000), SMALL)
 
 
 def test_a_jpeg_of_endless_exif_is_refused() -> None:

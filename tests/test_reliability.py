@@ -118,21 +118,18 @@ def test_a_soak_has_every_kind_of_request(server: Running, tmp_path: Path) -> No
 
 def test_the_largest_are_sent_and_watched(server: Running, jpeg: bytes) -> None:
     """Each body is answered, /healthz is asked meanwhile, and a slow answer or a fault breaks a promise."""
-    bodies = [
-        Body("picture", "/predict", jpeg, "image/*"),
-        Body("nonsense", "/predict", b"nonsense", "image/*"),
-    ]
-    found = largest.largest(server.url, bodies)
-    assert [(one.name, one.status, one.failures) for one in found] == [
-        ("picture", 200, 0),
-        ("nonsense", 415, 0),
+    picture = Body("picture", "/predict", jpeg, "image/*", 200)
+    nonsense = Body("nonsense", "/predict", b"nonsense", "image/*", 415)
+    found = largest.largest(server.url, [picture, nonsense])
+    assert [(one.body, set(one.statuses), one.failures) for one in found] == [
+        (picture, {200}, 0),
+        (nonsense, {415}, 0),
     ]
     assert all(one.slowest_ms > 0 and one.seconds > 0 for one in found)
     assert len(list(largest.figures(found))) == 2
-    slow, wrong = replace(found[0], slowest_ms=101), replace(found[1], status=500)
-    assert kept(largest.rows([replace(one, slowest_ms=1) for one in found])) == dict.fromkeys(
-        kept(largest.rows(found)), True
-    )
+    quick, refused = (replace(one, slowest_ms=1.0) for one in found)
+    assert all(kept(largest.rows([quick, refused])).values())
+    slow, wrong = replace(quick, slowest_ms=101.0), replace(refused, statuses=[500, 415, 415])
     assert not any(kept(largest.rows([slow, wrong])).values())
 
 

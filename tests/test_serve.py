@@ -36,7 +36,8 @@ Started = tuple["subprocess.Popen[str]", Log, str]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SERVICE_")}
+    others = ("SERVICE_", "MALLOC_", "GLIBC_TUNABLES")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return {**clean, **variables}
 
 

@@ -15,10 +15,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image, _imaging
 from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffTags import TAGS_V2_GROUPS
 
 from service.errors import InvalidImage, PayloadTooLarge, UnsupportedMedia
 from service.images import jpeg, webp
-from service.images.endless import is_endless
+from service.images.endless import gif_frame, is_endless
 from service.images.preprocessing import Crop, Pixels, Preprocessing
 
 # The limit below is checked on the header of every picture, so Pillow's own, which is global and
@@ -59,6 +60,7 @@ _BROKEN: Final = (
 # Work that a few bytes can ask for, far beyond what any camera or editor writes.
 _MAX_JPEG_SCANS: Final = 100  # a progressive JPEG has about 10; each costs a pass over all pixels
 _MAX_EXIF_BYTES: Final = 1_000_000  # a JPEG's has 64 KiB
+_MAX_COPIED_PIXELS: Final = 16_000_000  # of an animated WebP: see service.images.webp
 _MAX_TIFF_TILES: Final = 100_000  # more than one strip for each row of the largest picture
 
 _OVERSAMPLED: Final = 3
@@ -97,7 +99,7 @@ def decode(
         pixels = _decode_jpeg(data, plain, preprocessing.resize)
         if pixels is not None:
             return preprocessing.resize_and_crop(pixels, plain)
-    image = _open(data)
+    image = _open(data, max_pixels)
     try:
         _check_work(image, data, max_pixels)
         pixels = _pixels(image, data, preprocessing.resize)
@@ -112,12 +114,14 @@ def decode(
         raise InvalidImage(f"the {image.format} picture cannot be decoded: {error}") from error
 
 
-def _open(data: bytes | bytearray) -> Image.Image:
+def _open(data: bytes | bytearray, max_pixels: int) -> Image.Image:
     """Read the header only; no pixel is decoded here."""
     if not data:
         raise InvalidImage("the picture is empty (0 bytes)")
     if is_endless(data):
         raise PayloadTooLarge("the picture's header has too many parts")
+    if (frame := gif_frame(data)) is not None:
+        _check_pixels(frame, max_pixels)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except _BROKEN as error:
@@ -163,8 +167,21 @@ def _pixels(image: Image.Image, data: bytes | bytearray, resize: int) -> Pixels:
             return pixels
         if pixels is not None:
             image = Image.fromarray(pixels)
+        else:
+            _check_pixels(image.size, _MAX_COPIED_PIXELS)
+    if isinstance(image, TiffImageFile):
+        _forget(image)
     image.load()  # before the orientation is read: TIFF turns itself
     return np.array(_to_rgb(image))  # a copy, because torch wants to be able to write
+
+
+def _forget(image: TiffImageFile) -> None:
+    """Forget what Pillow would read all of, though nobody asks: directories, and a large XMP."""
+    if len(image.info.get("xmp", b"")) > _MAX_EXIF_BYTES:
+        del image.info["xmp"]
+    exif = image.getexif()
+    for tag in TAGS_V2_GROUPS:
+        exif.pop(tag, None)
 
 
 def _decode_jpeg(data: bytes | bytearray, size: tuple[int, int], resize: int) -> Pixels | None:
@@ -193,11 +210,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise InvalidImage("32-bit samples have no agreed range; send 8 or 16 bits a channel")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = _converted(image, "RGBA")
         white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
+        white.paste(rgba, mask=rgba)
         return white
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy it
+    return _converted(image, "RGB")
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
 
 
 def _orientation(image: Image.Image) -> object:

@@ -6,16 +6,18 @@ megapixels, in which the event loop answers nobody. That takes 2.5 times as long
 
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from PIL import _webp
 
 from service.images.preprocessing import Pixels
 
-_DECODERS: Final = {3: "WebPDecodeRGBInto", 4: "WebPDecodeRGBAInto"}
-_ARGUMENTS: Final = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_NAMES: Final = {3: "WebPDecodeRGBInto", 4: "WebPDecodeRGBAInto"}
+_Into: Final = ctypes.CFUNCTYPE(
+    *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+)
 
 
 def decode(data: bytes | bytearray, width: int, height: int, channels: int) -> Pixels | None:
@@ -33,10 +35,12 @@ def decode(data: bytes | bytearray, width: int, height: int, channels: int) -> P
 
 
 @cache
-def _decoder(channels: int) -> Callable[..., Any] | None:
-    """Return libwebp's function, which other threads run beside; None where Pillow has libwebp within it."""
-    function = getattr(ctypes.CDLL(_webp.__file__), _DECODERS[channels], None)
-    if function is not None:
-        function.argtypes = _ARGUMENTS
-        function.restype = ctypes.c_void_p
-    return function
+def _decoder(channels: int) -> Callable[..., int | None] | None:
+    """Return libwebp's function, which other threads run beside; None where it cannot be reached."""
+    with suppress(
+        ImportError, OSError, AttributeError
+    ):  # a Pillow without libwebp, or with one inside itself
+        from PIL import _webp
+
+        return _Into((_NAMES[channels], ctypes.CDLL(_webp.__file__)))
+    return None
