@@ -22,6 +22,7 @@ LAYERS = [
         "files",
         "tracing",
         "healthcheck",
+        "memory",
     },
     {"images", "batching", "bench"},
     {"models"},
