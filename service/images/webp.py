@@ -37,9 +37,8 @@ def decode(data: bytes | bytearray, width: int, height: int, channels: int) -> P
 @cache
 def _decoder(channels: int) -> Callable[..., int | None] | None:
     """Return libwebp's function, which other threads run beside; None where it cannot be reached."""
-    with suppress(
-        ImportError, OSError, AttributeError
-    ):  # a Pillow without libwebp, or with one inside itself
+    # A Pillow without libwebp, or with one inside itself.
+    with suppress(ImportError, OSError, AttributeError):
         from PIL import _webp
 
         return _Into((_NAMES[channels], ctypes.CDLL(_webp.__file__)))
