@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= bundled
 CIFAR ?= cifar10
-PICTURE ?= dog.jpg
+IMAGE ?= dog.jpg
 USE_GPU ?= 1
 NUM_IMAGES ?= 1000
 BATCH_SIZE ?= 64
@@ -45,21 +45,21 @@ load-test: $(VENV)/.installed-dev  ## Load a service that serves MODEL, in every
 	$(BIN)/python -m load_tests run --model "$(MODEL)"
 
 reliability: $(VENV)/.installed-dev  ## The long tests: crowds, the largest requests, fuzzing, overload, a soak; an hour; reports in reliability-results/
-	$(BIN)/python -m reliability crowds
-	$(BIN)/python -m reliability largest
-	$(BIN)/python -m reliability fuzz
-	$(BIN)/python -m reliability overload --model "$(or $(OVERLOAD_MODEL),bundled)" $(if $(OVERLOAD_WEIGHTS),--weights "$(OVERLOAD_WEIGHTS)")
-	$(BIN)/python -m reliability soak
+	$(BIN)/python -m load_tests.reliability crowds
+	$(BIN)/python -m load_tests.reliability largest
+	$(BIN)/python -m load_tests.reliability fuzz
+	$(BIN)/python -m load_tests.reliability overload --model "$(or $(OVERLOAD_MODEL),bundled)" $(if $(OVERLOAD_WEIGHTS),--weights "$(OVERLOAD_WEIGHTS)")
+	$(BIN)/python -m load_tests.reliability soak
 
 audit: $(VENV)/.installed-dev  ## Look up known vulnerabilities of what the locks name
 	$(BIN)/pip-audit --disable-pip --no-deps --requirement requirements.lock
 
-image: install  ## Classify NUM_IMAGES generated pictures: USE_GPU=1 BATCH_SIZE=64 IMAGE_MODEL=resnet50
+image: install  ## Classify NUM_IMAGES generated images: USE_GPU=1 BATCH_SIZE=64 IMAGE_MODEL=resnet50
 	$(BIN)/resnet-service bench --end-to-end "$(NUM_IMAGES)" --batch-size "$(BATCH_SIZE)" --model "$(IMAGE_MODEL)" \
 	  --devices $(if $(filter 0,$(USE_GPU)),cpu,auto)
 
-compare-peers: $(VENV)/.installed-dev  ## Compare with other servers on PICTURE, over HTTP, with wrk; results in peers/
-	$(BIN)/python -m load_tests.peers --picture "$(PICTURE)"
+compare-peers: $(VENV)/.installed-dev  ## Compare with other servers on IMAGE, over HTTP, with wrk; results in peers/
+	$(BIN)/python -m load_tests.peers --image "$(IMAGE)"
 
 image-test: $(VENV)/.installed-dev  ## Build both images without an engine (buildah, root) and try their containers
 	$(BIN)/pytest tests/image_test.py
@@ -69,9 +69,9 @@ dashboards: $(VENV)/.installed-dev  ## Write Grafana's dashboards anew from moni
 
 bundled-model: install  ## Train the bundled model anew on CIFAR (default: downloaded); goes on if interrupted
 	$(BIN)/resnet-service train --data "$(CIFAR)" --network resnet18 --store fp16 --out runs/bundled --resume
-	cp runs/bundled/model.safetensors service/models/bundled/cifar10.safetensors
-	cp runs/bundled/model.md service/models/bundled/cifar10.md
-	cp runs/bundled/run_log.json service/models/bundled/cifar10.json
+	cp runs/bundled/model.safetensors service/resnet_service/models/bundled/cifar10.safetensors
+	cp runs/bundled/model.md service/resnet_service/models/bundled/cifar10.md
+	cp runs/bundled/run_log.json service/resnet_service/models/bundled/cifar10.json
 
 clean:  ## Remove .venv and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from resnet_service.client import APIError, Client, ServiceUnavailableError
 
 from load_tests import profiling, report, wrk
-from load_tests.footprint import footprint as take_footprint
 from load_tests.incident import draw_dashboards, slow_for_a_while
 from load_tests.report import Requests
+from load_tests.resource_usage import footprint as take_footprint
 from load_tests.scenarios import SCENARIOS
 from load_tests.service import ServiceFailed, serve, started
 from monitoring.local import PrometheusMissing, scraping
-from service.client import Client, Refused, ServiceAway
 
 _LOCUSTFILE: Final = Path(__file__).parent / "locustfile.py"
 _WARM_UP_S: Final = 2.0
@@ -28,14 +28,14 @@ _PATIENCE_S: Final = 180.0
 class Load:
     """Locust against one service; what it writes goes into a folder."""
 
-    def __init__(self, url: str, folder: Path, pictures: Path | None) -> None:
+    def __init__(self, url: str, folder: Path, images: Path | None) -> None:
         self._url = url
         self._folder = folder
-        self._pictures = [] if pictures is None else ["--pictures", str(pictures)]
+        self._images = [] if images is None else ["--images", str(images)]
         try:
             with Client(url) as client:
                 limits: dict[str, Any] = client.info()["limits"]
-        except (Refused, ServiceAway) as error:
+        except (APIError, ServiceUnavailableError) as error:
             raise click.ClickException(str(error)) from error
         self._max_batch: int = limits["max_batch"]
         self._max_queue: int = limits["max_queue"]
@@ -53,7 +53,7 @@ class Load:
         command = [
             *(sys.executable, "-m", "locust", "--locustfile", str(_LOCUSTFILE), "--headless", "--users", "1"),
             *("--host", self._url, "--html", f"{base}.html", "--csv", str(base), "--logfile", f"{base}.log"),
-            *("--exit-code-on-error", "0", "--requests", f"{base}.csv", *self._pictures),
+            *("--exit-code-on-error", "0", "--requests", f"{base}.csv", *self._images),
             *("--scenario", scenario, "--seconds", str(seconds), *options),
         ]
         try:
@@ -103,8 +103,8 @@ def main() -> None:
 
 _model = click.option("--model", default="bundled", show_default=True, help="What the service serves.")
 _host = click.option("--host", help="A service that runs already, as in http://localhost:8000.")
-_pictures = click.option(
-    "--pictures",
+_images = click.option(
+    "--images",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="A folder of JPEGs instead of drawn ones.",
 )
@@ -121,7 +121,7 @@ _out = click.option(
 @click.argument("scenarios", nargs=-1, type=click.Choice(list(SCENARIOS)))
 @_model
 @_host
-@_pictures
+@_images
 @_out
 @click.option("--seconds", type=float, help="Length of each scenario; its own if not given.")
 @click.option("--p99-ms", default=500.0, show_default=True, help="The target for the answered requests.")
@@ -129,18 +129,18 @@ def run(
     scenarios: tuple[str, ...],
     model: str,
     host: str | None,
-    pictures: Path | None,
+    images: Path | None,
     out: Path,
     seconds: float | None,
     p99_ms: float,
 ) -> None:
     """Run SCENARIOS (all by default); the exit status is 1 where a target was broken.
 
-    The targets: no failed request, none refused, and p99. Where more arrives than the service can do, 429 is
+    The targets: no failed request, none rejected, and p99. Where more arrives than the service can do, 429 is
     right, and the time that a full queue takes is added to p99's target.
     """
     with _loaded(serve(model), host, out) as (url, _):
-        load = Load(url, out, pictures)
+        load = Load(url, out, images)
         runs, broken = [], []
         for name in scenarios or SCENARIOS:
             scenario = SCENARIOS[name]
@@ -162,13 +162,13 @@ def run(
 @main.command()
 @_model
 @_host
-@_pictures
+@_images
 @_out
 @click.option("--seconds", default=15.0, show_default=True, help="Length of each step.")
-def capacity(model: str, host: str | None, pictures: Path | None, out: Path, seconds: float) -> None:
+def capacity(model: str, host: str | None, images: Path | None, out: Path, seconds: float) -> None:
     """Step through rates up to 1.5 times the capacity, and draw p99 over requests/s."""
     with _loaded(serve(model), host, out) as (url, _):
-        load = Load(url, out, pictures)
+        load = Load(url, out, images)
         runs = []
         for share in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5):
             runs.append(load.follow(f"{share:.0%}", "level", seconds, "--share", str(share)))
@@ -180,20 +180,20 @@ def capacity(model: str, host: str | None, pictures: Path | None, out: Path, sec
 
 @main.command()
 @_model
-@_pictures
+@_images
 @_out
 @click.option("--factor", default=4.0, show_default=True, help="How much longer a batch takes while slow.")
 @click.option("--before", default=60.0, show_default=True, help="Seconds before the model grows slow.")
 @click.option("--during", default=90.0, show_default=True, help="Seconds for which it is slow.")
 @click.option("--after", default=60.0, show_default=True, help="Seconds after that.")
 def incident(
-    model: str, pictures: Path | None, out: Path, factor: float, before: float, during: float, after: float
+    model: str, images: Path | None, out: Path, factor: float, before: float, during: float, after: float
 ) -> None:
     """Slow the model down under a load of half its capacity, and draw what the dashboards show of it."""
-    command = [sys.executable, "-m", "load_tests.slowed", model, str(factor)]
+    command = [sys.executable, "-m", "load_tests.slow_server", model, str(factor)]
     with _loaded(command, None, out) as (url, process):
         # Before Prometheus begins, or its first minute would show how the capacity was measured.
-        load = Load(url, out, pictures)
+        load = Load(url, out, images)
         try:
             with scraping(url.removeprefix("http://"), out / "prometheus.log") as prometheus:
                 seconds = before + during + after
@@ -208,8 +208,8 @@ def incident(
 
 
 _weights = click.option("--weights", help="As for serve.")
-_picture = click.option(
-    "--picture",
+_image = click.option(
+    "--image",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     required=True,
     help="The JPEG that each request carries.",
@@ -219,17 +219,15 @@ _picture = click.option(
 @main.command()
 @_model
 @_weights
-@_picture
+@_image
 @click.option("--connections", default=16, show_default=True)
 @click.option("--seconds", default=10, show_default=True, help="Of the recording.")
 @_out
-def profile(
-    model: str, weights: str | None, picture: Path, connections: int, seconds: int, out: Path
-) -> None:
+def profile(model: str, weights: str | None, image: Path, connections: int, seconds: int, out: Path) -> None:
     """Show where the CPU time of a request goes, stage by stage; needs wrk, and root on macOS."""
     wrk.require()
     with _loaded(serve(model, weights), None, out) as (url, process):
-        rate, stages = profiling.profile(f"{url}/predict", process.pid, picture, connections, seconds)
+        rate, stages = profiling.profile(f"{url}/predict", process.pid, image, connections, seconds)
     total = sum(stages.values())
     click.echo(f"{rate:.0f} requests/s, {total:.2f} ms of CPU each\n")
     click.echo("| stage | CPU ms a request | share |\n|---|---|---|")
@@ -240,18 +238,16 @@ def profile(
 @main.command()
 @_model
 @_weights
-@_picture
+@_image
 @click.option("--requests", default=20_000, show_default=True, help="To post before memory is read again.")
 @click.option("--idle", "idle_s", default=30.0, show_default=True, help="Seconds to leave it alone.")
 @_out
-def footprint(
-    model: str, weights: str | None, picture: Path, requests: int, idle_s: float, out: Path
-) -> None:
+def footprint(model: str, weights: str | None, image: Path, requests: int, idle_s: float, out: Path) -> None:
     """Show how soon a service is ready, what it takes when idle, and whether its memory grows; needs wrk."""
     wrk.require()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        taken = take_footprint(serve(model, weights), picture, out / "service.log", requests, idle_s)
+        taken = take_footprint(serve(model, weights), image, out / "service.log", requests, idle_s)
     except ServiceFailed as error:
         raise click.ClickException(str(error)) from error
     click.echo("| | |\n|---|---|")

@@ -25,7 +25,7 @@ _RATE_INTERVAL: Final = "20s"
 _COLUMNS: Final = 3
 
 
-class Slowness(NamedTuple):
+class Slowdown(NamedTuple):
     """When the model was slow, in seconds since the epoch, and where the drawing begins and ends."""
 
     shown_from: float
@@ -36,25 +36,25 @@ class Slowness(NamedTuple):
 
 def slow_for_a_while(
     process: "subprocess.Popen[bytes]", before: float, during: float, after: float
-) -> Slowness:
-    """Switch the model of `load_tests.slowed` to slow and back; returns at once."""
+) -> Slowdown:
+    """Switch the model of `load_tests.slow_server` to slow and back; returns at once."""
     for seconds in (before, before + during):
         timer = threading.Timer(seconds, process.send_signal, [signal.SIGUSR1])
         timer.daemon = True
         timer.start()
     now = time.time()
-    return Slowness(now, now + before, now + before + during, now + before + during + after)
+    return Slowdown(now, now + before, now + before + during, now + before + during + after)
 
 
-def draw_dashboards(prometheus: str, span: Slowness, folder: Path) -> list[Path]:
-    """Draw each dashboard's panels over the incident; returns the pictures' paths."""
+def draw_dashboards(prometheus: str, span: Slowdown, folder: Path) -> list[Path]:
+    """Draw each dashboard's panels over the incident; returns the images' paths."""
     written = []
     with httpx.Client(base_url=prometheus, timeout=30) as client:
         for name, (title, rows) in DASHBOARDS.items():
             panels = [panel for panels in rows.values() for panel in panels]
             lines = math.ceil((len(panels) + 1) / _COLUMNS)
             figure = Figure(figsize=(5.2 * _COLUMNS, 2.9 * lines), layout="constrained")
-            figure.suptitle(f"{title}; the model is slow in the grey part")
+            figure.suptitle(f"{title}; the model is slow in the gray part")
             axes: Sequence[Axes] = figure.subplots(lines, _COLUMNS, sharex=True).flat
             for panel, place in zip(panels, axes, strict=False):
                 _draw_panel(client, panel, span, place)
@@ -68,7 +68,7 @@ def draw_dashboards(prometheus: str, span: Slowness, folder: Path) -> list[Path]
     return written
 
 
-def _draw_panel(client: httpx.Client, panel: Panel, span: Slowness, axes: Axes) -> None:
+def _draw_panel(client: httpx.Client, panel: Panel, span: Slowdown, axes: Axes) -> None:
     axes.axvspan(span.begins - span.shown_from, span.ends - span.shown_from, color="0.9")
     for series in panel.series:
         for legend, seconds, values in _query(client, series, span):
@@ -91,7 +91,7 @@ def _draw_panel(client: httpx.Client, panel: Panel, span: Slowness, axes: Axes) 
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}/s"))
 
 
-def _draw_batch_sizes(client: httpx.Client, span: Slowness, axes: Axes) -> None:
+def _draw_batch_sizes(client: httpx.Client, span: Slowdown, axes: Axes) -> None:
     """Draw the heatmap: batches a second by size, the difference between one bucket and the next."""
     buckets = sorted(_query(client, BATCH_SIZES, span), key=lambda bucket: float(bucket[0]))
     axes.set_axis_on()
@@ -106,7 +106,7 @@ def _draw_batch_sizes(client: httpx.Client, span: Slowness, axes: Axes) -> None:
 
 
 def _query(
-    client: httpx.Client, series: Series, span: Slowness
+    client: httpx.Client, series: Series, span: Slowdown
 ) -> list[tuple[str, list[float], list[float]]]:
     """Return (legend, seconds since the drawing begins, values) of each series of a query."""
     expression = series.expr.replace("$__rate_interval", _RATE_INTERVAL).replace("$instance", ".*")

@@ -22,13 +22,13 @@ from locust import FastHttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
-from load_tests.pictures import payloads
+from load_tests.images import payloads
 from load_tests.scenarios import SCENARIOS, Kind, level
 
 COLUMNS: Final = ("due_s", "late_ms", "kind", "outcome", "latency_ms", "decode_ms", "queue_ms", "device_ms")
 """Of a run's CSV, a line for each request: when it was due, how much later it was sent, what came of it.
 
-The outcome is answered, refused (429 with Retry-After), rejected (a 4xx that a bad picture deserves), hung
+The outcome is answered, rejected (429 with Retry-After), invalid (a 4xx that a bad image deserves), hung
 up, or failed. The latency counts from when the request was due.
 """
 
@@ -56,7 +56,7 @@ def _options(parser: LocustArgumentParser) -> None:
     group.add_argument("--clients", type=int, default=64, help="for capacity: clients that wait for answers")
     group.add_argument("--seconds", type=float, default=30.0, help="how long it lasts")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--pictures", type=Path, help="a folder of JPEGs instead of drawn ones")
+    group.add_argument("--images", type=Path, help="a folder of JPEGs instead of drawn ones")
     group.add_argument("--requests", type=Path, help="where to write a line for each request, as CSV")
 
 
@@ -103,7 +103,7 @@ class Client(FastHttpUser):
     def _follow(self, arrivals: Iterable[tuple[float, Kind]]) -> None:
         """Send each request when it is due, whatever became of the others."""
         due = list(arrivals)
-        contents = {kind: payloads(kind, self._options.pictures) for kind in {kind for _, kind in due}}
+        contents = {kind: payloads(kind, self._options.images) for kind in {kind for _, kind in due}}
         plan = [
             _Planned(
                 second,
@@ -122,7 +122,7 @@ class Client(FastHttpUser):
 
     def _saturate(self, seconds: float, clients: int) -> None:
         """Keep the service busy with a closed loop: what it answers a second is its capacity."""
-        contents = payloads("typical", self._options.pictures)
+        contents = payloads("typical", self._options.images)
         began = time.perf_counter()
 
         def loop() -> None:
@@ -149,7 +149,7 @@ class Client(FastHttpUser):
             answer.request_meta["response_time"] = latency_ms
             if outcome == "failed":
                 answer.failure(
-                    f"{answer.status_code} for a {planned.kind} picture: {answer.error or answer.text}"
+                    f"{answer.status_code} for a {planned.kind} image: {answer.error or answer.text}"
                 )
             else:
                 answer.request_meta["name"] = f"{planned.kind}: {outcome}"
@@ -194,7 +194,7 @@ class Client(FastHttpUser):
 def _outcome(kind: Kind, status: int, says_when: bool) -> str:
     """Judge an answer; `says_when` is whether it has Retry-After."""
     if status == 429 and says_when:
-        return "refused"
+        return "rejected"
     if kind == "bad":
-        return "rejected" if 400 <= status < 500 else "failed"
+        return "invalid" if 400 <= status < 500 else "failed"
     return "answered" if status == 200 else "failed"

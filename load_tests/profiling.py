@@ -20,22 +20,32 @@ _SETTLING_S: Final = 2
 
 # The innermost frame that one of these names decides; what has none is the event loop's.
 _STAGES: Final = {
-    "read the form": ("python_multipart/", "service/api/uploads"),
-    "measure": ("prometheus_client/", "structlog/", "service/api/middleware", "service/metrics"),
-    "batch, hand to threads and back": ("service/batching/", "service/threads", "service/engine", "futures/"),
-    "write the answer": ("service/api/predict", "pydantic/"),
-    "route and validate": ("fastapi/", "starlette/", "service/api/service"),
+    "read the form": ("python_multipart/", "resnet_service/server/uploads"),
+    "measure": (
+        "prometheus_client/",
+        "structlog/",
+        "resnet_service/server/middleware",
+        "resnet_service/metrics",
+    ),
+    "batch, hand to threads and back": (
+        "resnet_service/batching/",
+        "resnet_service/inference/worker_pool",
+        "resnet_service/inference/engine",
+        "futures/",
+    ),
+    "write the answer": ("resnet_service/server/routes/predict", "pydantic/"),
+    "route and validate": ("fastapi/", "starlette/", "resnet_service/server/state"),
 }
 
 
 def profile(
-    url: str, pid: int, picture: Path, connections: int, seconds: int
+    url: str, pid: int, image: Path, connections: int, seconds: int
 ) -> tuple[float, dict[str, float]]:
-    """Load the service `pid` at `url` with one picture; return requests/s and CPU ms a request by stage."""
+    """Load the service `pid` at `url` with one image; return requests/s and CPU ms a request by stage."""
     figures: dict[str, float] = {}
     lasts = seconds + 2 * _SETTLING_S
     loading = threading.Thread(
-        target=lambda: figures.update(load(url, picture, "multipart", connections, lasts))
+        target=lambda: figures.update(load(url, image, "multipart", connections, lasts))
     )
     loading.start()
     time.sleep(_SETTLING_S)

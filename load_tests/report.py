@@ -15,7 +15,7 @@ _HEADER: Final = (
     "scenario",
     "sent/s",
     "answered/s",
-    "refused",
+    "rejected",
     "failed",
     "p50 ms",
     "p95 ms",
@@ -88,23 +88,23 @@ class Requests:
             self.scenario,
             f"{len(self.due_s) / self.seconds:.0f}",
             f"{self.answered_per_second():.0f}",
-            f"{self.were('refused').mean():.1%}" if len(self.due_s) else "-",
+            f"{self.were('rejected').mean():.1%}" if len(self.due_s) else "-",
             str(self.were("failed").sum()),
             *(f"{self.percentile(part):.0f}" for part in (50, 95, 99)),
             *(f"{self.percentile(99, self.stages_ms[stage]):.0f}" for stage in STAGES),
             f"{late:.0f}",
         ]
 
-    def broken(self, p99_ms: float, may_refuse: bool) -> list[str]:
+    def broken(self, p99_ms: float, may_reject: bool) -> list[str]:
         """Return the targets that it broke.
 
-        They are: no failed request; no refused one unless `may_refuse`; this p99 of the answered ones.
+        They are: no failed request; no rejected one unless `may_reject`; this p99 of the answered ones.
         """
         found = []
         if failed := int(self.were("failed").sum()):
             found.append(f"{self.scenario}: {failed} of {len(self.due_s)} requests failed")
-        if not may_refuse and (refused := int(self.were("refused").sum())):
-            found.append(f"{self.scenario}: {refused} of {len(self.due_s)} requests were refused")
+        if not may_reject and (rejected := int(self.were("rejected").sum())):
+            found.append(f"{self.scenario}: {rejected} of {len(self.due_s)} requests were rejected")
         if not self.percentile(99) <= p99_ms:
             found.append(f"{self.scenario}: p99 is {self.percentile(99):.0f} ms, over {p99_ms:.0f} ms")
         return found
@@ -119,18 +119,18 @@ def table(runs: Sequence[Requests]) -> str:
 
 
 def draw_timeline(run: Requests, capacity: float, path: Path) -> None:
-    """Draw what arrived, what was answered and refused each second, and each answer's latency."""
+    """Draw what arrived, what was answered and rejected each second, and each answer's latency."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     rates, latencies = figure.subplots(2, sharex=True)
-    answered, refused = run.were("answered"), run.were("refused")
+    answered, rejected = run.were("answered"), run.were("rejected")
     edges = np.arange(0, run.seconds + 1)
     for name, moments in (
         ("sent", run.due_s),
         ("answered", run.done_s[answered]),
-        ("refused", run.done_s[refused]),
+        ("rejected", run.done_s[rejected]),
     ):
         rates.stairs(np.histogram(moments, edges)[0], edges, label=name, linewidth=1.5)
-    rates.axhline(capacity, color="grey", linestyle="--", linewidth=1, label="capacity")
+    rates.axhline(capacity, color="gray", linestyle="--", linewidth=1, label="capacity")
     rates.set(title=run.scenario, ylabel="requests/s")
     rates.legend(loc="upper right")
     latencies.plot(run.due_s[answered], run.latency_ms[answered], ".", markersize=2)

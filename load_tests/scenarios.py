@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 Kind = Literal["typical", "mixed", "bad", "hang-up"]
-"""A picture of the usual size, of any size, something that is none, or a client that does not wait."""
+"""An image of the usual size, of any size, something that is none, or a client that does not wait."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Scenario:
     """How requests arrive.
 
     `rate` has points (second, share of the service's capacity), with straight lines between them. `bad` and
-    `hang_ups` are shares of the requests, 0..1; the others carry typical pictures, or pictures of many sizes
+    `hang_ups` are shares of the requests, 0..1; the others carry typical images, or images of many sizes
     where `mixed`.
     """
 
@@ -31,7 +31,7 @@ class Scenario:
 
     @property
     def overloads(self) -> bool:
-        """Whether more arrives at some time than the service can do, so that some must be refused."""
+        """Whether more arrives at some time than the service can do, so that some must be rejected."""
         return max(share for _, share in self.rate) > 1
 
     def lasting(self, seconds: float) -> "Scenario":
@@ -75,8 +75,8 @@ SCENARIOS: Final = {
         "twice the capacity for two seconds, twice",
         ((0, 0.3), (10, 0.3), (10, 2), (12, 2), (12, 0.3), (22, 0.3), (22, 2), (24, 2), (24, 0.3), (30, 0.3)),
     ),
-    "mixed": Scenario("pictures of 32x32 to 4000x3000", ((0, 0.06), (30, 0.06)), mixed=True),
-    "bad": Scenario("a fifth is no picture that can be read", ((0, 0.5), (30, 0.5)), bad=0.2),
+    "mixed": Scenario("images of 32x32 to 4000x3000", ((0, 0.06), (30, 0.06)), mixed=True),
+    "bad": Scenario("a fifth is no image that can be read", ((0, 0.5), (30, 0.5)), bad=0.2),
     "hang-ups": Scenario("a fifth hangs up before the answer", ((0, 0.5), (30, 0.5)), hang_ups=0.2),
 }
 """What `make load-test` runs, in this order."""

@@ -47,4 +47,4 @@ def serve(model: str, weights: str | None = None) -> list[str]:
     options = ["--model", model, "--port", "0", "--no-access-log", "--log-format", "json"]
     if weights is not None:
         options += ["--weights", weights]
-    return [sys.executable, "-m", "service", "serve", *options]
+    return [sys.executable, "-m", "resnet_service", "serve", *options]

@@ -1,4 +1,4 @@
-"""wrk, a load generator that costs next to nothing: one picture over and over, as fast as answers come."""
+"""wrk, a load generator that costs next to nothing: one image over and over, as fast as answers come."""
 
 import json
 import shutil
@@ -19,11 +19,11 @@ def require() -> None:
         raise click.ClickException("wrk is not installed: apt-get install wrk")
 
 
-def load(url: str, picture: Path, body: str, connections: int, seconds: int) -> dict[str, float]:
-    """Post a picture over so many connections, `body` "multipart" or "raw", and return wrk's figures."""
+def load(url: str, image: Path, body: str, connections: int, seconds: int) -> dict[str, float]:
+    """Post an image over so many connections, `body` "multipart" or "raw", and return wrk's figures."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(_SCRIPT), url]
     result = subprocess.run(
-        [*command, "--", str(picture), body],
+        [*command, "--", str(image), body],
         capture_output=True,
         text=True,
         check=True,

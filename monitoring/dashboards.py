@@ -57,7 +57,7 @@ def _per_instance(record: str) -> str:
 _STATS: Final = (
     Panel(
         "Ready",
-        "Instances that accept pictures.",
+        "Instances that accept images.",
         "short",
         (Series(f"sum(inference_ready{{{HERE}}})", "ready"),),
     ),
@@ -89,7 +89,7 @@ _STATS: Final = (
     ),
     Panel(
         "Queue",
-        "Fullest queue; beyond its limit pictures are refused.",
+        "Fullest queue; beyond its limit images are rejected.",
         "percentunit",
         (Series(f"max({_per_instance('instance:inference_queue:ratio')})", "queue"),),
         limit=0.8,
@@ -98,7 +98,7 @@ _STATS: Final = (
         "Device",
         "Busiest device: share of the time with a batch on it.",
         "percentunit",
-        (Series(f"max({_per_instance('instance:inference_device:utilisation_rate1m')})", "device"),),
+        (Series(f"max({_per_instance('instance:inference_device:utilization_rate1m')})", "device"),),
         limit=0.95,
     ),
 )
@@ -134,7 +134,7 @@ _OVERVIEW: Final = {
             limit=0.01,
         ),
         Panel(
-            "Refused pictures",
+            "APIError images",
             "queue_full and deadline are overload, not_ready is a drain or a failed device.",
             "ops",
             (
@@ -151,14 +151,14 @@ _OVERVIEW: Final = {
             "What is at 1 is the bottleneck: the device, the decoding threads, or a queue filled by them.",
             "percentunit",
             (
-                Series(f"max({_per_instance('instance:inference_device:utilisation_rate1m')})", "device"),
-                Series(f"max({_per_instance('instance:inference_decode:utilisation')})", "decoding threads"),
+                Series(f"max({_per_instance('instance:inference_device:utilization_rate1m')})", "device"),
+                Series(f"max({_per_instance('instance:inference_decode:utilization')})", "decoding threads"),
                 Series(f"max({_per_instance('instance:inference_queue:ratio')})", "queue"),
             ),
             top=1,
         ),
         Panel(
-            "Pictures that wait",
+            "Images that wait",
             "For the device, and for a thread that decodes.",
             "short",
             (
@@ -168,7 +168,7 @@ _OVERVIEW: Final = {
             ),
         ),
         Panel(
-            "Pictures in a batch",
+            "Images in a batch",
             "Mean size of a device batch; it grows with the load.",
             "short",
             (
@@ -180,7 +180,7 @@ _OVERVIEW: Final = {
             ),
         ),
         Panel(
-            "Pictures by outcome",
+            "Images by outcome",
             "ok, invalid (a caller's mistake), rejected, failed, expired, cancelled.",
             "ops",
             (
@@ -199,14 +199,14 @@ def _stage(quantile: float) -> str:
 
 
 _DETAIL: Final = {
-    "Stages of a picture": (
+    "Stages of an image": (
         Panel(
             "Stages, p99",
             "Where the time of the slowest goes: the stage that rises with p99 is the cause.",
             "s",
             (Series(_stage(0.99), "{{stage}}"),),
         ),
-        Panel("Stages, median", "The same for the usual picture.", "s", (Series(_stage(0.5), "{{stage}}"),)),
+        Panel("Stages, median", "The same for the usual image.", "s", (Series(_stage(0.5), "{{stage}}"),)),
         Panel(
             "Stages, mean, stacked",
             "Mean seconds of each stage.",
@@ -251,7 +251,7 @@ _DETAIL: Final = {
         ),
         Panel(
             "What is served",
-            "A change of version, model or precision is a change of colour.",
+            "A change of version, model or precision is a change of color.",
             "short",
             (
                 Series(
@@ -297,7 +297,7 @@ _DETAIL: Final = {
             "ops",
             (
                 Series(
-                    f"sum by (reason) ({_rate('inference_connections_refused_total')})",
+                    f"sum by (reason) ({_rate('inference_connections_rejected_total')})",
                     "{{reason}}",
                 ),
             ),

@@ -1,1 +1,1 @@
-"""The test suite; each test states in one sentence the behaviour it holds."""
+"""The test suite; each test states in one sentence the behavior it holds."""

@@ -48,6 +48,6 @@ def browsing(url: str, width: int = 1100, height: int = 900) -> Iterator[Page]:
 
 
 def photographed(page: Page, name: str) -> None:
-    """Keep a picture of the page, for the documentation, where SCREENSHOTS names a folder."""
+    """Keep an image of the page, for the documentation, where SCREENSHOTS names a folder."""
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=f"{folder}/{name}.png")

@@ -1,4 +1,4 @@
-"""Fixtures: pictures made here, real pictures where they are, and a real server on a port of its own."""
+"""Fixtures: images made here, real images where they are, and a real server on a port of its own."""
 
 import http.server
 import io
@@ -18,34 +18,34 @@ import httpx
 import pytest
 import uvicorn
 from PIL import Image
+from resnet_service.images import Crop
+from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult
+from resnet_service.server.run import Server, uvicorn_config
+from resnet_service.server.state import AppState, build_app_state
+from resnet_service.settings import Settings
 
-from load_tests.pictures import draw
-from service.api.server import Server, configure
-from service.api.service import Service, load
-from service.images import Crop
-from service.runtimes import Memory, Runtime, TopK
-from service.settings import Settings
+from load_tests.images import draw
 
 REPOSITORY = Path(__file__).parent.parent
-REAL_PICTURES = Path(os.environ.get("REAL_PICTURES", REPOSITORY.parent / "shared" / "data"))
+REAL_IMAGES = Path(os.environ.get("REAL_IMAGES", REPOSITORY.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
-def real_pictures() -> Path:
+def real_images() -> Path:
     """The folder of real photographs, which are not part of the repository."""
-    if not REAL_PICTURES.is_dir():
-        pytest.skip(f"needs real pictures in {REAL_PICTURES} (or where REAL_PICTURES says)")
-    return REAL_PICTURES
+    if not REAL_IMAGES.is_dir():
+        pytest.skip(f"needs real images in {REAL_IMAGES} (or where REAL_IMAGES says)")
+    return REAL_IMAGES
 
 
 @pytest.fixture(scope="session")
-def dog(real_pictures: Path) -> bytes:
+def dog(real_images: Path) -> bytes:
     """A photograph of a dog, 1546x1213."""
-    return (real_pictures / "dog.jpg").read_bytes()
+    return (real_images / "dog.jpg").read_bytes()
 
 
 def make_image(width: int = 64, height: int = 48, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    """Draw a picture of this mode."""
+    """Draw an image of this mode."""
     return draw(width, height, seed).convert(mode)
 
 
@@ -82,14 +82,14 @@ class GatedRuntime:
         self.begun = threading.Semaphore(0)
         self.error: Exception | None = None
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopK:
+    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
         self.begun.release()
         assert self._gate.wait(30), "the test never opened the gate"
         if self.error is not None:
             raise self.error
         return self._runtime.run(crops, k)
 
-    def memory(self) -> Memory | None:
+    def memory(self) -> DeviceMemory | None:
         return self._runtime.memory()
 
     def release(self) -> None:
@@ -114,7 +114,7 @@ class Running:
     url: str
     client: httpx.Client
     runtimes: list[GatedRuntime]
-    service: Service
+    service: AppState
     server: uvicorn.Server
     thread: threading.Thread
 
@@ -148,7 +148,7 @@ class Running:
 
 
 class _ThreadedServer(Server):
-    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+    def __init__(self, service: AppState, config: uvicorn.Config) -> None:
         super().__init__(service, config)
         self.listening = threading.Event()
         self.url = ""
@@ -170,8 +170,10 @@ def serving(settings: Settings) -> Iterator[Running]:
         return runtimes[-1]
 
     # On a busy machine OpenVINO may find that two are best.
-    service = load(settings.model_copy(update={"instances": settings.instances or 1}), gated)
-    config = configure(service, port=0, timeout_graceful_shutdown=10)
+    service = build_app_state(
+        settings.model_copy(update={"streams_per_device": settings.streams_per_device or 1}), gated
+    )
+    config = uvicorn_config(service, port=0, timeout_graceful_shutdown=10)
     server = _ThreadedServer(service, config)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()

@@ -103,14 +103,16 @@ class Container:
     @contextmanager
     def started(self, **settings: str) -> Iterator[tuple[httpx.Client, "subprocess.Popen[bytes]"]]:
         """Run the image's own command until it is healthy, on a free port."""
-        self.settings = {"SERVICE_PORT": str(free_port()), **settings}
+        self.settings = {"RESNET_SERVICE_PORT": str(free_port()), **settings}
         with subprocess.Popen(self.run(*self.entrypoint), env=ENVIRONMENT) as process:
             try:
                 ends = time.monotonic() + 120
                 while not self.healthy:
                     assert process.poll() is None, "it ended"
                     assert time.monotonic() < ends, "it never became healthy"
-                with httpx.Client(base_url=f"http://127.0.0.1:{self.settings['SERVICE_PORT']}") as client:
+                with httpx.Client(
+                    base_url=f"http://127.0.0.1:{self.settings['RESNET_SERVICE_PORT']}"
+                ) as client:
                     yield client, process
             finally:
                 if process.poll() is None:
@@ -204,7 +206,7 @@ def test_what_was_baked_in_is_served_without_the_network(container: Container) -
 
 def test_sigterm_ends_the_container_with_0(container: Container) -> None:
     """A SIGTERM to the container's command, here with the bundled model, drains it and ends it with 0."""
-    with container.started(SERVICE_MODEL="bundled", SERVICE_WEIGHTS="") as (client, process):
+    with container.started(RESNET_SERVICE_MODEL="bundled", RESNET_SERVICE_WEIGHTS="") as (client, process):
         assert client.get("/info").raise_for_status().json()["model"] == "bundled"
         os.kill(innermost(process.pid), signal.SIGTERM)
         assert process.wait(60) == 0

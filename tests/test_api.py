@@ -14,10 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
+from resnet_service.errors import DeviceError
+from resnet_service.models import load_model
+from resnet_service.settings import Settings
 
-from service import models
-from service.errors import DeviceFailed
-from service.settings import Settings
 from tests.conftest import Running, encode, make_image, serving
 from tests.test_images import bomb
 
@@ -46,8 +46,8 @@ def problem(response: httpx.Response, status: int, kind: str) -> str:
     return str(body["detail"])
 
 
-def files(*pictures: bytes) -> list[tuple[str, tuple[str, bytes]]]:
-    return [("file", (f"{number}.jpg", picture)) for number, picture in zip(count(), pictures, strict=False)]
+def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("file", (f"{number}.jpg", image)) for number, image in zip(count(), images, strict=False)]
 
 
 # What is answered
@@ -69,7 +69,7 @@ def test_predict_answers_the_best_classes(client: httpx.Client, jpeg: bytes) -> 
 
 
 def test_predict_takes_a_raw_body(client: httpx.Client, jpeg: bytes) -> None:
-    """A picture as the whole body is answered like the same picture in a form."""
+    """An image as the whole body is answered like the same image in a form."""
     raw = client.post("/predict", content=jpeg, headers={"content-type": "image/jpeg"})
     form = client.post("/predict", files=files(jpeg))
     assert raw.json()["predictions"] == form.json()["predictions"]
@@ -84,15 +84,15 @@ def test_all_classes_can_be_asked_for(client: httpx.Client, jpeg: bytes) -> None
 
 
 def test_batch_answers_each_part_in_order(client: httpx.Client, jpeg: bytes) -> None:
-    """Good pictures get their own predictions and bad ones their own error, in the order sent."""
+    """Good images get their own predictions and bad ones their own error, in the order sent."""
     other = encode(make_image(seed=5), "PNG")
     response = client.post("/predict/batch?top_k=2", files=files(jpeg, b"text", other, b""))
     assert response.status_code == 200
     results = response.json()["results"]
     assert [result["filename"] for result in results] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
     assert [result.get("error", {}).get("status") for result in results] == [None, 415, None, 422]
-    for picture, result in ((jpeg, results[0]), (other, results[2])):
-        single = client.post("/predict?top_k=2", files=files(picture)).json()["predictions"]
+    for image, result in ((jpeg, results[0]), (other, results[2])):
+        single = client.post("/predict?top_k=2", files=files(image)).json()["predictions"]
         assert [p["class_id"] for p in result["predictions"]] == [p["class_id"] for p in single]
         for batched, alone in zip(result["predictions"], single, strict=True):
             assert batched["probability"] == pytest.approx(alone["probability"], abs=1e-3)
@@ -102,7 +102,7 @@ def test_info_says_what_is_served(client: httpx.Client) -> None:
     """/info names the model, the device, the versions, the machine and the limits."""
     info = client.get("/info").json()
     assert info["model"] == "bundled"
-    assert info["labels"] == len(models.load("bundled").labels)
+    assert info["labels"] == len(load_model("bundled").labels)
     assert info["hardware"]["cores"] >= 1
     assert info["limits"]["max_upload_bytes"] == 20_000_000
     assert {"torch", "torchvision"} <= set(info["versions"])
@@ -176,7 +176,7 @@ def send_only(server: Running, body: bytes, path: str = "/predict") -> socket.so
 
 
 def test_a_client_that_hangs_up_is_not_run(server: Running, jpeg: bytes) -> None:
-    """A picture whose client left while it waited never reaches the device; its neighbour does."""
+    """An image whose client left while it waited never reaches the device; its neighbor does."""
     cancelled = server.metric("inference_images_total", outcome="cancelled")
     run = server.metric("inference_batch_size_sum")
     with ThreadPoolExecutor(2) as pool, server.runtime.held():
@@ -193,18 +193,18 @@ def test_a_client_that_hangs_up_is_not_run(server: Running, jpeg: bytes) -> None
     assert server.metric("inference_request_seconds_count", route="/predict", status="499") == 1
 
 
-def test_a_second_bench_is_refused(server: Running) -> None:
+def test_a_second_bench_is_rejected(server: Running) -> None:
     """While one benchmark runs another gets 409, and the first is not disturbed."""
     with ThreadPoolExecutor(1) as pool, server.runtime.held():
         first = pool.submit(server.client.get, "/bench?batch_sizes=1&iterations=1")
         assert server.runtime.begun.acquire(timeout=30)
-        problem(server.client.get("/bench"), 409, "busy")
+        problem(server.client.get("/bench"), 409, "conflict")
         server.runtime.release()
         assert first.result().status_code == 200
 
 
 def test_an_error_of_the_model_is_a_500_and_the_service_goes_on(server: Running, jpeg: bytes) -> None:
-    """A failing batch is that request's InferenceFailed, without internals; the next one is answered."""
+    """A failing batch is that request's InferenceError, without internals; the next one is answered."""
     server.runtime.error = RuntimeError("secret detail")
     try:
         detail = problem(server.client.post("/predict", files=files(jpeg)), 500, "inference-failed")
@@ -229,7 +229,7 @@ def test_metrics_have_the_promised_names(server: Running, jpeg: bytes) -> None:
         "inference_queue_depth",
         "inference_in_flight",
         "inference_rejected_total",
-        "inference_device_instances",
+        "inference_device_streams",
         "inference_device_memory_bytes",
         "process_resident_memory_bytes",
         "python_info",
@@ -249,13 +249,13 @@ def test_a_trace_is_an_exemplar_of_its_time(server: Running, jpeg: bytes) -> Non
     assert trace not in server.client.get("/metrics").text
 
 
-# What is refused
+# What is rejected
 
 
-def test_text_as_a_picture(client: httpx.Client) -> None:
+def test_text_as_an_image(client: httpx.Client) -> None:
     """Text in the field `file` is 415, whatever its declared type."""
     response = client.post("/predict", files={"file": ("dog.jpg", b"just text", "image/jpeg")})
-    problem(response, 415, "unsupported-media")
+    problem(response, 415, "unsupported-media-type")
 
 
 def test_a_truncated_jpeg(client: httpx.Client) -> None:
@@ -276,7 +276,7 @@ def test_an_empty_file(client: httpx.Client) -> None:
     assert "empty" in problem(client.post("/predict", files=files(b"")), 422, "invalid-image")
 
 
-def test_an_empty_picture_body(client: httpx.Client) -> None:
+def test_an_empty_image_body(client: httpx.Client) -> None:
     """An image/* body of no bytes is 422."""
     response = client.post("/predict", content=b"", headers={"content-type": "image/png"})
     assert "empty" in problem(response, 422, "invalid-image")
@@ -284,7 +284,7 @@ def test_an_empty_picture_body(client: httpx.Client) -> None:
 
 def test_no_body_at_all(client: httpx.Client) -> None:
     """A request without a body or a type is told what to send."""
-    assert "'file'" in problem(client.post("/predict"), 415, "unsupported-media")
+    assert "'file'" in problem(client.post("/predict"), 415, "unsupported-media-type")
 
 
 def test_a_wrong_field_name(client: httpx.Client, jpeg: bytes) -> None:
@@ -300,8 +300,8 @@ def test_an_impossible_top_k(client: httpx.Client, jpeg: bytes, path: str, top_k
     assert "top_k" in problem(client.post(f"{path}?top_k={top_k}", files=files(jpeg)), 422, "invalid-request")
 
 
-def test_two_pictures_to_predict(client: httpx.Client, jpeg: bytes) -> None:
-    """/predict with two pictures points to /predict/batch instead of dropping one."""
+def test_two_images_to_predict(client: httpx.Client, jpeg: bytes) -> None:
+    """/predict with two images points to /predict/batch instead of dropping one."""
     detail = problem(client.post("/predict", files=files(jpeg, jpeg)), 422, "invalid-request")
     assert "/predict/batch" in detail
 
@@ -336,7 +336,7 @@ def test_impossible_batch_sizes(client: httpx.Client, query: str) -> None:
 
 
 def test_the_work_of_a_bench_is_bounded(client: httpx.Client) -> None:
-    """A benchmark of more pictures than the limit is refused before it starts."""
+    """A benchmark of more images than the limit is rejected before it starts."""
     detail = problem(client.get("/bench?batch_sizes=32&iterations=1000"), 422, "invalid-request")
     assert "limit" in detail
 
@@ -393,8 +393,8 @@ def test_a_chunked_upload_over_the_limit(strict_server: Running) -> None:
     assert answer.startswith(b"HTTP/1.1 413")
 
 
-def test_a_client_that_sends_everything_first_reads_its_refusal(strict_server: Running) -> None:
-    """A client that only reads after sending all of a refused upload finds 413, not a reset connection."""
+def test_a_client_that_sends_everything_first_reads_its_rejection(strict_server: Running) -> None:
+    """A client that only reads after sending all of a rejected upload finds 413, not a reset connection."""
     response = strict_server.client.post("/predict", files=files(b"x" * 3_000_000))
     problem(response, 413, "payload-too-large")
 
@@ -410,24 +410,24 @@ def test_a_client_that_never_finishes(strict_server: Running) -> None:
 
 
 def test_a_full_queue_is_429_with_retry_after(strict_server: Running, jpeg: bytes) -> None:
-    """When the queue is full the next request is refused at once and told when to come back."""
-    rejected = strict_server.metric("inference_rejected_total", reason="queue_full")
+    """When the queue is full the next request is rejected at once and told when to come back."""
+    before = strict_server.metric("inference_rejected_total", reason="queue_full")
     with ThreadPoolExecutor(3) as pool, strict_server.runtime.held():
         accepted = [pool.submit(strict_server.client.post, "/predict", files=files(jpeg))]
         assert strict_server.runtime.begun.acquire(timeout=30)
         accepted += [pool.submit(strict_server.client.post, "/predict", files=files(jpeg)) for _ in range(2)]
         strict_server.wait_for(lambda: strict_server.metric("inference_queue_depth") == 2)
-        refused = strict_server.client.post("/predict", files=files(jpeg))
-        problem(refused, 429, "overloaded")
-        assert int(refused.headers["retry-after"]) >= 1
+        rejected_response = strict_server.client.post("/predict", files=files(jpeg))
+        problem(rejected_response, 429, "overloaded")
+        assert int(rejected_response.headers["retry-after"]) >= 1
         assert strict_server.client.get("/healthz").status_code == 200
         strict_server.runtime.release()
         assert [future.result().status_code for future in accepted] == [200, 200, 200]
-    assert strict_server.metric("inference_rejected_total", reason="queue_full") == rejected + 1
+    assert strict_server.metric("inference_rejected_total", reason="queue_full") == before + 1
 
 
 def test_a_deadline_is_504(jpeg: bytes) -> None:
-    """A picture the device does not answer in time is 504."""
+    """An image the device does not answer in time is 504."""
     with serving(Settings(model="bundled", request_timeout_s=0.2)) as server:
         with server.runtime.held():
             problem(server.client.post("/predict", files=files(jpeg)), 504, "deadline-exceeded")
@@ -435,8 +435,11 @@ def test_a_deadline_is_504(jpeg: bytes) -> None:
 
 
 def test_two_instances_take_turns_and_outlive_each_other(jpeg: bytes) -> None:
-    """Two instances run two pictures at the same time; where one fails for good, the other goes on."""
-    with serving(Settings(model="bundled", instances=2, max_batch=1)) as server, ExitStack() as stack:
+    """Two instances run two images at the same time; where one fails for good, the other goes on."""
+    with (
+        serving(Settings(model="bundled", streams_per_device=2, max_batch=1)) as server,
+        ExitStack() as stack,
+    ):
         pool = stack.enter_context(ThreadPoolExecutor(2))
         for runtime in server.runtimes:
             stack.enter_context(runtime.held())
@@ -444,14 +447,14 @@ def test_two_instances_take_turns_and_outlive_each_other(jpeg: bytes) -> None:
         for runtime in server.runtimes:
             assert runtime.begun.acquire(timeout=30)
         one, other = server.runtimes
-        one.error = DeviceFailed("gone")
+        one.error = DeviceError("gone")
         one.release()
         other.release()
         assert sorted(answer.result().status_code for answer in answers) == [200, 500]
         for _ in range(3):
             assert server.client.post("/predict", files=files(jpeg)).status_code == 200
         assert server.client.get("/readyz").status_code == 200
-        assert server.client.get("/info").json()["instances"] == 2
+        assert server.client.get("/info").json()["streams"] == 2
 
 
 def test_a_stuck_batch_fails_liveness(jpeg: bytes) -> None:
@@ -471,17 +474,17 @@ def test_a_stuck_batch_fails_liveness(jpeg: bytes) -> None:
 def test_a_failed_device_ends_the_process(jpeg: bytes) -> None:
     """Once the device has failed for good the server ends by itself, as failed, so that it is replaced."""
     with serving(Settings(model="bundled")) as server:
-        server.runtime.error = DeviceFailed("gone")
+        server.runtime.error = DeviceError("gone")
         assert server.client.post("/predict", files=files(jpeg)).status_code == 500
         server.thread.join(30)
         assert not server.thread.is_alive()
-        assert isinstance(server.service.engine.failure, DeviceFailed)
+        assert isinstance(server.service.engine.fatal_error, DeviceError)
 
 
 def test_a_device_that_fails_in_a_benchmark_ends_the_process_too() -> None:
     """A failed device is noticed wherever it fails."""
     with serving(Settings(model="bundled")) as server:
-        server.runtime.error = DeviceFailed("gone")
+        server.runtime.error = DeviceError("gone")
         assert server.client.get("/bench?batch_sizes=1&iterations=1").status_code == 500
         server.thread.join(30)
         assert not server.thread.is_alive()
@@ -500,15 +503,15 @@ def test_a_device_stuck_in_a_benchmark_fails_liveness() -> None:
         assert stuck.result().status_code == 200
 
 
-def test_a_batch_that_the_service_refuses_says_so_in_its_status(jpeg: bytes) -> None:
-    """Where the service could answer none of a batch's pictures, the status is the error's."""
+def test_a_batch_that_the_service_rejects_says_so_in_its_status(jpeg: bytes) -> None:
+    """Where the service could answer none of a batch's images, the status is the error's."""
     with serving(Settings(model="bundled", request_timeout_s=0.2)) as server, server.runtime.held():
         response = server.client.post("/predict/batch", files=files(jpeg, jpeg))
         problem(response, 504, "deadline-exceeded")
 
 
 def test_a_batch_larger_than_the_queue_is_answered(jpeg: bytes) -> None:
-    """Pictures of one request wait for each other, not in the queue: at most a device batch at a time."""
+    """Images of one request wait for each other, not in the queue: at most a device batch at a time."""
     settings = Settings(model="bundled", max_queue=4, max_batch=4)
     with serving(settings) as server:
         results = server.client.post("/predict/batch", files=files(*[jpeg] * 30)).json()["results"]
@@ -522,14 +525,12 @@ def test_metrics_for_any_accept_header(client: httpx.Client, accept: str) -> Non
 
 
 def test_many_clients_at_once(server: Running) -> None:
-    """200 requests over 50 connections are all answered, each with its own picture's classes."""
-    pictures = [encode(make_image(seed=seed)) for seed in range(10)]
+    """200 requests over 50 connections are all answered, each with its own image's classes."""
+    images = [encode(make_image(seed=seed)) for seed in range(10)]
 
     async def load() -> list[list[int]]:
         async with httpx.AsyncClient(limits=httpx.Limits(max_connections=50)) as client:
-            requests = (
-                client.post(f"{server.url}/predict", files=files(pictures[n % 10])) for n in range(200)
-            )
+            requests = (client.post(f"{server.url}/predict", files=files(images[n % 10])) for n in range(200))
             answers = await asyncio.gather(*requests)
         return [[p["class_id"] for p in json.loads(answer.text)["predictions"]] for answer in answers]
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-PACKAGE = REPOSITORY / "service"
+PACKAGE = REPOSITORY / "service" / "resnet_service"
 
 LAYERS = [
     {
@@ -28,7 +28,7 @@ LAYERS = [
     {"models"},
     {"runtimes"},
     {"engine", "training", "offline"},
-    {"quantisation", "inspection", "doctor"},
+    {"quantization", "inspection", "doctor"},
     {"benchmark", "dataset"},
     {"client"},
     {"api", "ui"},
@@ -46,7 +46,7 @@ ONLY_IN = {
     "PIL": "images",
     "simplejpeg": "images",
     "openvino": "runtimes",
-    "nncf": "quantisation",
+    "nncf": "quantization",
     "matplotlib": ("training", "benchmark"),
     "rich": "cli",
     "streamlit": "ui",
@@ -63,8 +63,8 @@ def imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "service":
-            yield from (f"service.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "resnet_service":
+            yield from (f"resnet_service.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
 
@@ -87,7 +87,7 @@ def test_imports_point_down(path: Path) -> None:
     here = place(path)
     for module in imports(path):
         parts = module.split(".")
-        if parts[0] == "service" and len(parts) > 1 and parts[1] != "__version__":
+        if parts[0] == "resnet_service" and len(parts) > 1 and parts[1] != "__version__":
             assert level(parts[1]) <= level(here), f"{here} imports {module}"
             assert not (here == "training" and parts[1] == "engine")
         elif parts[0] in ONLY_IN:
@@ -101,9 +101,9 @@ def test_the_batcher_knows_asyncio_and_errors_only() -> None:
         for path in (PACKAGE / "batching").glob("*.py")
         for module in imports(path)
         if module.split(".")[0] not in ("collections", "contextlib", "dataclasses", "time", "typing")
-        and not module.startswith("service.batching")
+        and not module.startswith("resnet_service.batching")
     }
-    assert known == {"asyncio", "service.errors"}
+    assert known == {"asyncio", "resnet_service.errors"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

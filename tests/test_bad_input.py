@@ -1,4 +1,4 @@
-"""Bad input: pictures that are none, damaged, or bombs, and requests that no client would make."""
+"""Bad input: images that are none, damaged, or bombs, and requests that no client would make."""
 
 import random
 import sys
@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from resnet_service.errors import InvalidImageError, PayloadTooLarge, UnsupportedMediaType
+from resnet_service.images import Preprocessing, decode_image
+from resnet_service.models import load_model
 
-from reliability import parsing, strategies
-from reliability.corpus import corpus
-from service import models
-from service.errors import InvalidImage, PayloadTooLarge, UnsupportedMedia
-from service.images import Preprocessing, decode
+from load_tests.fuzz import parser_properties as parsing
+from load_tests.fuzz import strategies
+from load_tests.fuzz.corpus import corpus
 from tests.conftest import Running
 
 SMALL = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-MODEL = models.load("bundled")
+MODEL = load_model("bundled")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "heic", "exe", "")
 BATCH = 64
 
@@ -47,42 +48,42 @@ def test_the_corpus_is_the_same_each_time(inputs: dict[str, bytes]) -> None:
     assert dict(again) == inputs
 
 
-def test_every_input_is_a_picture_or_a_typed_error(inputs: dict[str, bytes]) -> None:
+def test_every_input_is_an_image_or_a_typed_error(inputs: dict[str, bytes]) -> None:
     """Whatever the bytes, decoding gives a crop or says in one of three ways why there is none."""
     unexpected = {}
     for name, data in inputs.items():
         try:
-            assert decode(data, SMALL).shape == (32, 32, 3)
-        except (InvalidImage, PayloadTooLarge, UnsupportedMedia):
+            assert decode_image(data, SMALL).shape == (32, 32, 3)
+        except (InvalidImageError, PayloadTooLarge, UnsupportedMediaType):
             pass
         except Exception as error:  # noqa: BLE001
             unexpected[name] = repr(error)
     assert not unexpected
 
 
-def test_sound_pictures_are_read(inputs: dict[str, bytes]) -> None:
-    """Of the corpus' whole pictures only those of 32-bit samples are refused: it is not bad all over."""
-    refused = set()
+def test_sound_images_are_read(inputs: dict[str, bytes]) -> None:
+    """Of the corpus' whole images only those of 32-bit samples are rejected: it is not bad all over."""
+    rejected = set()
     for name, data in inputs.items():
         if name.startswith("whole/"):
             try:
-                decode(data, SMALL)
-            except InvalidImage:
-                refused.add(name)
-    assert refused == {"whole/tiff/I", "whole/tiff/F"}
+                decode_image(data, SMALL)
+            except InvalidImageError:
+                rejected.add(name)
+    assert rejected == {"whole/tiff/I", "whole/tiff/F"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see the most memory held")
 def test_a_bomb_takes_no_memory(inputs: dict[str, bytes]) -> None:
-    """What would expand to gigabytes is refused, or left unexpanded, within 100 MB."""
+    """What would expand to gigabytes is rejected, or left unexpanded, within 100 MB."""
     process = Path("/proc/self")
     for name, data in inputs.items():
         if not name.startswith("bomb/"):
             continue
         (process / "clear_refs").write_text("5", encoding="ascii")  # forget the most held so far
         before_kb = memory_kb(process, "VmRSS")
-        with suppress(InvalidImage, PayloadTooLarge, UnsupportedMedia):
-            decode(data, SMALL, max_pixels=2_000_000)
+        with suppress(InvalidImageError, PayloadTooLarge, UnsupportedMediaType):
+            decode_image(data, SMALL, max_pixels=2_000_000)
         assert memory_kb(process, "VmHWM") - before_kb < 100_000, name
 
 
@@ -112,26 +113,26 @@ def test_a_service_bears_the_corpus(server: Running, inputs: dict[str, bytes], j
 @few(150)
 @given(parsing.cut_forms())
 def test_a_form_is_read_alike_in_any_chunks(sent: Any) -> None:
-    """However the network cuts a valid form, its pictures are the same: names, file names and bytes."""
+    """However the network cuts a valid form, its images are the same: names, file names and bytes."""
     parsing.a_form_is_read_alike_in_any_chunks(sent)
 
 
 @few(300)
 @given(parsing.bad_forms())
-def test_a_bad_form_is_refused_or_read(sent: Any) -> None:
-    """A damaged form, or what is none, gives pictures or an error that is the sender's."""
-    parsing.a_bad_form_is_refused_or_read(sent)
+def test_a_bad_form_is_rejected_or_read(sent: Any) -> None:
+    """A damaged form, or what is none, gives images or an error that is the sender's."""
+    parsing.a_bad_form_is_rejected_or_read(sent)
 
 
 @few(100)
 @given(strategies.tensors(MODEL))
-def test_a_request_has_its_pictures(sent: strategies.Tensors) -> None:
+def test_a_request_has_its_images(sent: strategies.Tensors) -> None:
     """A valid request of the Open Inference Protocol, in JSON or binary, gives as many crops as it says."""
-    parsing.a_request_has_its_pictures(sent, MODEL)
+    parsing.a_request_has_its_images(sent, MODEL)
 
 
 @few(400)
 @given(parsing.bad_requests(MODEL))
-def test_a_bad_request_is_refused_or_read(sent: Any) -> None:
+def test_a_bad_request_is_rejected_or_read(sent: Any) -> None:
     """Damaged JSON, lengths that lie and tensors that are none give an error that is the sender's."""
-    parsing.a_bad_request_is_refused_or_read(sent, MODEL)
+    parsing.a_bad_request_is_rejected_or_read(sent, MODEL)

@@ -7,15 +7,14 @@ from functools import wraps
 from typing import Any
 
 import pytest
-
-from service.batching import Answer, MicroBatcher, Warmed, warm_up
-from service.errors import (
-    DeadlineExceeded,
-    DeviceFailed,
-    DeviceOutOfMemory,
-    InferenceFailed,
-    NotReady,
-    Overloaded,
+from resnet_service.batching import BatchResult, MicroBatcher, WarmupResult, warm_up
+from resnet_service.errors import (
+    DeadlineExceededError,
+    DeviceError,
+    DeviceOutOfMemoryError,
+    InferenceError,
+    OverloadedError,
+    ServiceUnavailable,
 )
 
 
@@ -48,7 +47,7 @@ class Device:
 
 @asynccontextmanager
 async def batching(
-    *devices: Any, warmed: Warmed | None = None, **options: Any
+    *devices: Any, warmed: WarmupResult | None = None, **options: Any
 ) -> AsyncIterator[MicroBatcher[int, int]]:
     batcher: MicroBatcher[int, int] = MicroBatcher(devices, **{"max_batch": 4, "max_queue": 100, **options})
     batcher.start(warmed)
@@ -61,7 +60,7 @@ async def batching(
         await batcher.close(1.0)
 
 
-def submit(batcher: MicroBatcher[int, int], *items: int) -> list[asyncio.Task[Answer[int]]]:
+def submit(batcher: MicroBatcher[int, int], *items: int) -> list[asyncio.Task[BatchResult[int]]]:
     return [asyncio.create_task(batcher.submit(item)) for item in items]
 
 
@@ -71,7 +70,9 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def occupy(batcher: MicroBatcher[int, int], device: Device, item: int = 0) -> asyncio.Task[Answer[int]]:
+async def occupy(
+    batcher: MicroBatcher[int, int], device: Device, item: int = 0
+) -> asyncio.Task[BatchResult[int]]:
     """Put one item on the device and keep it there."""
     (task,) = submit(batcher, item)
     await device.started.acquire()
@@ -131,7 +132,7 @@ async def test_no_batch_is_larger_than_max_batch() -> None:
 async def test_no_batch_is_larger_than_is_worth_taking() -> None:
     """Where batches of two are as good as any, three items go as two and one, and four still fit."""
     device = Device(open_gate=True)
-    async with batching(device, warmed=Warmed({}, worthwhile=2)) as batcher:
+    async with batching(device, warmed=WarmupResult({}, largest_useful_batch=2)) as batcher:
         await asyncio.gather(*submit(batcher, 1, 2, 3))
         assert device.batches == [[1, 2], [3]]
         assert (batcher.largest_batch, batcher.max_batch) == (2, 4)
@@ -154,7 +155,7 @@ async def test_warming_up_finds_what_is_worth_taking(fixed_s: float, each_s: flo
 
     warmed = await warm_up(run, 24)
     assert sorted(set(ran)) == [size for size in (1, 2, 4, 8, 16, 24) if size <= 2 * worthwhile]
-    assert warmed.worthwhile == worthwhile
+    assert warmed.largest_useful_batch == worthwhile
     assert warmed.seconds[4] == fixed_s + each_s * 4
 
 
@@ -258,7 +259,7 @@ def _recording(function: Callable[..., Any], name: str, record: list[str]) -> Ca
 
 @asynchronous
 async def test_a_cancelled_caller_is_not_run() -> None:
-    """A caller that left while waiting is not in the batch; its neighbours are."""
+    """A caller that left while waiting is not in the batch; its neighbors are."""
     device = Device()
     async with batching(device) as batcher:
         await occupy(batcher, device)
@@ -303,12 +304,12 @@ async def test_a_caller_that_leaves_during_its_batch_disturbs_nobody() -> None:
 
 @asynchronous
 async def test_a_passed_deadline_ends_the_wait() -> None:
-    """A caller past its deadline gets DeadlineExceeded while the device is still busy, and never runs."""
+    """A caller past its deadline gets DeadlineExceededError while the device is still busy, and never runs."""
     device = Device()
     async with batching(device) as batcher:
         first = await occupy(batcher, device)
         deadline = asyncio.get_running_loop().time() + 0.01
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceededError):
             await batcher.submit(1, deadline)
         assert not first.done()
         device.gate.set()
@@ -332,9 +333,9 @@ async def test_a_poisonous_item_fails_alone() -> None:
 
     async with batching(poisoned) as batcher:
         results = await asyncio.gather(*submit(batcher, 1, 2, 3, 4), return_exceptions=True)
-        assert [r.result for r in results if isinstance(r, Answer)] == [10, 20, 40]
+        assert [r.result for r in results if isinstance(r, BatchResult)] == [10, 20, 40]
         failed = results[2]
-        assert isinstance(failed, InferenceFailed)
+        assert isinstance(failed, InferenceError)
         assert isinstance(failed.__cause__, ZeroDivisionError)
         assert batches == [[1, 2, 3, 4], [1, 2], [3, 4], [3], [4]]
 
@@ -351,7 +352,7 @@ async def test_a_failed_batch_leaves_the_next_one_alone() -> None:
 
     async with batching(runner) as batcher:
         results = await asyncio.gather(*submit(batcher, 1, 2), return_exceptions=True)
-        assert all(isinstance(result, InferenceFailed) for result in results)
+        assert all(isinstance(result, InferenceError) for result in results)
         assert len({id(result) for result in results}) == 2
         broken = False
         assert (await batcher.submit(3)).result == 3
@@ -384,7 +385,7 @@ async def test_a_wrong_number_of_results_fails_the_batch() -> None:
 
     async with batching(forgetful) as batcher:
         results = await asyncio.gather(*submit(batcher, 1, 2, 3), return_exceptions=True)
-        assert [type(result) for result in results] == [InferenceFailed] * 3
+        assert [type(result) for result in results] == [InferenceError] * 3
         assert (await batcher.submit(4)).result == 4
         assert sizes == [3, 1]
 
@@ -397,7 +398,7 @@ async def test_out_of_memory_shrinks_the_batch() -> None:
     async def small(items: list[int]) -> list[int]:
         sizes.append(len(items))
         if len(items) > 2:
-            raise DeviceOutOfMemory("does not fit")
+            raise DeviceOutOfMemoryError("does not fit")
         return items
 
     async with batching(small, max_batch=8) as batcher:
@@ -417,7 +418,7 @@ async def test_memory_that_is_free_again_is_used() -> None:
 
     async def crowded(items: list[int]) -> list[int]:
         if len(items) > fits[0]:
-            raise DeviceOutOfMemory("does not fit")
+            raise DeviceOutOfMemoryError("does not fit")
         sizes.append(len(items))
         return items
 
@@ -442,24 +443,24 @@ async def test_a_runner_that_cancels_itself_does_not_kill_its_worker() -> None:
         return items
 
     async with batching(runner) as batcher:
-        with pytest.raises(InferenceFailed):
+        with pytest.raises(InferenceError):
             await batcher.submit(1)
         assert (await batcher.submit(2)).result == 2
 
 
 @asynchronous
-async def test_a_failed_device_ends_what_waits_and_refuses_the_rest() -> None:
+async def test_a_failed_device_ends_what_waits_and_rejects_the_rest() -> None:
     """After the last device failed for good nobody waits for ever."""
 
     async def dead(_: list[int]) -> list[int]:
-        raise DeviceFailed("gone")
+        raise DeviceError("gone")
 
     async with batching(dead, max_batch=1) as batcher:
         results = await asyncio.gather(*submit(batcher, 1, 2), return_exceptions=True)
-        assert isinstance(results[0], InferenceFailed)
-        assert isinstance(results[1], NotReady)
-        assert isinstance(batcher.failure, DeviceFailed)
-        with pytest.raises(NotReady):
+        assert isinstance(results[0], InferenceError)
+        assert isinstance(results[1], ServiceUnavailable)
+        assert isinstance(batcher.failure, DeviceError)
+        with pytest.raises(ServiceUnavailable):
             await batcher.submit(3)
 
 
@@ -468,11 +469,11 @@ async def test_a_failed_device_leaves_the_others_at_work() -> None:
     """With a second device the queue goes on."""
 
     async def dead(_: list[int]) -> list[int]:
-        raise DeviceFailed("gone")
+        raise DeviceError("gone")
 
     alive = Device(open_gate=True)
     async with batching(dead, alive) as batcher:
-        with pytest.raises(InferenceFailed):
+        with pytest.raises(InferenceError):
             await batcher.submit(1)
         assert [(await batcher.submit(item)).result for item in (2, 3)] == [20, 30]
         assert batcher.failure is None
@@ -486,7 +487,7 @@ async def test_a_runner_without_results_fails_its_batch_only() -> None:
         return None if items == [1] else items
 
     async with batching(careless) as batcher:
-        with pytest.raises(InferenceFailed):
+        with pytest.raises(InferenceError):
             await batcher.submit(1)
         assert (await batcher.submit(2)).result == 2
 
@@ -497,27 +498,27 @@ async def test_one_item_that_does_not_fit_does_not_shrink_batches() -> None:
 
     async def picky(items: list[int]) -> list[int]:
         if items == [1]:
-            raise DeviceOutOfMemory("does not fit")
+            raise DeviceOutOfMemoryError("does not fit")
         return items
 
     async with batching(picky) as batcher:
-        with pytest.raises(InferenceFailed, match="memory"):
+        with pytest.raises(InferenceError, match="memory"):
             await batcher.submit(1)
         assert batcher.max_batch == 4
 
 
-# 5. Refusal
+# 5. Rejection
 
 
 @asynchronous
-async def test_a_full_queue_refuses_at_once() -> None:
-    """One more than the queue holds is Overloaded without a turn of the loop; running ones do not count."""
+async def test_a_full_queue_rejects_at_once() -> None:
+    """One more than the queue holds is OverloadedError without a turn of the loop; running ones do not count."""
     device = Device()
     async with batching(device, max_queue=2) as batcher:
         await occupy(batcher, device)
         submit(batcher, 1, 2)
         await settled()
-        with pytest.raises(Overloaded) as caught, batcher.reserve():
+        with pytest.raises(OverloadedError) as caught, batcher.reserve():
             pass
         assert caught.value.reason == "queue_full"
 
@@ -527,10 +528,10 @@ async def test_a_reserved_place_counts() -> None:
     """A place taken before its item exists is held for it, and given back when no item comes."""
     device = Device(open_gate=True)
     async with batching(device, max_queue=1) as batcher:
-        with batcher.reserve(), pytest.raises(Overloaded), batcher.reserve():
+        with batcher.reserve(), pytest.raises(OverloadedError), batcher.reserve():
             pass
-        with batcher.reserve() as place:
-            assert (await place.submit(1)).result == 10
+        with batcher.reserve() as reservation:
+            assert (await reservation.submit(1)).result == 10
 
 
 class Clock:
@@ -542,7 +543,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("service.batching.batcher.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("resnet_service.batching.batcher.time.perf_counter", lambda: clock.now)
     return clock
 
 
@@ -566,26 +567,26 @@ async def test_retry_after_follows_the_measured_rate(clock: Clock) -> None:
         # Two batches that take a second each, whatever their size.
         await run_for(1.0, clock, batcher, device, 1)
         await run_for(1.0, clock, batcher, device, 2, 3)
-        assert batcher.seconds_until_answered(0) == pytest.approx(1.0)
+        assert batcher.estimate_wait(0) == pytest.approx(1.0)
         await occupy(batcher, device)
         clock.now += 0.25
         submit(batcher, 4, 5, 6, 7)
         await settled()
-        with pytest.raises(Overloaded) as caught:
+        with pytest.raises(OverloadedError) as caught:
             await batcher.submit(8)
         # What is left of the running batch, two full ones, and its own.
         assert caught.value.retry_after_s == pytest.approx(0.75 + 2 + 1)
 
 
 @asynchronous
-async def test_a_deadline_that_cannot_be_met_is_refused_early(clock: Clock) -> None:
+async def test_a_deadline_that_cannot_be_met_is_rejected_early(clock: Clock) -> None:
     """Where a batch is known to take a second, nobody is accepted who has less."""
     device = Device()
     async with batching(device) as batcher:
         await run_for(1.0, clock, batcher, device, 1)
         running = await occupy(batcher, device, 2)
         now = asyncio.get_running_loop().time()
-        with pytest.raises(Overloaded) as caught:
+        with pytest.raises(OverloadedError) as caught:
             await batcher.submit(3, now + 0.5)
         assert caught.value.reason == "deadline"
         patient = asyncio.create_task(batcher.submit(4, now + 5))
@@ -596,7 +597,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_early(clock: Clock) -> N
 
 @asynchronous
 async def test_an_idle_device_is_always_tried(clock: Clock) -> None:
-    """One slow batch does not make the batcher refuse for ever: on an idle device the next item runs."""
+    """One slow batch does not make the batcher reject for ever: on an idle device the next item runs."""
     device = Device()
     async with batching(device) as batcher:
         await run_for(100.0, clock, batcher, device, 1)
@@ -609,23 +610,23 @@ async def test_an_idle_device_is_always_tried(clock: Clock) -> None:
 
 
 @asynchronous
-async def test_close_finishes_what_was_accepted_and_refuses_the_rest() -> None:
-    """Everything in the queue, and places reserved before, are answered; new work is NotReady."""
+async def test_close_finishes_what_was_accepted_and_rejects_the_rest() -> None:
+    """Everything in the queue, and places reserved before, are answered; new work is ServiceUnavailable."""
     device = Device()
     async with batching(device) as batcher:
-        with batcher.reserve() as place:
+        with batcher.reserve() as reservation:
             first = await occupy(batcher, device)
             waiting = submit(batcher, *range(1, 7))
             await settled()
             closing = asyncio.create_task(batcher.close(10.0))
             await settled()
-            with pytest.raises(NotReady):
+            with pytest.raises(ServiceUnavailable):
                 await batcher.submit(8)
             device.gate.set()
             answers = await asyncio.gather(first, *waiting)
             assert [answer.result for answer in answers] == [0, 10, 20, 30, 40, 50, 60]
             assert not closing.done()
-            assert (await place.submit(7)).result == 70
+            assert (await reservation.submit(7)).result == 70
         await closing
 
 
@@ -636,19 +637,19 @@ async def test_close_returns_within_its_bound() -> None:
     async with batching(device) as batcher:
         running = await occupy(batcher, device)
         (waiting,) = submit(batcher, 1)
-        with batcher.reserve() as place:
+        with batcher.reserve() as reservation:
             await batcher.close(0.01)
             for task in (running, waiting):
-                with pytest.raises(NotReady):
+                with pytest.raises(ServiceUnavailable):
                     await task
-            with pytest.raises(NotReady):
-                await place.submit(2)
+            with pytest.raises(ServiceUnavailable):
+                await reservation.submit(2)
 
 
 @asynchronous
 async def test_nothing_is_accepted_before_start() -> None:
-    """A batcher that was not started refuses instead of keeping callers waiting."""
+    """A batcher that was not started rejects instead of keeping callers waiting."""
     batcher: MicroBatcher[int, int] = MicroBatcher([Device()], max_batch=1, max_queue=1)
-    with pytest.raises(NotReady):
+    with pytest.raises(ServiceUnavailable):
         await batcher.submit(1)
     await batcher.close(1.0)

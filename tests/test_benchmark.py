@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from resnet_service.benchmark import end_to_end, model_benchmark
+from resnet_service.benchmark.results import Variant
+from resnet_service.cli import main
+from resnet_service.errors import BenchmarkError, DeviceOutOfMemoryError
+from resnet_service.images import Crop
+from resnet_service.models import load_model
+from resnet_service.runtimes import TopKResult
 
-from service import models
-from service.benchmark import alone, end_to_end
-from service.benchmark.results import Variant
-from service.cli import main
-from service.errors import BenchmarkImpossible, DeviceOutOfMemory
-from service.images import Crop
-from service.runtimes import TopK
 from tests.conftest import encode, make_image
 
 QUICK = ("--model", "bundled", "--batch-sizes", "1,2", "--iterations", "2")
@@ -45,7 +45,7 @@ def test_each_combination_is_measured(tmp_path: Path) -> None:
 
 
 def test_int8_is_made_for_the_measurement() -> None:
-    """A model in floating point is quantised, with what is needed for that, and measured in int8."""
+    """A model in floating point is quantized, with what is needed for that, and measured in int8."""
     pytest.importorskip("nncf", reason="needs the extra quantize")
     result = run("bench", *QUICK, "--devices", "cpu", "--precision", "int8", "--json")
     assert result.exit_code == 0, result.output
@@ -53,7 +53,7 @@ def test_int8_is_made_for_the_measurement() -> None:
 
 
 def test_what_cannot_be_combined_is_named_and_the_rest_measured() -> None:
-    """fp16 on a CPU is refused with the reason, the status is 1, and fp32 has its rows."""
+    """fp16 on a CPU is rejected with the reason, the status is 1, and fp32 has its rows."""
     result = run("bench", *QUICK, "--devices", "cpu", "--precision", "fp16,fp32", "--json")
     assert result.exit_code == 1
     assert "fp16 is not supported on the CPU" in result.stderr
@@ -79,12 +79,12 @@ def test_a_mistake_is_no_traceback(arguments: list[str], status: int, words: str
 
 
 def test_end_to_end_has_the_preprocessing_beside_it() -> None:
-    """All of the way for generated pictures, and what the workers do without a model."""
+    """All of the way for generated images, and what the workers do without a model."""
     arguments = ("--end-to-end", "40", "--batch-size", "16", "--workers", "2", "--json")
     result = run("bench", "--model", "bundled", *arguments)
     assert result.exit_code == 0, result.output
     [row] = json.loads(result.stdout)["end_to_end"]
-    assert row["pictures"] == 40
+    assert row["images"] == 40
     assert row["images_per_second"] == pytest.approx(40 / row["seconds"])
     assert min(row["preprocessing_per_second"], row["preprocessing_with_one_worker"]) > 0
     shown = run("bench", "--model", "bundled", "--end-to-end", "8", "--batch-size", "4")
@@ -94,20 +94,20 @@ def test_end_to_end_has_the_preprocessing_beside_it() -> None:
 
 def test_a_batch_that_does_not_fit_is_not_measured_as_a_smaller_one() -> None:
     """Where half a batch would fit, its figures are not passed off as the whole one's."""
-    model = models.load("bundled")
-    runtime, variant = alone.opened(model, Variant("cpu", "torch", "fp32"))
+    model = load_model("bundled")
+    runtime, variant = model_benchmark.create_variant_runtime(model, Variant("cpu", "torch", "fp32"))
 
     class Small:
         name, device, precision = runtime.name, runtime.device, runtime.precision
         memory = runtime.memory
 
-        def run(self, crops: Sequence[Crop], k: int) -> TopK:
+        def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
             if len(crops) > 4:
-                raise DeviceOutOfMemory("the device is out of memory")
+                raise DeviceOutOfMemoryError("the device is out of memory")
             return runtime.run(crops, k)
 
-    with pytest.raises(BenchmarkImpossible, match="going on with 4 would measure something else"):
-        end_to_end.measure(model, Small(), variant, pictures=8, batch_size=8, workers=1)
+    with pytest.raises(BenchmarkError, match="going on with 4 would measure something else"):
+        end_to_end.benchmark_end_to_end(model, Small(), variant, images=8, batch_size=8, workers=1)
 
 
 def test_machines_side_by_side(tmp_path: Path) -> None:
@@ -135,18 +135,18 @@ def test_a_file_that_is_no_result(tmp_path: Path) -> None:
     assert "x.json is no result" in result.stderr
 
 
-def test_models_side_by_side(tmp_path: Path, real_pictures: Path) -> None:
-    """A model agrees with itself, is right as often, and is drawn; an unreadable picture is named."""
-    folder = tmp_path / "pictures"
+def test_models_side_by_side(tmp_path: Path, real_images: Path) -> None:
+    """A model agrees with itself, is right as often, and is drawn; an unreadable image is named."""
+    folder = tmp_path / "images"
     folder.mkdir()
-    (folder / "dog.jpg").write_bytes((real_pictures / "dog.jpg").read_bytes())
+    (folder / "dog.jpg").write_bytes((real_images / "dog.jpg").read_bytes())
     (folder / "frog_1.png").write_bytes(encode(make_image(), "PNG"))
     (folder / "unknown.png").write_bytes(encode(make_image(), "PNG"))
     arguments = ("compare", "bundled", "bundled", "--images", str(folder))
     result = run(*arguments, "--json", "--plot", str(tmp_path / "plot.png"))
     assert result.exit_code == 0, result.output
     first, second = map(json.loads, result.stdout.splitlines())
-    assert first["labelled"] == 2
+    assert first["labeled"] == 2
     assert first["accuracy"] in (0.5, 1.0)  # the dog; of the frog, which is only called so, who knows
     assert second["agreement"] == 1.0
     assert first["parameters"] > 1_000_000
@@ -159,7 +159,7 @@ def test_models_side_by_side(tmp_path: Path, real_pictures: Path) -> None:
 
 
 def test_a_comparison_of_nothing(tmp_path: Path) -> None:
-    """A folder without a picture is a message."""
+    """A folder without an image is a message."""
     result = run("compare", "bundled", "--images", str(tmp_path))
     assert result.exit_code == 1
-    assert "holds no pictures" in result.stderr
+    assert "holds no images" in result.stderr

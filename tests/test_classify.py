@@ -1,4 +1,4 @@
-"""`resnet-service classify`: what may be called pictures, what is answered, and what becomes of bad ones."""
+"""`resnet-service classify`: what may be called images, what is answered, and what becomes of bad ones."""
 
 import json
 import subprocess
@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from resnet_service.cli import main
+from resnet_service.errors import DeviceOutOfMemoryError
+from resnet_service.images import Crop
+from resnet_service.inference import (
+    ClassificationResult,
+    Classifier,
+    ImageInput,
+    classify_images,
+    decode_all,
+    demo,
+    labels_from_path,
+)
+from resnet_service.models import Model, load_model
+from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult
+from resnet_service.runtimes.selection import create_runtimes
 
-from service import models, offline
-from service.cli import main
-from service.errors import DeviceOutOfMemory
-from service.images import Crop
-from service.offline import Outcome, Source, demo
-from service.runtimes import Memory, Runtime, TopK
-from service.runtimes.selection import open_runtimes
 from tests.conftest import FileServer, encode, make_image
 
 
@@ -29,18 +37,18 @@ def answers(result: Result) -> list[dict[str, object]]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two pictures, one of them in a folder below, and a file that is none."""
+    """Two images, one of them in a folder below, and a file that is none."""
     folder = tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
     (folder / "one.jpg").write_bytes(encode(make_image(seed=1)))
     (folder / "below" / "two.PNG").write_bytes(encode(make_image(seed=2), "PNG"))
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
-def test_the_dog_is_a_dog(real_pictures: Path) -> None:
+def test_the_dog_is_a_dog(real_images: Path) -> None:
     """A photograph's best class comes first, with its probability, for people and for programs."""
-    dog = str(real_pictures / "dog.jpg")
+    dog = str(real_images / "dog.jpg")
     shown = classify(dog)
     assert shown.exit_code == 0, shown.output
     assert "dog.jpg" in shown.stdout
@@ -51,25 +59,25 @@ def test_the_dog_is_a_dog(real_pictures: Path) -> None:
     assert len(labels) == 2
 
 
-def test_without_arguments_the_pictures_that_come_along() -> None:
-    """Three drawn pictures, of which the bundled model says what they show."""
+def test_without_arguments_the_images_that_come_along() -> None:
+    """Three drawn images, of which the bundled model says what they show."""
     result = classify("--json", "--top-k", "1")
     assert result.exit_code == 0, result.output
-    best = {str(line["picture"]).split()[0]: line["predictions"][0]["label"] for line in answers(result)}  # type: ignore[index]
+    best = {str(line["image"]).split()[0]: line["predictions"][0]["label"] for line in answers(result)}  # type: ignore[index]
     assert best == {"airplane": "airplane", "automobile": "automobile", "ship": "ship"}
 
 
 def test_folders_patterns_files_and_pipes(photos: Path) -> None:
-    """Folders are searched to the bottom, for pictures; patterns and pipes are read; the order is kept."""
+    """Folders are searched to the bottom, for images; patterns and pipes are read; the order is kept."""
     arguments = [str(photos), f"{photos}/**/*.PNG", str(photos / "one.jpg"), "-"]
     result = classify(*arguments, "--json", given=encode(make_image(seed=3)))
     assert result.exit_code == 0, result.output
     below, one = str(photos / "below" / "two.PNG"), str(photos / "one.jpg")
-    assert [line["picture"] for line in answers(result)] == [below, one, below, one, "standard input"]
+    assert [line["image"] for line in answers(result)] == [below, one, below, one, "standard input"]
 
 
 def test_urls(file_server: FileServer) -> None:
-    """A picture is fetched; one that is not there is an error of its own."""
+    """An image is fetched; one that is not there is an error of its own."""
     (file_server.folder / "one.jpg").write_bytes(encode(make_image()))
     result = classify(f"{file_server.url}/one.jpg", f"{file_server.url}/two.jpg", "--json")
     assert result.exit_code == 1
@@ -78,11 +86,11 @@ def test_urls(file_server: FileServer) -> None:
     assert "404" in str(bad["error"])
 
 
-def test_the_known_pictures_are_downloaded(
-    file_server: FileServer, real_pictures: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_known_images_are_downloaded(
+    file_server: FileServer, real_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--download-demo fetches each of its pictures, only when asked for; one that is gone is skipped."""
-    (file_server.folder / "dog.jpg").write_bytes((real_pictures / "dog.jpg").read_bytes())
+    """--download-demo fetches each of its images, only when asked for; one that is gone is skipped."""
+    (file_server.folder / "dog.jpg").write_bytes((real_images / "dog.jpg").read_bytes())
     monkeypatch.setattr(demo, "PHOTOGRAPHS", (f"{file_server.url}/dog.jpg", f"{file_server.url}/gone.jpg"))
     result = classify("--download-demo", "--json")
     assert result.exit_code == 1
@@ -92,8 +100,8 @@ def test_the_known_pictures_are_downloaded(
     assert sorted(file_server.requests) == ["/dog.jpg", "/gone.jpg"]  # they are fetched side by side
 
 
-def test_bad_pictures_are_named_and_skipped(photos: Path) -> None:
-    """Text, half a picture, nothing, a missing file, an empty folder: the rest goes on, the status is 1."""
+def test_bad_images_are_named_and_skipped(photos: Path) -> None:
+    """Text, half an image, nothing, a missing file, an empty folder: the rest goes on, the status is 1."""
     (photos / "empty.jpg").touch()
     (photos / "half.jpg").write_bytes(encode(make_image())[:300])
     (photos / "bare").mkdir()
@@ -102,7 +110,7 @@ def test_bad_pictures_are_named_and_skipped(photos: Path) -> None:
     assert result.exit_code == 1
     lines = answers(result)
     assert ["error" in line for line in lines] == [True] * 6 + [False]
-    assert "6 of 7 pictures could not be classified" in result.stderr
+    assert "6 of 7 images could not be classified" in result.stderr
     shown = classify(str(photos / "missing.jpg"), str(photos / "one.jpg"))
     assert shown.exit_code == 1
     assert "No such file" in shown.stderr
@@ -125,51 +133,51 @@ def test_a_mistake_is_no_traceback() -> None:
 
 
 class Counting:
-    """A real runtime that notes the sizes of its batches, and has room for `room` pictures."""
+    """A real runtime that notes the sizes of its batches, and has room for `room` images."""
 
     def __init__(self, runtime: Runtime, room: int = 1000) -> None:
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
         self._runtime, self._room = runtime, room
         self.sizes: list[int] = []
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopK:
+    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
         if len(crops) > self._room:
-            raise DeviceOutOfMemory("the device is out of memory")
+            raise DeviceOutOfMemoryError("the device is out of memory")
         self.sizes.append(len(crops))
         return self._runtime.run(crops, k)
 
-    def memory(self) -> Memory | None:
+    def memory(self) -> DeviceMemory | None:
         return None
 
 
 @pytest.fixture(scope="module")
-def bundled() -> tuple[models.Model, Runtime]:
+def bundled() -> tuple[Model, Runtime]:
     """The bundled model in fp32, whose answers do not depend on the batch."""
-    model = models.load("bundled")
+    model = load_model("bundled")
     import torch
 
-    [runtime] = open_runtimes(model, [torch.device("cpu")], name="torch", precision="fp32")
+    [runtime] = create_runtimes(model, [torch.device("cpu")], name="torch", precision="fp32")
     return model, runtime
 
 
-def sources(count: int) -> list[Source]:
-    pictures = [encode(make_image(seed=number)) for number in range(count)]
-    return [Source(str(number), picture.__bytes__) for number, picture in enumerate(pictures)]
+def sources(count: int) -> list[ImageInput]:
+    images = [encode(make_image(seed=number)) for number in range(count)]
+    return [ImageInput(str(number), image.__bytes__) for number, image in enumerate(images)]
 
 
 def run(
-    bundled: tuple[models.Model, Runtime], some: Sequence[Source], batch_size: int, room: int = 1000
-) -> tuple[list[Outcome], list[int], list[str]]:
+    bundled: tuple[Model, Runtime], some: Sequence[ImageInput], batch_size: int, room: int = 1000
+) -> tuple[list[ClassificationResult], list[int], list[str]]:
     model, runtime = bundled
     counting, said = Counting(runtime, room), list[str]()
-    outcomes = offline.classify(
-        some, model, counting, top_k=3, batch_size=batch_size, workers=2, say=said.append
+    outcomes = classify_images(
+        some, model, counting, top_k=3, batch_size=batch_size, workers=2, on_message=said.append
     )
     return list(outcomes), counting.sizes, said
 
 
-def test_batches_are_real_and_answer_like_one_by_one(bundled: tuple[models.Model, Runtime]) -> None:
-    """Ten pictures in batches of four are three forward passes, with the answers of ten."""
+def test_batches_are_real_and_answer_like_one_by_one(bundled: tuple[Model, Runtime]) -> None:
+    """Ten images in batches of four are three forward passes, with the answers of ten."""
     together, sizes, _ = run(bundled, sources(10), 4)
     alone, ones, _ = run(bundled, sources(10), 1)
     assert (sizes, ones) == ([4, 4, 2], [1] * 10)
@@ -179,7 +187,7 @@ def test_batches_are_real_and_answer_like_one_by_one(bundled: tuple[models.Model
             assert ranked.probability == pytest.approx(expected.probability, abs=1e-3)
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(bundled: tuple[models.Model, Runtime]) -> None:
+def test_out_of_memory_halves_the_batch_and_says_so(bundled: tuple[Model, Runtime]) -> None:
     """Where three fit, batches of eight become two, and none is lost; where none fits, each says so."""
     outcomes, sizes, said = run(bundled, sources(17), 8, room=3)
     assert [outcome.name for outcome in outcomes] == [str(number) for number in range(17)]
@@ -192,33 +200,33 @@ def test_out_of_memory_halves_the_batch_and_says_so(bundled: tuple[models.Model,
     assert all("memory" in str(outcome.error) for outcome in outcomes)
 
 
-def test_a_batch_size_that_fits_is_kept(bundled: tuple[models.Model, Runtime]) -> None:
-    """Pictures that come in several lots, as an actor's do, are not halved again and again."""
+def test_a_batch_size_that_fits_is_kept(bundled: tuple[Model, Runtime]) -> None:
+    """Images that come in several lots, as an actor's do, are not halved again and again."""
     model, runtime = bundled
     counting, said = Counting(runtime, room=4), list[str]()
-    classifier = offline.Classifier(model, counting, 1, 8, said.append)
+    classifier = Classifier(model, counting, 1, 8, said.append)
     for _ in range(3):
-        lot = offline.decoded(sources(8), model.preprocessing, workers=1, ahead=8)
+        lot = decode_all(sources(8), model.preprocessing, workers=1, ahead=8)
         assert len([outcome for outcome in classifier.run_all(lot) if outcome.ranking]) == 8
     assert counting.sizes == [4] * 6
     assert len(said) == 1
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(bundled: tuple[models.Model, Runtime]) -> None:
-    """No more pictures are read than a few batches ahead of those that are answered."""
+def test_memory_does_not_grow_with_the_number_of_images(bundled: tuple[Model, Runtime]) -> None:
+    """No more images are read than a few batches ahead of those that are answered."""
     read = 0
 
-    def counted() -> Iterator[Source]:
-        def picture() -> bytes:
+    def counted() -> Iterator[ImageInput]:
+        def image() -> bytes:
             nonlocal read
             read += 1
             return encode(make_image())
 
         while True:
-            yield Source("endless", picture)
+            yield ImageInput("endless", image)
 
     model, runtime = bundled
-    endless = offline.classify(counted(), model, runtime, top_k=1, batch_size=4, workers=2)
+    endless = classify_images(counted(), model, runtime, top_k=1, batch_size=4, workers=2)
     for _ in range(20):
         next(endless)
     assert read <= 20 + 4 * 4
@@ -228,7 +236,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(bundled: tuple[models.
 def test_help_is_quick() -> None:
     """Nothing heavy is imported before it is needed."""
     heavy = {"torch", "numpy", "PIL", "rich", "pydantic", "tqdm"}
-    script = f"import sys, service.cli; print(sorted({heavy} & set(sys.modules)))"
+    script = f"import sys, resnet_service.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -249,7 +257,7 @@ def test_help_is_quick() -> None:
 def test_classes_in_names(name: str, labels: set[str]) -> None:
     """Folder before file, case and separators aside, whole names; WordNet ids need ImageNet's classes."""
     known = ("cat", "dog", "tabby_cat")
-    assert {known[index] for index in offline.classes_in_name(name, known)} == labels
+    assert {known[index] for index in labels_from_path(name, known)} == labels
 
 
 @pytest.mark.parametrize(
@@ -263,7 +271,7 @@ def test_classes_in_names(name: str, labels: set[str]) -> None:
 )
 def test_imagenet_classes_in_names(name: str, labels: set[str]) -> None:
     """ImageNet's classes by label or WordNet id."""
-    from service.models import catalog
+    from resnet_service.models import catalog
 
-    known = catalog.entry("resnet50").labels
-    assert {known[index] for index in offline.classes_in_name(name, known)} == labels
+    known = catalog.get_spec("resnet50").labels
+    assert {known[index] for index in labels_from_path(name, known)} == labels

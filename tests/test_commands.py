@@ -1,6 +1,6 @@
 """Every command that README.md and docs/ show is run, as a reader would type it.
 
-They are run page by page in a folder that has what the pages speak of, with few pictures and few epochs. What
+They are run page by page in a folder that has what the pages speak of, with few images and few epochs. What
 cannot be run here, or takes too long, is in ELSEWHERE with what shows it instead.
 """
 
@@ -18,12 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from resnet_service.models import load_model, weights_path
 from safetensors.torch import save_file
 from torchvision.models import resnet50
 
 from monitoring.local import free_port
-from service import models
-from tests.conftest import REAL_PICTURES, REPOSITORY, Running, encode, make_image
+from tests.conftest import REAL_IMAGES, REPOSITORY, Running, encode, make_image
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
@@ -31,7 +31,7 @@ ELSEWHERE = {
     "make test": ".ci/run",
     "make load-test": "tests/test_load_tests.py",  # minutes
     "make reliability": "tests/test_reliability.py",  # an hour
-    ".venv/bin/python -m reliability": "tests/test_reliability.py",  # minutes
+    ".venv/bin/python -m load_tests.reliability": "tests/test_reliability.py",  # minutes
     "make compare-peers": "tests/test_load_tests.py",  # minutes, and five servers to install
     "docker compose": "tests/test_containers.py",
     "docker build": "tests/image_test.py",
@@ -76,7 +76,7 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pictures, weights and data that the pages take for granted."""
+    """A folder with the images, weights and data that the pages take for granted."""
     if not (Path(sys.prefix) / ".installed-dev").exists():
         pytest.skip("needs .venv as make makes it")
     folder = tmp_path_factory.mktemp("things")
@@ -88,13 +88,13 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.utime(folder / name, (0, 0))  # so old that make installs nothing anew
     (folder / "more/below").mkdir(parents=True)
     (folder / "more/below/one.png").write_bytes(encode(make_image(), "PNG"))
-    real = sorted(REAL_PICTURES.glob("imagenet-sample/*"))[:10]
-    (folder / "dog.jpg").write_bytes(_real(REAL_PICTURES / "dog.jpg") or encode(make_image(500, 333)))
+    real = sorted(REAL_IMAGES.glob("imagenet-sample/*"))[:10]
+    (folder / "dog.jpg").write_bytes(_real(REAL_IMAGES / "dog.jpg") or encode(make_image(500, 333)))
     for place, some in (("photos/cat", real[::2]), ("photos/dog", real[1::2])):
         _fill(folder / place, 5)
         for path in some:
             shutil.copy(path, folder / place)
-    bundled = models.load("bundled")
+    bundled = load_model("bundled")
     for label in bundled.labels:
         _fill(folder / "cifar10/train" / label, 3)
         _fill(folder / "cifar10/test" / label, 1)
@@ -111,7 +111,7 @@ def desk(things: Path, tmp_path: Path) -> Path:
     for thing in things.iterdir():
         (tmp_path / thing.name).symlink_to(thing)
     (tmp_path / "runs/mine").mkdir(parents=True)
-    shutil.copy(models.file_of("bundled"), tmp_path / "runs/mine/model.safetensors")
+    shutil.copy(weights_path("bundled"), tmp_path / "runs/mine/model.safetensors")
     return tmp_path
 
 
@@ -169,9 +169,9 @@ def _asks_in_vain(command: str) -> bool:
 
 def _environment(command: str) -> dict[str, str]:
     published = re.search(r"MODEL=resnet50\b|serve --model resnet50( |$)", command)
-    weights = {"SERVICE_WEIGHTS": "resnet50.pth"} if published else {}
+    weights = {"RESNET_SERVICE_WEIGHTS": "resnet50.pth"} if published else {}
     path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
-    own = {"PATH": path, "PYTHONUNBUFFERED": "1", "SERVICE_PORT": "0", "PORT": "0"}
+    own = {"PATH": path, "PYTHONUNBUFFERED": "1", "RESNET_SERVICE_PORT": "0", "PORT": "0"}
     return {**os.environ, **own, **weights}
 
 

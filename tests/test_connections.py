@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from resnet_service.settings import Settings
 
-from service.settings import Settings
 from tests.conftest import Running, encode, make_image, serving
 
-REFUSED = "inference_connections_refused_total"
+REJECTED = "inference_connections_rejected_total"
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -84,35 +84,35 @@ def connected(url: str, **options: int) -> Iterator[Client]:
         client.close()
 
 
-def post(picture: bytes, *headers: str, path: str = "/predict") -> bytes:
+def post(image: bytes, *headers: str, path: str = "/predict") -> bytes:
     """Return a whole request."""
     lines = [
         f"POST {path} HTTP/1.1",
         "Host: x",
         "Content-Type: image/jpeg",
-        f"Content-Length: {len(picture)}",
+        f"Content-Length: {len(image)}",
     ]
-    return "\r\n".join([*lines, *headers, "", ""]).encode() + picture
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + image
 
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Running]:
     """A server that waits for nobody."""
-    settings = Settings(model="bundled", head_timeout_s=0.3, read_timeout_s=0.3, max_queue=2, max_batch=1)
+    settings = Settings(model="bundled", header_timeout_s=0.3, read_timeout_s=0.3, max_queue=2, max_batch=1)
     with serving(settings) as running:
         yield running
 
 
-def refusals(server: Running, reason: str) -> Callable[[], bool]:
-    """Return what says whether one more connection was refused for this reason."""
-    before = server.metric(REFUSED, reason=reason)
-    return lambda: server.metric(REFUSED, reason=reason) == before + 1
+def exit_on_service_error(server: Running, reason: str) -> Callable[[], bool]:
+    """Return what says whether one more connection was rejected for this reason."""
+    before = server.metric(REJECTED, reason=reason)
+    return lambda: server.metric(REJECTED, reason=reason) == before + 1
 
 
 @pytest.mark.parametrize("begin", [b"G", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"\r\n\r\n"])
 def test_a_head_that_is_never_finished(impatient: Running, begin: bytes) -> None:
     """A client that sends a part of a head gets 408 when its time is over, and its connection is closed."""
-    refused = refusals(impatient, "head_late")
+    rejected = exit_on_service_error(impatient, "header_timeout")
     with connected(impatient.url) as client:
         client.send(begin)
         status, headers, problem = client.answer()
@@ -120,19 +120,19 @@ def test_a_head_that_is_never_finished(impatient: Running, begin: bytes) -> None
         assert headers["content-type"] == "application/problem+json"
         assert "0.3 s" in problem["detail"]
         assert client.is_closed()
-    assert refused()
+    assert rejected()
 
 
 def test_a_head_byte_by_byte(impatient: Running) -> None:
     """To go on sending does not buy more time."""
-    refused = refusals(impatient, "head_late")
+    rejected = exit_on_service_error(impatient, "header_timeout")
     with connected(impatient.url) as client:
         client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
         client.socket.settimeout(0.02)
         with suppress(BrokenPipeError, ConnectionResetError):
             while not client.has_answer():
                 client.send(b"x")
-    assert refused()
+    assert rejected()
 
 
 def test_a_client_that_says_nothing(impatient: Running) -> None:
@@ -153,13 +153,13 @@ def test_a_client_that_says_nothing(impatient: Running) -> None:
 )
 def test_a_huge_head(server: Running, head: bytes) -> None:
     """Over 64 KiB or 100 fields a head gets 431, whether it ends or not, and the client can read it."""
-    refused = refusals(server, "head_large")
+    rejected = exit_on_service_error(server, "header_too_large")
     with connected(server.url) as client:
         client.send(head)
         status, _, problem = client.answer()
         assert status == problem["status"] == 431
         assert client.is_closed()
-    assert refused()
+    assert rejected()
 
 
 @pytest.mark.parametrize(
@@ -178,13 +178,13 @@ def test_a_huge_head(server: Running, head: bytes) -> None:
 )
 def test_what_is_no_http(server: Running, data: bytes) -> None:
     """It gets 400 as a problem, and the connection is closed: what follows on it is not to be trusted."""
-    refused = refusals(server, "malformed")
+    rejected = exit_on_service_error(server, "malformed")
     with connected(server.url) as client:
         client.send(data)
         status, _, problem = client.answer()
         assert status == problem["status"] == 400
         assert client.is_closed()
-    assert refused()
+    assert rejected()
 
 
 def test_rubbish_after_a_request_leaves_its_answer(server: Running, jpeg: bytes) -> None:
@@ -209,17 +209,17 @@ def test_pipelined_requests_are_answered_in_order(server: Running, jpeg: bytes) 
 
 def test_endless_pipelining_is_cut_off(server: Running, jpeg: bytes) -> None:
     """A hundred requests may wait on a connection for the one before them; more end it."""
-    refused = refusals(server, "pipelined")
+    rejected = exit_on_service_error(server, "pipelined")
     with connected(server.url) as client, server.runtime.held():
         client.send(post(jpeg))
         assert server.runtime.begun.acquire(timeout=30)
         client.send(GET * 500)
         assert client.is_closed()
-    assert refused()
+    assert rejected()
 
 
 def test_a_connection_outlives_errors(impatient: Running, jpeg: bytes) -> None:
-    """A refused picture, a missing path and half a picture leave the connection in order."""
+    """A rejected image, a missing path and half an image leave the connection in order."""
     with connected(impatient.url) as client:
         client.send(post(b"rubbish"))
         assert client.answer()[0] == 415
@@ -231,7 +231,7 @@ def test_a_connection_outlives_errors(impatient: Running, jpeg: bytes) -> None:
         assert client.answer()[0] == 200
 
 
-def test_a_full_queue_refuses_before_the_body_is_sent(impatient: Running, jpeg: bytes) -> None:
+def test_a_full_queue_rejects_before_the_body_is_sent(impatient: Running, jpeg: bytes) -> None:
     """429 comes at the request's head, also instead of 100 Continue; the connection goes on."""
     with ThreadPoolExecutor(3) as pool, impatient.runtime.held(), connected(impatient.url) as client:
         first = pool.submit(
@@ -259,7 +259,7 @@ def test_a_full_queue_refuses_before_the_body_is_sent(impatient: Running, jpeg: 
 
 
 def test_a_body_after_the_answer_has_an_end(impatient: Running) -> None:
-    """Whoever was refused and goes on sending for ever is cut off."""
+    """Whoever was rejected and goes on sending for ever is cut off."""
     head = b"POST /predict HTTP/1.1\r\nContent-Type: text/plain\r\nContent-Length: 999999999999\r\n\r\n"
     with connected(impatient.url) as client:
         client.send(head)
@@ -268,25 +268,25 @@ def test_a_body_after_the_answer_has_an_end(impatient: Running) -> None:
 
 
 def test_a_large_body_at_once(server: Running) -> None:
-    """A picture that comes together with its head is no part of the head, however large."""
-    picture = encode(make_image(256, 192, seed=1), "BMP")
+    """An image that comes together with its head is no part of the head, however large."""
+    image = encode(make_image(256, 192, seed=1), "BMP")
     with connected(server.url) as client:
         for _ in range(3):
-            client.send(post(picture))
+            client.send(post(image))
             assert client.answer()[0] == 200
 
 
 @pytest.mark.parametrize("strays", [b"0\r\nX-Trailer: ", b"1;extension="], ids=["trailer", "extension"])
 def test_endless_bytes_that_are_no_body(server: Running, strays: bytes) -> None:
-    """A trailer or a chunk's extension without end is refused as a head would be."""
-    refused = refusals(server, "head_large")
+    """A trailer or a chunk's extension without end is rejected as a head would be."""
+    rejected = exit_on_service_error(server, "header_too_large")
     with connected(server.url) as client:
         client.send(
             b"POST /predict HTTP/1.1\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         client.send(strays)
         client.send_until_cut_off(b"x" * 65_536)
-    assert refused()
+    assert rejected()
 
 
 def test_a_head_behind_a_request_has_its_time_too(impatient: Running) -> None:
@@ -298,7 +298,7 @@ def test_a_head_behind_a_request_has_its_time_too(impatient: Running) -> None:
         assert client.is_closed()
 
 
-def test_a_refused_connection_may_idle(impatient: Running, jpeg: bytes) -> None:
+def test_a_rejected_connection_may_idle(impatient: Running, jpeg: bytes) -> None:
     """After an answer that came before the body, and the body, a connection may idle as long as any other."""
     request = post(jpeg).replace(b"image/jpeg", b"text/plain")
     head = len(request) - len(jpeg)
@@ -351,17 +351,17 @@ def test_an_upgrade_is_declined(server: Running, jpeg: bytes) -> None:
 
 def test_an_answer_that_nobody_reads(impatient: Running) -> None:
     """A client that asks and does not read is cut off, and what it was to get is freed."""
-    refused = refusals(impatient, "unread")
+    rejected = exit_on_service_error(impatient, "write_timeout")
     path = re.search(r'src="(\S+swagger-ui-bundle.js)"', impatient.client.get("/docs").text)
     assert path is not None
     with connected(impatient.url, receive_buffer=4096) as client:
         # Ten times the script of the page: more than the kernel keeps.
         client.send(f"GET {path[1]} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 10)
-        impatient.wait_for(refused)
+        impatient.wait_for(rejected)
 
 
 def test_a_client_that_hangs_up_while_it_is_read(server: Running, jpeg: bytes) -> None:
-    """Half a picture, and then nobody: the request ends, is counted as 499, and its memory is free."""
+    """Half an image, and then nobody: the request ends, is counted as 499, and its memory is free."""
     counted = {"route": "/predict", "status": "499"}
     before = server.metric("inference_request_seconds_count", **counted)
     with connected(server.url) as client:
@@ -372,7 +372,7 @@ def test_a_client_that_hangs_up_while_it_is_read(server: Running, jpeg: bytes) -
 
 
 def test_a_client_that_hangs_up_while_it_runs(server: Running, jpeg: bytes) -> None:
-    """What is on the device is run to its end, for nobody, and the next picture is answered."""
+    """What is on the device is run to its end, for nobody, and the next image is answered."""
     cancelled = server.metric("inference_images_total", outcome="cancelled")
     with server.runtime.held():
         with connected(server.url) as client:
@@ -385,25 +385,25 @@ def test_a_client_that_hangs_up_while_it_runs(server: Running, jpeg: bytes) -> N
 
 def test_the_memory_of_uploads_is_bounded() -> None:
     """Bodies that do not fit beside those at work get 429; the memory is free once these are answered."""
-    picture = encode(make_image(), "BMP")
-    settings = Settings(model="bundled", upload_memory_mb=1.5 * len(picture) / 1e6)
+    image = encode(make_image(), "BMP")
+    settings = Settings(model="bundled", upload_memory_mb=1.5 * len(image) / 1e6)
     with serving(settings) as server, ThreadPoolExecutor(1) as pool:
         with server.runtime.held():
-            first = pool.submit(server.client.post, "/predict", files={"file": picture})
+            first = pool.submit(server.client.post, "/predict", files={"file": image})
             assert server.runtime.begun.acquire(timeout=30)
-            assert server.metric("inference_upload_bytes") > len(picture)
-            second = server.client.post("/predict", files={"file": picture})
+            assert server.metric("inference_upload_bytes") > len(image)
+            second = server.client.post("/predict", files={"file": image})
             assert second.status_code == 429
             assert "memory" in second.json()["detail"]
             assert second.headers["retry-after"] == "1"
             server.runtime.release()
             assert first.result().status_code == 200
         assert server.metric("inference_upload_bytes") == 0
-        assert server.client.post("/predict", files={"file": picture}).status_code == 200
+        assert server.client.post("/predict", files={"file": image}).status_code == 200
 
 
 def test_what_is_thrown_away_takes_no_memory() -> None:
-    """An upload over its limit is refused as such, and what still comes of it is held nowhere."""
+    """An upload over its limit is rejected as such, and what still comes of it is held nowhere."""
     settings = Settings(model="bundled", max_upload_mb=0.05, upload_memory_mb=0.5)
     with serving(settings) as server, connected(server.url) as client:
         client.send(
@@ -438,8 +438,8 @@ def test_too_many_connections(jpeg: bytes) -> None:
                 assert client.status() == 100  # it is being read
                 client.skip_line()
             assert server.runtime.begun.acquire(timeout=30)
-            refused = stack.enter_context(connected(server.url))
-            status, _, problem = refused.answer()
+            rejected = stack.enter_context(connected(server.url))
+            status, _, problem = rejected.answer()
             assert status == 503
             assert "connections" in problem["detail"]
             server.runtime.release()
@@ -447,7 +447,7 @@ def test_too_many_connections(jpeg: bytes) -> None:
 
 
 def test_ten_thousand_idle_connections(jpeg: bytes) -> None:
-    """With as many connections that ask nothing, pictures are classified as before."""
+    """With as many connections that ask nothing, images are classified as before."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         hard = 30_000
@@ -456,7 +456,7 @@ def test_ten_thousand_idle_connections(jpeg: bytes) -> None:
         pytest.skip(f"needs more than {hard} open files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        with serving(Settings(model="bundled", head_timeout_s=120)) as server, ExitStack() as stack:
+        with serving(Settings(model="bundled", header_timeout_s=120)) as server, ExitStack() as stack:
             for _ in range(count):
                 stack.enter_context(connected(server.url))
             server.wait_for(lambda: server.metric("inference_connections") > count)

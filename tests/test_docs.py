@@ -12,13 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client import Metric
+from resnet_service import cli, errors
+from resnet_service.metrics import Metrics
+from resnet_service.server.exception_handlers import PROBLEM_TYPES, to_problem
+from resnet_service.settings import ENVIRONMENT_ONLY, Settings
+from resnet_service.training.recipes import FINE_TUNING, FROM_SCRATCH, RECIPES
+from resnet_service.training.trainer import TrainingConfig
 
-from service import cli, errors
-from service.api.problems import STATUS, problem_of
-from service.metrics import Metrics
-from service.settings import ENVIRONMENT_ONLY, Settings
-from service.training.loop import Options
-from service.training.start import FINE_TUNING, FROM_SCRATCH, RECIPES
 from tests.conftest import REPOSITORY, Running
 
 SERVING, TRAINING = REPOSITORY / "docs/serving.md", REPOSITORY / "docs/training.md"
@@ -33,18 +33,20 @@ def settings_table() -> str:
     for name, field in Settings.model_fields.items():
         flag = "" if name in ENVIRONMENT_ONLY else f"`--{name.replace('_', '-')}`<br>"
         default = "" if field.default is None else f"`{str(field.default).lower()}`"
-        lines.append(f"| {flag}`SERVICE_{name.upper()}` | {default} | {field.description} |")
+        lines.append(f"| {flag}`RESNET_SERVICE_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines)
 
 
 def errors_table() -> str:
     lines = ["| status | kind | when |", "|---|---|---|"]
-    for kind, status in sorted(STATUS.items(), key=lambda pair: pair[1]):
+    for kind, status in sorted(
+        ((kind, type_.status) for kind, type_ in PROBLEM_TYPES.items()), key=lambda pair: pair[1]
+    ):
         arguments: dict[type[errors.ServiceError], tuple[object, ...]] = {
-            errors.Overloaded: ("queue_full", 0),
-            errors.RateLimited: (0,),
+            errors.OverloadedError: ("queue_full", 0),
+            errors.TooManyRequests: (0,),
         }
-        problem = problem_of(kind("", *arguments.get(kind, ())))
+        problem = to_problem(kind("", *arguments.get(kind, ())))
         first = (kind.__doc__ or "").splitlines()[0]
         lines.append(f"| {status} | `{problem.type.rsplit(':', 1)[1]}` | {first} |")
     return "\n".join(lines)
@@ -65,7 +67,7 @@ def metrics_table() -> str:
 def recipes_table() -> str:
     columns = {**RECIPES, "another from scratch": FROM_SCRATCH, "`--pretrained`, `--weights`": FINE_TUNING}
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for field in fields(Options):
+    for field in fields(TrainingConfig):
         if field.name != "seed":
             values = (str(getattr(recipe, field.name)).lower() for recipe in columns.values())
             lines.append(f"| `--{field.name.replace('_', '-')}` | {' | '.join(values)} |")

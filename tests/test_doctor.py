@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from resnet_service.cli import main
 
-from service.cli import main
 from tests.conftest import encode, make_image
 
 ROOM = {"memory", "cache of weights", "cache of compiled networks"}
@@ -20,17 +20,17 @@ def run(*arguments: str) -> Result:
 
 
 def findings(result: Result) -> dict[str, dict[str, str]]:
-    return {line["about"]: line for line in map(json.loads, result.stdout.splitlines())}
+    return {line["name"]: line for line in map(json.loads, result.stdout.splitlines())}
 
 
 def test_the_doctor_looks_at_everything() -> None:
     """Versions, devices, processor, caches and a convolution that is compared; 0 where nothing is wrong."""
     result = run("doctor", "--json")
     found = findings(result)
-    assert found["PyTorch"]["found"] == torch.__version__
+    assert found["PyTorch"]["detail"] == torch.__version__
     expected = {"Python", "torchvision", "CUDA", "Apple MPS", "processor", "memory", "cache of weights"}
     assert expected | {"decoder", "convolution on cpu"} <= set(found)
-    problems = {line["about"] for line in found.values() if line["state"] == "problem"}
+    problems = {line["name"] for line in found.values() if line["state"] == "problem"}
     assert problems <= ROOM
     assert result.exit_code == bool(problems)
 
@@ -50,7 +50,7 @@ def test_a_problem_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.
     result = run("doctor", "--json")
     assert result.exit_code == 1
     assert findings(result)["cache of weights"]["state"] == "problem"
-    assert "TORCH_HOME" in findings(result)["cache of weights"]["advice"]
+    assert "TORCH_HOME" in findings(result)["cache of weights"]["hint"]
 
 
 def inspected(*arguments: str) -> dict[str, Any]:

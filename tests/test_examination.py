@@ -1,4 +1,4 @@
-"""Looking at a trained model: its accuracy on labelled pictures and its activation maps."""
+"""Looking at a trained model: its accuracy on labeled images and its activation maps."""
 
 import json
 import tarfile
@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageChops
+from resnet_service.cli import main
+from resnet_service.models import checkpoint
 
-from service.cli import main
-from service.models import checkpoint
 from tests.conftest import REPOSITORY, encode, make_image
 
 
 @pytest.fixture(scope="module")
-def cifar(real_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first 30 test pictures of each of CIFAR-10's classes."""
-    archive = real_pictures / "cifar10-test.tar.xz"
+def cifar(real_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 30 test images of each of CIFAR-10's classes."""
+    archive = real_images / "cifar10-test.tar.xz"
     if not archive.is_file():
         pytest.skip(f"needs {archive}")
     folder = tmp_path_factory.mktemp("cifar")
@@ -31,25 +31,27 @@ def cifar(real_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_the_bundled_model_does_what_its_card_claims(cifar: Path) -> None:
-    """On real test pictures the accuracy is near the card's, and mirroring does not hurt."""
-    claimed = checkpoint.load(REPOSITORY / "service/models/bundled/cifar10.safetensors").training["accuracy"]
+    """On real test images the accuracy is near the card's, and mirroring does not hurt."""
+    claimed = checkpoint.load_checkpoint(
+        REPOSITORY / "service/resnet_service/models/bundled/cifar10.safetensors"
+    ).training["accuracy"]
     for flags in ([], ["--mirrored"]):
         result = CliRunner().invoke(main, ["evaluate", "bundled", "--data", str(cifar), "--json", *flags])
         assert result.exit_code == 0, result.output
         facts = json.loads(result.stdout)
-        assert facts["pictures"] == 300
+        assert facts["images"] == 300
         assert facts["accuracy"] == pytest.approx(claimed, abs=0.05)
         assert len(facts["accuracy_by_class"]) == 10
 
 
 def test_evaluate_for_people(tmp_path: Path) -> None:
-    """Some of the classes may be missing, and a broken picture is skipped and named."""
+    """Some of the classes may be missing, and a broken image is skipped and named."""
     (tmp_path / "test" / "dog").mkdir(parents=True)
     (tmp_path / "test" / "dog" / "a.png").write_bytes(encode(make_image(), "PNG"))
     (tmp_path / "test" / "dog" / "b.png").write_bytes(b"broken")
     result = CliRunner().invoke(main, ["evaluate", "bundled", "--data", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert "of 1 pictures" in result.output
+    assert "of 1 images" in result.output
     assert "skipped" in result.output
     assert "\ncat " not in result.output
 
@@ -66,8 +68,8 @@ def test_evaluate_with_a_class_the_model_does_not_know(tmp_path: Path) -> None:
 
 def test_activation_maps(tmp_path: Path) -> None:
     """A grid of channels for each of conv1 to layer3, with its shape; other layers by name."""
-    (tmp_path / "picture.png").write_bytes(encode(make_image(), "PNG"))
-    command = ["activations", "bundled", str(tmp_path / "picture.png"), "--out", str(tmp_path / "maps")]
+    (tmp_path / "image.png").write_bytes(encode(make_image(), "PNG"))
+    command = ["activations", "bundled", str(tmp_path / "image.png"), "--out", str(tmp_path / "maps")]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
@@ -77,15 +79,15 @@ def test_activation_maps(tmp_path: Path) -> None:
         "layer3.png",
     ]
     width = (
-        checkpoint.load(REPOSITORY / "service/models/bundled/cifar10.safetensors")
+        checkpoint.load_checkpoint(REPOSITORY / "service/resnet_service/models/bundled/cifar10.safetensors")
         .state["conv1.weight"]
         .shape[0]
     )
     assert f"layer3.png: [{4 * width}, 8, 8]" in result.output
     maps = [Image.open(tmp_path / "maps" / f"{name}.png").convert("RGB") for name in ("conv1", "layer1")]
     middle = (0, maps[0].height // 4, maps[0].width, maps[0].height)  # below the title
-    colours = [{colour for _, colour in image.crop(middle).getcolors(1 << 24) or []} for image in maps]
-    assert all(len(found) > 200 for found in colours)  # of viridis' 256, which an empty map has one of
+    colors = [{color for _, color in image.crop(middle).getcolors(1 << 24) or []} for image in maps]
+    assert all(len(found) > 200 for found in colors)  # of viridis' 256, which an empty map has one of
     assert ImageChops.difference(maps[0].crop(middle), maps[1].crop(middle)).getbbox() is not None
     assert CliRunner().invoke(main, [*command, "--layer", "layer4.0.bn1"]).exit_code == 0
     assert (tmp_path / "maps" / "layer4.0.bn1.png").exists()
@@ -94,11 +96,11 @@ def test_activation_maps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("layer", "message"), [("conv9", "has no layer 'conv9'"), ("fc", "is no map")])
 def test_layers_that_cannot_be_drawn(tmp_path: Path, layer: str, message: str) -> None:
     """An unknown layer, and one without maps, is a message."""
-    (tmp_path / "picture.png").write_bytes(encode(make_image(), "PNG"))
+    (tmp_path / "image.png").write_bytes(encode(make_image(), "PNG"))
     command = [
         "activations",
         "bundled",
-        str(tmp_path / "picture.png"),
+        str(tmp_path / "image.png"),
         "--out",
         str(tmp_path),
         "--layer",

@@ -12,18 +12,17 @@ from typing import Any, NoReturn
 
 import httpx
 import pytest
+from resnet_service.errors import DeviceOutOfMemoryError
+from resnet_service.images import Crop, decode_image
+from resnet_service.runtimes import TopKResult
+from resnet_service.settings import Settings
 
 from monitoring.local import free_port
-from service import images
-from service.errors import DeviceOutOfMemory
-from service.images import Crop
-from service.runtimes import TopK
-from service.settings import Settings
 from tests.conftest import FileServer, Running, encode, make_image, serving
 from tests.test_connections import connected
 from tests.test_serve import COMMAND, environment, started, until
 
-Run = Callable[[Sequence[Crop], int], TopK]
+Run = Callable[[Sequence[Crop], int], TopKResult]
 
 
 @contextmanager
@@ -38,8 +37,8 @@ def running(server: Running, wrapped: Callable[[Run], Run]) -> Iterator[None]:
         runtime.run = run  # type: ignore[method-assign]
 
 
-def classify(server: Running, picture: bytes) -> int:
-    return server.client.post("/predict", files={"file": picture}).status_code
+def classify(server: Running, image: bytes) -> int:
+    return server.client.post("/predict", files={"file": image}).status_code
 
 
 def outcomes(server: Running) -> dict[str, float]:
@@ -56,7 +55,7 @@ def test_a_model_that_fails_once(server: Running, jpeg: bytes) -> None:
     def once(run: Run) -> Run:
         errors = [RuntimeError("once")]
 
-        def faulty(crops: Sequence[Crop], k: int) -> TopK:
+        def faulty(crops: Sequence[Crop], k: int) -> TopKResult:
             if errors:
                 raise errors.pop()
             return run(crops, k)
@@ -84,13 +83,13 @@ def test_a_model_that_always_fails(server: Running, jpeg: bytes) -> None:
     assert classify(server, jpeg) == 200
 
 
-def test_a_model_that_fails_for_one_picture(server: Running, jpeg: bytes) -> None:
+def test_a_model_that_fails_for_one_image(server: Running, jpeg: bytes) -> None:
     """In a batch of many, the one that the model cannot stand fails alone."""
     poison = encode(make_image(seed=7), "PNG")
-    poisonous = images.decode(poison, server.service.engine.model.preprocessing)
+    poisonous = decode_image(poison, server.service.engine.model.preprocessing)
 
     def picky(run: Run) -> Run:
-        def faulty(crops: Sequence[Crop], k: int) -> TopK:
+        def faulty(crops: Sequence[Crop], k: int) -> TopKResult:
             if any((crop == poisonous).all() for crop in crops):
                 raise RuntimeError("poison")
             return run(crops, k)
@@ -107,9 +106,9 @@ def test_a_device_out_of_memory(jpeg: bytes) -> None:
     """The batch shrinks until it fits, and everybody is answered."""
 
     def small(run: Run) -> Run:
-        def faulty(crops: Sequence[Crop], k: int) -> TopK:
+        def faulty(crops: Sequence[Crop], k: int) -> TopKResult:
             if len(crops) > 4:
-                raise DeviceOutOfMemory("too many")
+                raise DeviceOutOfMemoryError("too many")
             return run(crops, k)
 
         return faulty
@@ -124,15 +123,15 @@ def test_a_device_out_of_memory(jpeg: bytes) -> None:
 HANGING = """
 import sys
 import threading
-from service import logs
-from service.api import server
-from service.api.service import load
-from service.settings import Settings
+from resnet_service.log_config import configure_logging
+from resnet_service.server.run import run_server
+from resnet_service.server.state import build_app_state
+from resnet_service.settings import Settings
 
-logs.configure(style="json")
-service = load(Settings(model="bundled", port=0, instances=1, access_log=False, {settings}))
+configure_logging(style="json")
+service = load(Settings(model="bundled", port=0, streams_per_device=1, access_log=False, {settings}))
 {fault}
-sys.exit(server.run(service))
+sys.exit(run_server(service))
 """
 STUCK_DEVICE = """
 [runtime] = service.engine.runtimes
@@ -157,7 +156,7 @@ def test_a_model_that_hangs(jpeg: bytes) -> None:
             pass
         assert health.status_code == 503
         assert "too long" in health.json()["detail"]
-        until(log, "a batch or the decoding of a picture never ends; ending")
+        until(log, "a batch or the decoding of an image never ends; ending")
         assert process.wait(30) == 1
 
 
@@ -180,14 +179,14 @@ def test_an_event_loop_that_stands_still(jpeg: bytes) -> None:
 def test_a_decoding_thread_survives(
     server: Running, jpeg: bytes, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """Whatever is raised while a picture is decoded costs that request, and no thread, loop or process."""
+    """Whatever is raised while an image is decoded costs that request, and no thread, loop or process."""
     threads = server.service.settings.decode_threads or 4
 
     def fail(*_: Any) -> NoReturn:
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(images, "decode", fail)
+        patch.setattr("resnet_service.inference.engine.decode_image", fail)
         assert [classify(server, jpeg) for _ in range(2 * threads)] == [500] * 2 * threads
     assert classify(server, jpeg) == 200
 

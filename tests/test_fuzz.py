@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from load_tests.fuzz.api import api_fuzz
+from load_tests.fuzz.fuzzers import decode_fuzz, parse_fuzz
 from load_tests.service import serve, started
-from reliability.fuzz import decode_fuzz, parse_fuzz
-from reliability.fuzz_api import api_fuzz
 
 
 def test_decoding_is_fuzzed(tmp_path: Path) -> None:
-    """Atheris changes pictures of the corpus, and none of them crashes the decoder."""
+    """Atheris changes images of the corpus, and none of them crashes the decoder."""
     found = decode_fuzz(300, tmp_path, seed=1, seeds=300)
     assert found.runs >= 600
     assert found.crashes == []

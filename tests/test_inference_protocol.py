@@ -16,59 +16,60 @@ import numpy.typing as npt
 import pytest
 import tritonclient.http
 import tritonclient.http.aio
+from resnet_service.images import decode_image
+from resnet_service.models import load_model
+from resnet_service.settings import Settings
 from tritonclient.utils import InferenceServerException
 
-from service import images, models
-from service.settings import Settings
 from tests.conftest import REPOSITORY, Running, encode, make_image, serving
 from tests.test_api import files, oversized, send_only
 
 INFER = "/v2/models/bundled/infer"
 LENGTH = "Inference-Header-Content-Length"
-PREPROCESSING = models.load("bundled").preprocessing
+PREPROCESSING = load_model("bundled").preprocessing
 SIDE = PREPROCESSING.crop
-PICTURES = [encode(make_image(seed=seed)) for seed in range(3)]
-CROPS = np.stack([images.decode(picture, PREPROCESSING) for picture in PICTURES])
+IMAGES = [encode(make_image(seed=seed)) for seed in range(3)]
+CROPS = np.stack([decode_image(image, PREPROCESSING) for image in IMAGES])
 
 
-def normalised(crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return [N, 3, S, S] as a client that normalises by itself sends it."""
+def normalized(crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return [N, 3, S, S] as a client that normalizes by itself sends it."""
     mean, std = np.array([PREPROCESSING.mean, PREPROCESSING.std], np.float32)
     values: npt.NDArray[np.float32] = ((crops.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(values)
 
 
 INPUTS = {
-    "image": ("BYTES", np.array(PICTURES, object)),
+    "image": ("BYTES", np.array(IMAGES, object)),
     "pixels": ("UINT8", CROPS),
-    "input": ("FP32", normalised(CROPS)),
+    "input": ("FP32", normalized(CROPS)),
 }
 
 
 def triton_input(name: str, values: npt.NDArray[Any], binary: bool = True) -> Any:
-    """Return an input of Triton's client; pictures in JSON are base64."""
+    """Return an input of Triton's client; images in JSON are base64."""
     if name == "image" and not binary:
-        encoded = [base64.b64encode(picture) for picture in values.flat]
+        encoded = [base64.b64encode(image) for image in values.flat]
         values = np.array(encoded, object).reshape(values.shape)
     tensor = tritonclient.http.InferInput(name, list(values.shape), INPUTS[name][0])
     return tensor.set_data_from_numpy(values, binary_data=binary)
 
 
-def in_base64(*pictures: bytes) -> list[str]:
-    return [base64.b64encode(picture).decode() for picture in pictures]
+def in_base64(*images: bytes) -> list[str]:
+    return [base64.b64encode(image).decode() for image in images]
 
 
 def tensor(name: str = "image", **changes: Any) -> dict[str, Any]:
     """Return a good input in JSON, with these changes; those to None are left out."""
     datatype, values = INPUTS[name]
-    data = in_base64(*PICTURES) if name == "image" else values.tolist()
+    data = in_base64(*IMAGES) if name == "image" else values.tolist()
     changed = {"name": name, "datatype": datatype, "shape": list(values.shape), "data": data} | changes
     return {key: value for key, value in changed.items() if value is not None}
 
 
-def elements(*pictures: bytes) -> bytes:
+def elements(*images: bytes) -> bytes:
     """Return BYTES in binary."""
-    return b"".join(len(picture).to_bytes(4, "little") + picture for picture in pictures)
+    return b"".join(len(image).to_bytes(4, "little") + image for image in images)
 
 
 def binary_request(message: dict[str, Any], binary: bytes, length: object = None) -> dict[str, Any]:
@@ -106,8 +107,8 @@ def triton(server: Running) -> Iterator[Any]:
 
 @pytest.fixture
 def expected(client: httpx.Client) -> list[list[dict[str, Any]]]:
-    """What /predict answers about each of the pictures, for all classes."""
-    answers = [client.post("/predict?top_k=10", files=files(picture)) for picture in PICTURES]
+    """What /predict answers about each of the images, for all classes."""
+    answers = [client.post("/predict?top_k=10", files=files(image)) for image in IMAGES]
     return [answer.json()["predictions"] for answer in answers]
 
 
@@ -160,7 +161,7 @@ def test_metadata_and_health(triton: Any) -> None:
 def test_inference_agrees_with_predict(
     triton: Any, expected: list[list[dict[str, Any]]], name: str, binary: bool, binary_outputs: bool
 ) -> None:
-    """Each input in binary and in JSON gets in either the classes that /predict has for the same pictures."""
+    """Each input in binary and in JSON gets in either the classes that /predict has for the same images."""
     names = ("class_id", "probabilities", "label", "probability")
     wanted = [tritonclient.http.InferRequestedOutput(one, binary_data=binary_outputs) for one in names]
     sent = triton_input(name, INPUTS[name][1], binary)
@@ -211,26 +212,26 @@ def test_classification(triton: Any, count: int, shown: int) -> None:
         assert word.decode() == f"{probability:f}:{index}:{label}"
 
 
-def test_pictures_one_a_row(triton: Any, expected: list[list[dict[str, Any]]]) -> None:
-    """Pictures may have the shape [N, 1], as clients of models with a batch dimension send them."""
+def test_images_one_a_row(triton: Any, expected: list[list[dict[str, Any]]]) -> None:
+    """Images may have the shape [N, 1], as clients of models with a batch dimension send them."""
     for binary in (True, False):
-        column = np.array(PICTURES, object).reshape(3, 1)
+        column = np.array(IMAGES, object).reshape(3, 1)
         agrees(triton.infer("bundled", [triton_input("image", column, binary)]), expected)
 
 
-def test_a_compressed_request_is_refused(triton: Any) -> None:
+def test_a_compressed_request_is_rejected(triton: Any) -> None:
     """A body in gzip is 415 in words that the client shows."""
     sent = triton_input("pixels", CROPS)
-    with pytest.raises(InferenceServerException, match="gzip") as refused:
+    with pytest.raises(InferenceServerException, match="gzip") as rejected:
         triton.infer("bundled", [sent], request_compression_algorithm="gzip")
-    assert refused.value.status() == "415"
+    assert rejected.value.status() == "415"
 
 
 # What is answered
 
 
-def test_normalised_input_is_rounded_to_grey_levels(client: httpx.Client) -> None:
-    """What lies between grey levels or beyond black and white is answered as the nearest of them."""
+def test_normalized_input_is_rounded_to_grey_levels(client: httpx.Client) -> None:
+    """What lies between gray levels or beyond black and white is answered as the nearest of them."""
     rng = np.random.default_rng(0)
     off = rng.uniform(-0.4, 0.4, INPUTS["input"][1].shape) / 255 / np.reshape(PREPROCESSING.std, (3, 1, 1))
     moved = (INPUTS["input"][1] + off).astype(np.float32)
@@ -261,14 +262,14 @@ def test_only_what_is_asked_for(client: httpx.Client) -> None:
     """A request gets the outputs it names, in its order, some in binary and some not, and its id back."""
     message = {
         "id": "7",
-        "inputs": [tensor("image", data=None, parameters={"binary_data_size": len(elements(*PICTURES))})],
+        "inputs": [tensor("image", data=None, parameters={"binary_data_size": len(elements(*IMAGES))})],
         "outputs": [
             {"name": "probability"},
             {"name": "class_id", "parameters": {"binary_data": False}},
         ],
         "parameters": {"binary_data_output": True, "top_k": 1},
     }
-    response = client.post(INFER, **binary_request(message, elements(*PICTURES)))
+    response = client.post(INFER, **binary_request(message, elements(*IMAGES)))
     assert response.headers["content-type"] == "application/octet-stream"
     length = int(response.headers[LENGTH])
     answer = json.loads(response.content[:length])
@@ -326,13 +327,13 @@ def test_requests_are_counted_by_their_routes(server: Running) -> None:
 
 
 def test_a_request_shares_batches_with_predict(server: Running) -> None:
-    """Three pictures of one request and one of /predict that come while the device is busy go together."""
+    """Three images of one request and one of /predict that come while the device is busy go together."""
     batches = server.metric("inference_batch_size_count")
     with ThreadPoolExecutor(3) as pool, server.runtime.held():
-        first = pool.submit(server.client.post, "/predict", files=files(PICTURES[0]))
+        first = pool.submit(server.client.post, "/predict", files=files(IMAGES[0]))
         assert server.runtime.begun.acquire(timeout=30)
         many = pool.submit(server.client.post, INFER, json={"inputs": [tensor("pixels")]})
-        single = pool.submit(server.client.post, "/predict", files=files(PICTURES[0]))
+        single = pool.submit(server.client.post, "/predict", files=files(IMAGES[0]))
         server.wait_for(lambda: server.metric("inference_queue_depth") == 4)
         server.runtime.release()
         assert {one.result().status_code for one in (first, many, single)} == {200}
@@ -340,7 +341,7 @@ def test_a_request_shares_batches_with_predict(server: Running) -> None:
 
 
 def test_a_request_larger_than_a_batch(expected: list[list[dict[str, Any]]]) -> None:
-    """60 pictures are answered in order by a device that takes 4 and a queue that holds 4."""
+    """60 images are answered in order by a device that takes 4 and a queue that holds 4."""
     with serving(Settings(model="bundled", max_batch=4, max_queue=4)) as server:
         many = [tensor("pixels", shape=[60, SIDE, SIDE, 3], data=np.tile(CROPS, (20, 1, 1, 1)).tolist())]
         answer = outputs(server.client.post(INFER, json={"inputs": many, "parameters": {"top_k": 1}}))
@@ -349,11 +350,11 @@ def test_a_request_larger_than_a_batch(expected: list[list[dict[str, Any]]]) -> 
 
 
 def test_a_client_that_hangs_up_is_not_run(server: Running) -> None:
-    """The pictures of a client that left while they waited never reach the device."""
+    """The images of a client that left while they waited never reach the device."""
     cancelled = server.metric("inference_images_total", outcome="cancelled")
     run = server.metric("inference_batch_size_sum")
     with ThreadPoolExecutor(1) as pool, server.runtime.held():
-        first = pool.submit(server.client.post, "/predict", files=files(PICTURES[0]))
+        first = pool.submit(server.client.post, "/predict", files=files(IMAGES[0]))
         assert server.runtime.begun.acquire(timeout=30)
         leaver = send_only(server, json.dumps({"inputs": [tensor("image")]}).encode(), INFER)
         server.wait_for(lambda: server.metric("inference_queue_depth") == 3)
@@ -364,26 +365,24 @@ def test_a_client_that_hangs_up_is_not_run(server: Running) -> None:
     assert server.metric("inference_batch_size_sum") - run == 1
 
 
-# What is refused
+# What is rejected
 
 
 @pytest.mark.parametrize(
-    ("picture", "status", "reason"),
+    ("image", "status", "reason"),
     [(b"text", 415, "format"), (b"\xff\xd8\xff", 422, "broken"), (b"", 422, "empty")],
 )
-def test_a_bad_picture_fails_its_request(
-    client: httpx.Client, picture: bytes, status: int, reason: str
-) -> None:
-    """The error of a picture has its index; the good ones beside it get no answer."""
-    sent = tensor(data=in_base64(PICTURES[0], picture, PICTURES[1]))
-    refused = error(client.post(INFER, json={"inputs": [sent]}), status)
-    assert refused.startswith("image[1]: ")
-    assert reason in refused
+def test_a_bad_image_fails_its_request(client: httpx.Client, image: bytes, status: int, reason: str) -> None:
+    """The error of an image has its index; the good ones beside it get no answer."""
+    sent = tensor(data=in_base64(IMAGES[0], image, IMAGES[1]))
+    rejected = error(client.post(INFER, json={"inputs": [sent]}), status)
+    assert rejected.startswith("image[1]: ")
+    assert reason in rejected
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite(client: httpx.Client, value: float) -> None:
-    """A normalised input with NaN or infinity is refused with its index, which JSON could not even say."""
+    """A normalized input with NaN or infinity is rejected with its index, which JSON could not even say."""
     values = INPUTS["input"][1].copy()
     values[2, 0, 0, 0] = value
     message = {"inputs": [tensor("input", data=None, parameters={"binary_data_size": values.nbytes})]}
@@ -418,7 +417,7 @@ def nested(depth: int) -> bytes:
 
 BODIES = {
     "nothing": b"",
-    "no JSON": b"picture",
+    "no JSON": b"image",
     "no object": b"[]",
     "cut off": b'{"inputs": [',
     "too deep": nested(100_000),
@@ -450,7 +449,7 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "another datatype": {"inputs": [tensor("image", datatype="UINT8")]},
     "an unknown datatype": {"inputs": [tensor("pixels", datatype="INT4")]},
     "no shape": {"inputs": [tensor(shape=[])]},
-    "no pictures": {"inputs": [tensor(shape=[0], data=[])]},
+    "no images": {"inputs": [tensor(shape=[0], data=[])]},
     "a negative shape": {"inputs": [tensor("pixels", shape=[-1, SIDE, SIDE, 3])]},
     "a shape of text": {"inputs": [tensor(shape=["3"])]},
     "a shape of fractions": {"inputs": [tensor(shape=[3.5])]},
@@ -467,12 +466,12 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "a size of text": {"inputs": [tensor(data=None, parameters={"binary_data_size": "9"})]},
     "data of text": {"inputs": [tensor(data="abc")]},
     "data of an object": {"inputs": [tensor("pixels", data={"0": 1})]},
-    "too few pictures": {"inputs": [tensor(shape=[4])]},
-    "too many pictures": {"inputs": [tensor(shape=[2])]},
+    "too few images": {"inputs": [tensor(shape=[4])]},
+    "too many images": {"inputs": [tensor(shape=[2])]},
     "no base64": {"inputs": [tensor(data=["!", "", ""])]},
     "base64 cut off": {"inputs": [tensor(data=["abc", "", ""])]},
     "base64 beyond ASCII": {"inputs": [tensor(data=["ä", "", ""])]},
-    "numbers for pictures": {"inputs": [tensor(data=[1, 2, 3])]},
+    "numbers for images": {"inputs": [tensor(data=[1, 2, 3])]},
     "too few numbers": {"inputs": [tensor("pixels", data=[0] * (ENOUGH - 1))]},
     "too many numbers": {"inputs": [tensor("input", data=[0] * (ENOUGH + 1))]},
     "ragged rows": {"inputs": [tensor("pixels", data=[*CROPS[:2].tolist(), [[[0, 0, 0]]]])]},
@@ -523,7 +522,7 @@ def sized(name: str, size: int) -> dict[str, Any]:
     return {"inputs": [tensor(name, data=None, parameters={"binary_data_size": size})]}
 
 
-GOOD = elements(*PICTURES)
+GOOD = elements(*IMAGES)
 BINARIES = {
     "no number": binary_request(sized("image", len(GOOD)), GOOD, "abc"),
     "an empty number": binary_request(sized("image", len(GOOD)), GOOD, ""),
@@ -553,7 +552,7 @@ def test_binary_data_that_do_not_add_up(client: httpx.Client, request_: dict[str
 
 
 def test_too_much_of_everything(client: httpx.Client) -> None:
-    """Too many pictures, however few bytes they take, and too much in JSON are 413."""
+    """Too many images, however few bytes they take, and too much in JSON are 413."""
     many = tensor("image", shape=[65], data=[""] * 65)
     assert "64" in error(client.post(INFER, json={"inputs": [many]}), 413)
     most = tensor("image", shape=[10**30])
@@ -573,22 +572,22 @@ def test_too_much_of_everything(client: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[Running]:
-    """A server that takes a tenth of a megabyte within half a second, and holds two pictures."""
+    """A server that takes a tenth of a megabyte within half a second, and holds two images."""
     settings = Settings(model="bundled", max_upload_mb=0.1, read_timeout_s=0.5, max_queue=2, max_batch=2)
     with serving(settings) as running:
         yield running
 
 
 def test_a_full_queue_is_429_with_retry_after(strict_server: Running) -> None:
-    """When the queue is full a request is refused at once, whole, and told when to come back."""
+    """When the queue is full a request is rejected at once, whole, and told when to come back."""
     with ThreadPoolExecutor(2) as pool, strict_server.runtime.held():
-        accepted = [pool.submit(strict_server.client.post, "/predict", files=files(PICTURES[0]))]
+        accepted = [pool.submit(strict_server.client.post, "/predict", files=files(IMAGES[0]))]
         assert strict_server.runtime.begun.acquire(timeout=30)
         accepted.append(pool.submit(strict_server.client.post, INFER, json={"inputs": [tensor()]}))
         strict_server.wait_for(lambda: strict_server.metric("inference_queue_depth") == 2)
-        refused = strict_server.client.post(INFER, json={"inputs": [tensor()]})
-        error(refused, 429)
-        assert int(refused.headers["retry-after"]) >= 1
+        rejected = strict_server.client.post(INFER, json={"inputs": [tensor()]})
+        error(rejected, 429)
+        assert int(rejected.headers["retry-after"]) >= 1
         strict_server.runtime.release()
         assert [one.result().status_code for one in accepted] == [200, 200]
 
@@ -600,21 +599,21 @@ def test_a_full_queue_is_429_with_retry_after(strict_server: Running) -> None:
 def test_a_body_that_is_too_large_or_too_slow(
     strict_server: Running, head: str, chunk: bytes, status: int
 ) -> None:
-    """A body over the limit, or that does not arrive in time, is refused while it is being read."""
+    """A body over the limit, or that does not arrive in time, is rejected while it is being read."""
     answer = oversized(strict_server, f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n", chunk, 1)
     assert answer.startswith(f"HTTP/1.1 {status}".encode())
     assert b'{"error":' in answer
 
 
 def test_an_error_of_the_model_names_no_internals(server: Running) -> None:
-    """A failing batch is a 500 with the index of a picture, and the next request is answered."""
+    """A failing batch is a 500 with the index of an image, and the next request is answered."""
     server.runtime.error = RuntimeError("secret detail")
     try:
-        refused = error(server.client.post(INFER, json={"inputs": [tensor("pixels")]}), 500)
+        rejected = error(server.client.post(INFER, json={"inputs": [tensor("pixels")]}), 500)
     finally:
         server.runtime.error = None
-    assert refused.startswith("pixels[")
-    assert "secret" not in refused
+    assert rejected.startswith("pixels[")
+    assert "secret" not in rejected
     outputs(server.client.post(INFER, json={"inputs": [tensor("pixels")]}))
 
 
@@ -630,9 +629,9 @@ def test_a_draining_server_is_alive_and_not_ready() -> None:
         server.service.engine.begin_drain()
         assert server.client.get("/v2/health/live").json() == {"live": True}
         for path in ("/v2/health/ready", "/v2/models/bundled/ready"):
-            refused = server.client.get(path)
-            error(refused, server.client.get("/readyz").status_code)
-            assert "retry-after" in refused.headers
+            rejected = server.client.get(path)
+            error(rejected, server.client.get("/readyz").status_code)
+            assert "retry-after" in rejected.headers
         with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://")) as triton:
             assert triton.is_server_live()
             assert not triton.is_server_ready()

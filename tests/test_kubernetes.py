@@ -8,9 +8,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from resnet_service.metrics import Metrics
+from resnet_service.settings import Settings
 
-from service.metrics import Metrics
-from service.settings import Settings
 from tests.conftest import REPOSITORY, Running
 
 MANIFESTS = REPOSITORY / "deploy/kubernetes"
@@ -64,10 +64,14 @@ def test_they_are_in_step_with_the_service(server: Running) -> None:
     known = {found.name for found in Metrics().registry.collect()}
     assert metric["pods"]["metric"]["name"] in known
     environment = {variable["name"]: variable.get("value") for variable in container()["env"]}
-    fields = {name.removeprefix("SERVICE_").lower() for name in environment if name.startswith("SERVICE_")}
+    fields = {
+        name.removeprefix("RESNET_SERVICE_").lower()
+        for name in environment
+        if name.startswith("RESNET_SERVICE_")
+    }
     assert fields <= set(Settings.model_fields)
     asleep = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
-    drain = float(environment["SERVICE_DRAIN_TIMEOUT_S"])
+    drain = float(environment["RESNET_SERVICE_DRAIN_TIMEOUT_S"])
     assert pod()["spec"]["terminationGracePeriodSeconds"] > drain + asleep
 
 

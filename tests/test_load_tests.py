@@ -62,27 +62,27 @@ def requests(*outcomes: str, latency_ms: float = 10.0) -> Requests:
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "may_refuse", "words"),
+    ("outcomes", "may_reject", "words"),
     [
-        (["answered", "rejected", "hung up"], False, []),
+        (["answered", "invalid", "hung up"], False, []),
         (["answered", "failed"], False, ["1 of 2 requests failed"]),
         (["answered", "failed"], True, ["1 of 2 requests failed"]),
-        (["answered", "refused"], False, ["1 of 2 requests were refused"]),
-        (["answered", "refused"], True, []),
-        (["refused"], True, ["p99 is nan"]),
+        (["answered", "rejected"], False, ["1 of 2 requests were rejected"]),
+        (["answered", "rejected"], True, []),
+        (["rejected"], True, ["p99 is nan"]),
     ],
 )
-def test_targets(outcomes: list[str], may_refuse: bool, words: list[str]) -> None:
-    """A failure always breaks the targets, a refusal where there is no overload, and so does no answer."""
-    broken = requests(*outcomes).broken(p99_ms=20, may_refuse=may_refuse)
+def test_targets(outcomes: list[str], may_reject: bool, words: list[str]) -> None:
+    """A failure always breaks the targets, a rejection where there is no overload, and so does no answer."""
+    broken = requests(*outcomes).broken(p99_ms=20, may_reject=may_reject)
     assert len(broken) == len(words)
     assert all(word in line for word, line in zip(words, broken, strict=True))
 
 
 def test_a_p99_over_its_target_breaks_it() -> None:
     """The p99 of the answered requests decides."""
-    assert requests("answered", latency_ms=21).broken(p99_ms=20, may_refuse=False)
-    assert not requests("answered", latency_ms=19).broken(p99_ms=20, may_refuse=False)
+    assert requests("answered", latency_ms=21).broken(p99_ms=20, may_reject=False)
+    assert not requests("answered", latency_ms=19).broken(p99_ms=20, may_reject=False)
 
 
 def test_answers_after_the_end_do_not_count_as_throughput() -> None:
@@ -104,7 +104,7 @@ def test_scenarios_are_run_and_judged(server: Running, tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").stat().st_size
     with (tmp_path / "bad.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["outcome"] for row in rows if row["kind"] == "bad"} == {"rejected"}
+    assert {row["outcome"] for row in rows if row["kind"] == "bad"} == {"invalid"}
     answered = [row for row in rows if row["outcome"] == "answered"]
     assert answered
     for row in answered:
@@ -124,19 +124,17 @@ def test_a_broken_target_fails_the_run(server: Running, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_run_ends_with_a_message(server: Running, tmp_path: Path) -> None:
-    """A folder without pictures, and a service that is not there, end the run at once."""
-    without = load_tests(
-        "run", "--host", server.url, "--pictures", str(tmp_path), "--out", str(tmp_path / "1")
-    )
+    """A folder without images, and a service that is not there, end the run at once."""
+    without = load_tests("run", "--host", server.url, "--images", str(tmp_path), "--out", str(tmp_path / "1"))
     assert without.returncode == 1
     assert "Locust did not finish capacity" in without.stderr
     assert "no JPEG in" in (tmp_path / "1" / "capacity.log").read_text()
     absent = load_tests("run", "--host", "http://127.0.0.1:9", "--out", str(tmp_path / "2"))
     assert absent.returncode == 1
     assert "does not answer" in absent.stderr
-    refused = load_tests("run", "--model", "resnet9000", "--out", str(tmp_path / "3"))
-    assert refused.returncode == 1
-    assert "the service did not start" in refused.stderr
+    rejected = load_tests("run", "--model", "resnet9000", "--out", str(tmp_path / "3"))
+    assert rejected.returncode == 1
+    assert "the service did not start" in rejected.stderr
 
 
 def test_an_incident_is_drawn(tmp_path: Path) -> None:
@@ -157,7 +155,7 @@ def test_an_incident_is_drawn(tmp_path: Path) -> None:
 def test_a_profile_accounts_for_the_cpu_time(tmp_path: Path) -> None:
     """Every stage of a request, in Python or not, has its share of the CPU time; together they are all."""
     Image.effect_noise((500, 375), 60).convert("RGB").save(tmp_path / "noise.jpg")
-    arguments = ["--picture", str(tmp_path / "noise.jpg"), "--seconds", "2", "--out", str(tmp_path / "out")]
+    arguments = ["--image", str(tmp_path / "noise.jpg"), "--seconds", "2", "--out", str(tmp_path / "out")]
     result = load_tests("profile", "--model", "bundled", *arguments)
     assert result.returncode == 0, result.stderr
     shares = dict(re.findall(r"\| (.+) \| [0-9.]+ \| (\d+)% \|", result.stdout))
@@ -169,8 +167,8 @@ def test_a_profile_accounts_for_the_cpu_time(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk: apt-get install wrk")
 def test_a_footprint_has_the_start_the_idle_time_and_the_memory(tmp_path: Path, jpeg: bytes) -> None:
     """A service is started twice and loaded; each figure is there, in its unit."""
-    (tmp_path / "picture.jpg").write_bytes(jpeg)
-    arguments = ["--picture", str(tmp_path / "picture.jpg"), "--requests", "100", "--idle", "1"]
+    (tmp_path / "image.jpg").write_bytes(jpeg)
+    arguments = ["--image", str(tmp_path / "image.jpg"), "--requests", "100", "--idle", "1"]
     result = load_tests("footprint", "--model", "bundled", *arguments, "--out", str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr
     figures = [line.split("|")[2].strip() for line in result.stdout.splitlines()[2:]]

@@ -11,15 +11,14 @@ from typing import Any, cast
 
 import pytest
 import torch
+from resnet_service.errors import ModelLoadError
+from resnet_service.images import Preprocessing, decode_image
+from resnet_service.models import catalog, checkpoint, load_model
+from resnet_service.models.networks import NETWORKS
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, densenet121, resnet18
 
-from service import models
-from service.errors import ModelUnavailable
-from service.images import Preprocessing, decode
-from service.models import catalog, checkpoint
-from service.models.networks import NETWORKS
 from tests.conftest import REPOSITORY, FileServer
 
 
@@ -28,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test an empty cache of weights, and no way to the internet."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: refused at once
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: rejected at once
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(urllib.request, "_opener", None)  # urllib keeps the proxies of its first call
     return tmp_path / "torch" / "hub" / "checkpoints"
@@ -55,28 +54,30 @@ def same_weights(network: nn.Module, other: nn.Module) -> bool:
 
 def test_the_bundled_model_works_offline() -> None:
     """`bundled` loads with no cache and no network, and is small."""
-    model = models.load("bundled")
+    model = load_model("bundled")
     assert set(model.labels) == {
         *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     }
-    file = REPOSITORY / "service/models/bundled/cifar10.safetensors"
+    file = REPOSITORY / "service/resnet_service/models/bundled/cifar10.safetensors"
     assert file.stat().st_size < 25_000_000
     assert not model.network.training
 
 
 def test_the_bundled_model_has_its_card() -> None:
     """The card beside the bundled model tells its network, data, epochs, seed, accuracy and hardware."""
-    card = (REPOSITORY / "service/models/bundled/cifar10.md").read_text(encoding="utf-8")
-    trained = checkpoint.load(REPOSITORY / "service/models/bundled/cifar10.safetensors")
+    card = (REPOSITORY / "service/resnet_service/models/bundled/cifar10.md").read_text(encoding="utf-8")
+    trained = checkpoint.load_checkpoint(
+        REPOSITORY / "service/resnet_service/models/bundled/cifar10.safetensors"
+    )
     assert trained.training["accuracy"] >= 0.94
     for fact in (trained.network, f"{trained.training['accuracy']:.2%}", "Seed", "Epochs", "Hardware"):
         assert fact in card
 
 
 def test_the_bundled_model_calls_a_dog_a_dog(dog: bytes) -> None:
-    """On a photograph of a dog, far larger than CIFAR-10's pictures, its first answer is dog."""
-    model = models.load("bundled")
-    crop = torch.tensor(decode(dog, model.preprocessing)).permute(2, 0, 1)
+    """On a photograph of a dog, far larger than CIFAR-10's images, its first answer is dog."""
+    model = load_model("bundled")
+    crop = torch.tensor(decode_image(dog, model.preprocessing)).permute(2, 0, 1)
     mean = torch.tensor(model.preprocessing.mean).view(3, 1, 1)
     std = torch.tensor(model.preprocessing.std).view(3, 1, 1)
     with torch.inference_mode():
@@ -94,11 +95,11 @@ def test_a_published_model_brings_its_labels_and_transforms(
     network = random_resnet18()
     torch.save(network.state_dict(), file_server.folder / "resnet18.pth")
     file = with_hash(file_server.folder / "resnet18.pth").name
-    published = catalog.entry("resnet18")
+    published = catalog.get_spec("resnet18")
     here = replace(published, url=f"{file_server.url}/{file}")
-    monkeypatch.setattr(catalog, "entry", lambda *_: here)
+    monkeypatch.setattr(catalog, "get_spec", lambda *_: here)
     for _ in range(2):
-        model = models.load("resnet18")
+        model = load_model("resnet18")
         assert same_weights(model.network, network)
     assert file_server.requests == [f"/{file}"]
     assert (cache / file).exists()
@@ -108,7 +109,7 @@ def test_a_published_model_brings_its_labels_and_transforms(
 
 def test_resnet50_uses_its_best_published_weights() -> None:
     """`resnet50` means ResNet50_Weights.DEFAULT with its resize to 232, not the first version's 256."""
-    entry = catalog.entry("resnet50")
+    entry = catalog.get_spec("resnet50")
     assert entry.url == ResNet50_Weights.IMAGENET1K_V2.url
     assert (entry.preprocessing.resize, entry.preprocessing.crop) == (232, 224)
     assert len(entry.labels) == 1000
@@ -116,10 +117,10 @@ def test_resnet50_uses_its_best_published_weights() -> None:
 
 def test_every_classifier_of_torchvision_is_described() -> None:
     """Each name has labels and preprocessing for each of its published weights."""
-    assert {"resnet152", "mobilenet_v3_small", "vit_b_16"} <= set(catalog.names())
-    for name in catalog.names():
-        for weights in catalog.published(name):
-            entry = catalog.entry(name, weights)
+    assert {"resnet152", "mobilenet_v3_small", "vit_b_16"} <= set(catalog.model_names())
+    for name in catalog.model_names():
+        for weights in catalog.published_weights(name):
+            entry = catalog.get_spec(name, weights)
             assert len(entry.labels) == 1000
             assert entry.preprocessing.crop <= entry.preprocessing.resize
 
@@ -131,21 +132,21 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"mine{suffix}"
     save: Any = torch.save if suffix == ".pth" else save_file
     save(network.state_dict(), path)
-    assert same_weights(models.load("resnet18", str(path)).network, network)
+    assert same_weights(load_model("resnet18", str(path)).network, network)
 
 
 def test_the_content_decides_the_format(tmp_path: Path) -> None:
     """Safetensors under any name are read as such."""
     network = random_resnet18()
     save_file(network.state_dict(), tmp_path / "pytorch_model.bin")
-    assert same_weights(models.load("resnet18", str(tmp_path / "pytorch_model.bin")).network, network)
+    assert same_weights(load_model("resnet18", str(tmp_path / "pytorch_model.bin")).network, network)
 
 
 def test_a_date_in_a_name_is_no_hash(tmp_path: Path) -> None:
     """A file named after its day is not held to be damaged."""
     network = random_resnet18()
     torch.save(network.state_dict(), tmp_path / "resnet18-20260115.pth")
-    assert same_weights(models.load("resnet18", str(tmp_path / "resnet18-20260115.pth")).network, network)
+    assert same_weights(load_model("resnet18", str(tmp_path / "resnet18-20260115.pth")).network, network)
 
 
 def test_densenets_published_keys_are_understood(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_densenets_published_keys_are_understood(tmp_path: Path) -> None:
     }
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old, tmp_path / "densenet.pth")
-    assert same_weights(models.load("densenet121", str(tmp_path / "densenet.pth")).network, network)
+    assert same_weights(load_model("densenet121", str(tmp_path / "densenet.pth")).network, network)
 
 
 @pytest.mark.parametrize("wrap", ["state_dict", "model"])
@@ -167,7 +168,7 @@ def test_weights_as_trainers_save_them(tmp_path: Path, wrap: str) -> None:
     network = random_resnet18()
     state = {f"module.{key}": value for key, value in network.state_dict().items()}
     torch.save({wrap: state, "epoch": 3}, tmp_path / "run.pth")
-    assert same_weights(models.load("resnet18", str(tmp_path / "run.pth")).network, network)
+    assert same_weights(load_model("resnet18", str(tmp_path / "run.pth")).network, network)
 
 
 def test_weights_from_a_url_are_downloaded_once(file_server: FileServer, cache: Path) -> None:
@@ -176,7 +177,7 @@ def test_weights_from_a_url_are_downloaded_once(file_server: FileServer, cache: 
     torch.save(network.state_dict(), file_server.folder / "mine.pth")
     path = with_hash(file_server.folder / "mine.pth")
     for _ in range(2):
-        assert same_weights(models.load("resnet18", f"{file_server.url}/{path.name}").network, network)
+        assert same_weights(load_model("resnet18", f"{file_server.url}/{path.name}").network, network)
     assert file_server.requests == [f"/{path.name}"]
     assert (cache / path.name).exists()
 
@@ -189,7 +190,7 @@ def test_two_servers_files_of_one_name_are_two_files(file_server: FileServer) ->
         state["fc.bias"].fill_(number)
         save_file(state, file_server.folder / folder / "model.safetensors")
     biases = [
-        models.load("resnet18", f"{file_server.url}/{folder}/model.safetensors").network.state_dict()[
+        load_model("resnet18", f"{file_server.url}/{folder}/model.safetensors").network.state_dict()[
             "fc.bias"
         ][0]
         for folder in ("a", "b")
@@ -202,11 +203,11 @@ def test_a_checkpoint_says_all_that_serving_needs(tmp_path: Path) -> None:
     preprocessing = Preprocessing(40, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
     network = NETWORKS["cifar-resnet10"](3)
     state = network.state_dict()
-    checkpoint.save(
+    checkpoint.save_checkpoint(
         checkpoint.Checkpoint("cifar-resnet10", ("a", "b", "c"), preprocessing, state, {"seed": 1}),
         tmp_path / "mine.safetensors",
     )
-    model = models.load(str(tmp_path / "mine.safetensors"))
+    model = load_model(str(tmp_path / "mine.safetensors"))
     assert (model.name, model.labels, model.preprocessing) == ("mine", ("a", "b", "c"), preprocessing)
     assert same_weights(model.network, network)
     assert [path.name for path in tmp_path.glob("*mine*")] == ["mine.safetensors"]
@@ -218,12 +219,12 @@ def test_a_checkpoint_of_a_torchvision_network(tmp_path: Path) -> None:
     network = random_resnet18(classes=2)
     state = network.state_dict()
     path = tmp_path / "tuned.safetensors"
-    checkpoint.save(checkpoint.Checkpoint("resnet18", ("yes", "no"), preprocessing, state), path)
-    assert same_weights(models.load(str(path)).network, network)
+    checkpoint.save_checkpoint(checkpoint.Checkpoint("resnet18", ("yes", "no"), preprocessing, state), path)
+    assert same_weights(load_model(str(path)).network, network)
 
 
 def test_the_known_network_has_its_known_size() -> None:
-    """ResNet-18 for 32x32 pictures has 11,173,962 parameters."""
+    """ResNet-18 for 32x32 images has 11,173,962 parameters."""
     network = NETWORKS["cifar-resnet18"](10)
     assert sum(parameter.numel() for parameter in network.parameters()) == 11_173_962
 
@@ -232,8 +233,8 @@ def test_the_known_network_has_its_known_size() -> None:
 
 
 def unavailable(name: str, weights: str | None = None) -> str:
-    with pytest.raises(ModelUnavailable) as caught:
-        models.load(name, weights)
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(name, weights)
     message = str(caught.value)
     assert "--model bundled" in message  # a way out is always named
     return message
@@ -274,7 +275,7 @@ def test_a_url_that_is_not_there(file_server: FileServer) -> None:
 
 
 def test_a_download_with_a_wrong_hash(file_server: FileServer, cache: Path) -> None:
-    """A file that does not match the hash in its name is refused and not kept."""
+    """A file that does not match the hash in its name is rejected and not kept."""
     torch.save({}, file_server.folder / "net-00000000.pth")
     assert "hash" in unavailable("resnet18", f"{file_server.url}/net-00000000.pth")
     assert not list(cache.glob("*"))
@@ -287,7 +288,7 @@ def test_a_broken_download_is_fetched_again(file_server: FileServer) -> None:
     unavailable("resnet18", url)
     network = random_resnet18()
     torch.save(network.state_dict(), file_server.folder / "net.pth")
-    assert same_weights(models.load("resnet18", url).network, network)
+    assert same_weights(load_model("resnet18", url).network, network)
 
 
 def test_a_file_with_a_wrong_hash(tmp_path: Path) -> None:
@@ -298,7 +299,7 @@ def test_a_file_with_a_wrong_hash(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape(tmp_path: Path) -> None:
-    """Weights for another number of classes are refused with both shapes."""
+    """Weights for another number of classes are rejected with both shapes."""
     path = tmp_path / "ten.pth"
     torch.save(random_resnet18(classes=10).state_dict(), path)
     message = unavailable("resnet18", str(path))
@@ -307,7 +308,7 @@ def test_weights_of_another_shape(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network(tmp_path: Path) -> None:
-    """Weights with other names are refused, in a message of bounded length."""
+    """Weights with other names are rejected, in a message of bounded length."""
     path = tmp_path / "other.pth"
     torch.save(random_resnet18().state_dict(), path)
     message = unavailable("mobilenet_v3_small", str(path))
@@ -328,7 +329,7 @@ class Exploit:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
 def test_a_pickle_never_runs(tmp_path: Path, suffix: str) -> None:
-    """A weights file with code in it is refused, and its code does not run."""
+    """A weights file with code in it is rejected, and its code does not run."""
     path, trace = tmp_path / f"evil{suffix}", tmp_path / "trace"
     content = {"fc.weight": Exploit(trace)}
     if suffix == ".pth":
@@ -351,7 +352,7 @@ def test_a_pickle_in_the_cache_never_runs(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"text", b"\x80\x04", b"PK\x03\x04broken", os.urandom(1000)])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_broken_weights_file(tmp_path: Path, content: bytes, suffix: str) -> None:
-    """Whatever the bytes, the answer is a clear refusal."""
+    """Whatever the bytes, the answer is a clear rejection."""
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
     assert str(path) in unavailable("resnet18", str(path))
@@ -380,14 +381,14 @@ def test_a_bare_state_dict_is_no_checkpoint(tmp_path: Path) -> None:
     ],
 )
 def test_a_checkpoint_that_contradicts_itself(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """A checkpoint whose header does not fit its weights is refused."""
+    """A checkpoint whose header does not fit its weights is rejected."""
     facts = {
         "network": "cifar-resnet10",
         "labels": ("a", "b", "c"),
         "preprocessing": Preprocessing(32, 32, (0, 0, 0), (1, 1, 1)),
         "state": NETWORKS["cifar-resnet10"](3).state_dict(),
     }
-    checkpoint.save(checkpoint.Checkpoint(**{**facts, **changes}), tmp_path / "odd.safetensors")
+    checkpoint.save_checkpoint(checkpoint.Checkpoint(**{**facts, **changes}), tmp_path / "odd.safetensors")
     unavailable(str(tmp_path / "odd.safetensors"))
 
 
@@ -426,18 +427,20 @@ def test_a_checkpoint_with_a_hostile_header(tmp_path: Path, key: str, value: str
     path = tmp_path / "odd.safetensors"
     state = NETWORKS["cifar-resnet10"](3).state_dict()
     save_file(state, path, header)
-    assert models.load(str(path)).labels == ("a", "b", "c")
+    assert load_model(str(path)).labels == ("a", "b", "c")
     save_file(state, path, {**header, key: value})
     unavailable(str(path))
 
 
 def test_a_checkpoint_of_nan(tmp_path: Path) -> None:
-    """Weights that answer with NaN are refused at the start."""
+    """Weights that answer with NaN are rejected at the start."""
     state = NETWORKS["cifar-resnet10"](3).state_dict()
     state["fc.bias"].fill_(float("nan"))
     preprocessing = Preprocessing(32, 32, (0, 0, 0), (1, 1, 1))
     path = tmp_path / "nan.safetensors"
-    checkpoint.save(checkpoint.Checkpoint("cifar-resnet10", ("a", "b", "c"), preprocessing, state), path)
+    checkpoint.save_checkpoint(
+        checkpoint.Checkpoint("cifar-resnet10", ("a", "b", "c"), preprocessing, state), path
+    )
     assert "not numbers" in unavailable(str(path))
 
 
@@ -445,7 +448,7 @@ def test_a_checkpoint_of_nan(tmp_path: Path) -> None:
     "source", ["http://[bad", "http://127.0.0.1:1/mod\u00e8le.pth", "x" * 5000, "/", "a\0b"]
 )
 def test_sources_that_are_no_sources(source: str) -> None:
-    """Whatever is given as a model or as weights, the answer is a clear refusal."""
+    """Whatever is given as a model or as weights, the answer is a clear rejection."""
     unavailable("resnet18", source)
     unavailable(source)
 

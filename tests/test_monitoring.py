@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from resnet_service.settings import Settings
 
 from monitoring import dashboards, local
 from monitoring.local import CONFIGURATION
-from service.settings import Settings
 from tests.conftest import Running, serving
 
 RULES = [
@@ -85,7 +85,7 @@ def prometheus(
 
         def predict() -> None:
             server.client.post("/predict", files={"file": jpeg})
-            server.client.post("/predict", files={"file": b"no picture"})
+            server.client.post("/predict", files={"file": b"no image"})
 
         running.wait_for(lambda: running.query("instance:inference_request_seconds:p99_1m > 0"), predict)
         yield running

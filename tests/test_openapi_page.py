@@ -19,17 +19,17 @@ def page(server: Running) -> Iterator[Page]:
         yield page
 
 
-def test_a_picture_can_be_classified_from_the_page(
+def test_an_image_can_be_classified_from_the_page(
     server: Running, page: Page, jpeg: bytes, tmp_path: Path
 ) -> None:
-    """The page shows without the internet, and its "Try it out" uploads a picture and shows the answer."""
-    picture = tmp_path / "picture.jpg"
-    picture.write_bytes(jpeg)
+    """The page shows without the internet, and its "Try it out" uploads an image and shows the answer."""
+    image = tmp_path / "image.jpg"
+    image.write_bytes(jpeg)
     page.goto(f"{server.url}/")
     operation = page.locator("#operations-predict-predict")
-    operation.get_by_text("Classify one picture").click()
+    operation.get_by_text("Classify one image").click()
     operation.get_by_role("button", name="Try it out").click()
-    operation.locator("input[type=file]").set_input_files(str(picture))
+    operation.locator("input[type=file]").set_input_files(str(image))
     operation.get_by_role("button", name="Execute").click()
     answer = operation.locator(".live-responses-table")
     expect(answer.locator(".response-col_status").last).to_contain_text("200")
@@ -57,7 +57,7 @@ def test_every_operation_is_described(server: Running) -> None:
                 if status != "200":
                     protocol = path.startswith("/v2")
                     content_type = "application/json" if protocol else "application/problem+json"
-                    name = "ProtocolError" if protocol else "Problem"
+                    name = "V2Error" if protocol else "Problem"
                     schema = response["content"][content_type]["schema"]
                     assert schema == {"$ref": f"#/components/schemas/{name}"}
     assert set(document["components"]["schemas"]["Problem"]["required"]) == {

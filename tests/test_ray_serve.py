@@ -1,4 +1,4 @@
-"""`serve run service.ray_serve:app`: the service as a Ray Serve application on a real, local Ray."""
+"""`serve run resnet_service.integrations.ray_serve:app`: the service as a Ray Serve application on a real, local Ray."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from resnet_service.client import APIError, Client, ServiceUnavailableError
+from resnet_service.schemas import PredictResponse
 
 from monitoring.local import free_port
-from service.client import Client, Refused, ServiceAway
-from service.schemas import Predicted
 from tests.conftest import REPOSITORY
 
 pytest.importorskip("ray", reason="needs the extra ray")
@@ -34,11 +34,11 @@ def serve_run(*arguments: str, folder: Path) -> Iterator[tuple[str, psutil.Proce
     options = "".join(f"    {name}: {value}\n" for name, value in (word.split("=") for word in arguments))
     configuration.write_text(
         f"http_options:\n  host: 127.0.0.1\n  port: {port}\n"
-        "applications:\n- name: default\n  route_prefix: /\n  import_path: service.ray_serve:app\n"
+        "applications:\n- name: default\n  route_prefix: /\n  import_path: resnet_service.integrations.ray_serve:app\n"
         f"  args:\n{options}"
     )
     own = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
-    own |= {"SERVICE_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1", "RAY_ADDRESS": "local"}
+    own |= {"RESNET_SERVICE_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1", "RAY_ADDRESS": "local"}
     with subprocess.Popen(
         [str(Path(sys.executable).parent / "serve"), "run", str(configuration)],
         cwd=REPOSITORY,
@@ -83,12 +83,12 @@ def test_two_replicas_and_one_that_is_killed(tmp_path: Path, jpeg: bytes) -> Non
         assert len(found) == REPLICAS
         with Client(url, attempts=1) as client, ThreadPoolExecutor(8) as pool:
 
-            def ask(number: int) -> Predicted:
+            def ask(number: int) -> PredictResponse:
                 if number == REQUESTS // 4:
                     found[0].kill()
                 try:
                     return client.predict(jpeg, top_k=1)
-                except (Refused, ServiceAway):  # once more, and no more
+                except (APIError, ServiceUnavailableError):  # once more, and no more
                     return client.predict(jpeg, top_k=1)
 
             answers = list(pool.map(ask, range(REQUESTS)))

@@ -10,23 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from resnet_service.settings import Settings
 
+from load_tests import worst_case as largest
+from load_tests.load_generator import Client, arrivals, get, post, run
+from load_tests.overload import Overload, measured_peak, overload
+from load_tests.plots import draw_overload, draw_soak
+from load_tests.process_monitor import MonitoredRun, Sample
+from load_tests.request_log import HUNG_UP, UNANSWERED, Record, Row, Verdict
 from load_tests.service import ServiceFailed
-from reliability import largest
-from reliability.largest import Body
-from reliability.open_loop import Client, arrivals, get, post, run
-from reliability.overload import Overload, measured_peak, overload
-from reliability.plots import draw_overload, draw_soak
-from reliability.probes import Sample, Watched
-from reliability.record import HUNG_UP, UNANSWERED, Record, Row, Verdict
-from reliability.soak import SHARES, Soak, median_slope, soak
-from service.settings import Settings
+from load_tests.soak import SHARES, Soak, median_slope, soak
+from load_tests.worst_case import Body
 from tests.conftest import Running, serving
 
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[Running]:
-    """A real server in which two pictures may wait."""
+    """A real server in which two images may wait."""
     with serving(Settings(model="bundled", max_queue=2)) as running:
         yield running
 
@@ -44,12 +44,12 @@ def row(due_s: float, status: int, latency_s: float = 0.01, retry_after_s: float
     return Row(due_s, 0.0, "typical", status, "", latency_s, retry_after_s)
 
 
-def watched(rss_bytes: Sequence[float] = (100, 100, 100), every_s: float = 5) -> Watched:
+def watched(rss_bytes: Sequence[float] = (100, 100, 100), every_s: float = 5) -> MonitoredRun:
     """Make a watch over a process with so much memory, whose probes were quick."""
     count = len(rss_bytes)
     quick = Record.of([row(0, 200, 0.001)], 10, 0)
     same = np.full(count, 5.0)
-    return Watched(
+    return MonitoredRun(
         {"/healthz": quick, "/metrics": quick},
         np.arange(count, dtype=np.float64) * every_s,
         np.array(rss_bytes, dtype=np.float64),
@@ -58,8 +58,8 @@ def watched(rss_bytes: Sequence[float] = (100, 100, 100), every_s: float = 5) ->
     )
 
 
-def overloaded(load: Sequence[Row], light: Sequence[Row], seen: Watched | None = None) -> Overload:
-    """Make an overload of ten seconds, of a service that does one picture a second in 0.1 s."""
+def overloaded(load: Sequence[Row], light: Sequence[Row], seen: MonitoredRun | None = None) -> Overload:
+    """Make an overload of ten seconds, of a service that does one image a second in 0.1 s."""
     return Overload(
         10, 1.0, 0.1, 30.0, Record.of(load, 10, 0), Record.of(light, 1, 0), seen or watched([100] * 5)
     )
@@ -73,7 +73,7 @@ def test_arrivals_are_as_many_as_the_rate_says() -> None:
 
 
 def test_an_overload_is_recorded_request_by_request(narrow: Running, jpeg: bytes, tmp_path: Path) -> None:
-    """What was sent is answered or refused, as the service itself counts, and every promise is judged."""
+    """What was sent is answered or rejected, as the service itself counts, and every promise is judged."""
     result = overload(narrow.url, os.getpid(), [jpeg], factor=3, seconds=1, peak_s=0.5)
     load, light = result.load, result.light
     assert len(load) == len(list(arrivals(3 * result.peak_rps, 1, seed=0)))
@@ -81,8 +81,8 @@ def test_an_overload_is_recorded_request_by_request(narrow: Running, jpeg: bytes
     assert load.were(429).any()
     assert load.were(200, 429).all()
     assert light.were(200, 429).all()
-    refused = load.were(429).sum() + light.were(429).sum()
-    assert narrow.metric("inference_rejected_total", reason="queue_full") == refused
+    rejected = load.were(429).sum() + light.were(429).sum()
+    assert narrow.metric("inference_rejected_total", reason="queue_full") == rejected
     judged = kept(result.rows())
     assert len(judged) == 10
     assert judged["every 429 has a Retry-After"]
@@ -96,7 +96,7 @@ def test_an_overload_is_recorded_request_by_request(narrow: Running, jpeg: bytes
 
 
 def test_a_soak_has_every_kind_of_request(server: Running, tmp_path: Path) -> None:
-    """Good pictures are classified, bad ones rejected, and who hangs up breaks nothing."""
+    """Good images are classified, bad ones rejected, and who hangs up breaks nothing."""
     result = soak(server.url, os.getpid(), seconds=3, peak_s=0.5, share=0.3)
     assert len(result.load) == len(list(arrivals(0.3 * result.capacity_rps, 3, seed=0)))
     assert set(result.load.kind) == set(SHARES)
@@ -108,7 +108,7 @@ def test_a_soak_has_every_kind_of_request(server: Running, tmp_path: Path) -> No
         assert set(counts[kind]) == {"200"}
     judged = kept(result.rows())
     assert len(judged) == 10
-    for words in ("no answer is a 5xx", "no connection fails", "every good picture is classified"):
+    for words in ("no answer is a 5xx", "no connection fails", "every good image is classified"):
         assert judged[words]
     assert judged["every bad one gets a 4xx"]
     assert all(figure for _, figure in result.figures())
@@ -118,18 +118,18 @@ def test_a_soak_has_every_kind_of_request(server: Running, tmp_path: Path) -> No
 
 def test_the_largest_are_sent_and_watched(server: Running, jpeg: bytes) -> None:
     """Each body is answered, /healthz is asked meanwhile, and a slow answer or a fault breaks a promise."""
-    picture = Body("picture", "/predict", jpeg, "image/*", 200)
+    image = Body("image", "/predict", jpeg, "image/*", 200)
     nonsense = Body("nonsense", "/predict", b"nonsense", "image/*", 415)
-    found = largest.largest(server.url, [picture, nonsense])
+    found = largest.largest(server.url, [image, nonsense])
     assert [(one.body, set(one.statuses), one.failures) for one in found] == [
-        (picture, {200}, 0),
+        (image, {200}, 0),
         (nonsense, {415}, 0),
     ]
     assert all(one.slowest_ms > 0 and one.seconds > 0 for one in found)
     assert len(list(largest.figures(found))) == 2
-    quick, refused = (replace(one, slowest_ms=1.0) for one in found)
-    assert all(kept(largest.rows([quick, refused])).values())
-    slow, wrong = replace(quick, slowest_ms=101.0), replace(refused, statuses=[500, 415, 415])
+    quick, rejected = (replace(one, slowest_ms=1.0) for one in found)
+    assert all(kept(largest.rows([quick, rejected])).values())
+    slow, wrong = replace(quick, slowest_ms=101.0), replace(rejected, statuses=[500, 415, 415])
     assert not any(kept(largest.rows([slow, wrong])).values())
 
 
@@ -154,7 +154,7 @@ def test_what_is_not_answered_is_in_the_record(silent: str) -> None:
 
 
 def test_nobody_there_is_an_error() -> None:
-    """A refused connection has its name in the record, and there is no peak to measure."""
+    """A rejected connection has its name in the record, and there is no peak to measure."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -191,7 +191,7 @@ def test_an_answer_in_pieces_is_read_and_its_connection_closed() -> None:
 
 
 def test_retry_after_is_compared_with_the_wait_of_the_next_accepted() -> None:
-    """The median over the refusals; those after which nothing was accepted say nothing."""
+    """The median over the rejections; those after which nothing was accepted say nothing."""
     load = [row(0, 429, retry_after_s=4), row(1, 200, 2), row(2, 429, retry_after_s=9), row(3, 200, 3)]
     assert overloaded([*load, row(4, 429, retry_after_s=100)], []).retry_after_ratio == 2.5
 
@@ -214,7 +214,7 @@ def test_recovery_is_counted_from_the_end_of_the_overload() -> None:
     [
         ([row(0, 200)], "goodput"),
         ([row(0, 200, 31)], "deadline"),
-        ([row(0, 429, 0.06, 1)], "p99 of refusals"),
+        ([row(0, 429, 0.06, 1)], "p99 of rejections"),
         ([row(0, 429)], "Retry-After"),
         ([row(0, 504)], "nothing but"),
     ],

@@ -12,28 +12,28 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from resnet_service.errors import InferenceError
+from resnet_service.inference.engine import Engine
+from resnet_service.models import checkpoint
+from resnet_service.settings import Settings
 
-from service.engine import Engine
-from service.errors import InferenceFailed
-from service.models import checkpoint
-from service.settings import Settings
 from tests.conftest import REPOSITORY, Running, serving
 from tests.test_serve import started, until
 
-BUNDLED = REPOSITORY / "service" / "models" / "bundled" / "cifar10.safetensors"
+BUNDLED = REPOSITORY / "service" / "resnet_service" / "models" / "bundled" / "cifar10.safetensors"
 KEY = "administrator-0123456789"
 ADMIN = {"Authorization": f"Bearer {KEY}"}
 
 
 def write_model(path: Path, prefix: str = "", scale: float = 1.0) -> None:
     """Write the bundled model with other labels and, where `scale` is no number, broken weights."""
-    model = checkpoint.load(BUNDLED)
+    model = checkpoint.load_checkpoint(BUNDLED)
     labels = tuple(f"{prefix}{label}" for label in model.labels)
     state = {
         name: tensor * torch.tensor(scale, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
         for name, tensor in model.state.items()
     }
-    checkpoint.save(replace(model, labels=labels, state=state), path)
+    checkpoint.save_checkpoint(replace(model, labels=labels, state=state), path)
 
 
 @pytest.fixture
@@ -48,12 +48,14 @@ def model(tmp_path: Path) -> Path:
 def reloadable(model: Path) -> Iterator[Running]:
     """A server that answers from that file, and its administrator's key."""
     keys = f"{KEY} admin predict metrics"
-    with serving(Settings(model=str(model), api_keys=keys, public="predict,metrics,docs,bench")) as running:
+    with serving(
+        Settings(model=str(model), api_keys=keys, public_scopes="predict,metrics,docs,bench")
+    ) as running:
         yield running
 
 
-def first_label(server: Running, picture: bytes) -> str:
-    answer = server.client.post("/predict", files={"file": picture})
+def first_label(server: Running, image: bytes) -> str:
+    answer = server.client.post("/predict", files={"file": image})
     assert answer.status_code == 200
     label: str = answer.json()["predictions"][0]["label"]
     return label
@@ -78,7 +80,7 @@ def test_a_new_model_takes_the_place_of_the_old(reloadable: Running, model: Path
 
 
 def test_no_request_is_lost_in_a_reload(reloadable: Running, model: Path, jpeg: bytes) -> None:
-    """Under load, through several reloads, every picture is answered, by one of the two models."""
+    """Under load, through several reloads, every image is answered, by one of the two models."""
     ended = threading.Event()
 
     def ask() -> list[int | str]:
@@ -104,7 +106,7 @@ def test_no_request_is_lost_in_a_reload(reloadable: Running, model: Path, jpeg: 
 
 
 def test_a_request_keeps_to_the_model_it_began_with(reloadable: Running, model: Path, jpeg: bytes) -> None:
-    """A picture on the device during a reload is answered by the old model, with the old labels."""
+    """An image on the device during a reload is answered by the old model, with the old labels."""
     label = first_label(reloadable, jpeg)
     [old] = reloadable.runtimes
     with ThreadPoolExecutor(1) as pool, old.held():
@@ -147,7 +149,7 @@ def test_a_model_that_is_no_good_changes_nothing(
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (InferenceFailed("the kernels do not fit"), "the kernels do not fit"),
+        (InferenceError("the kernels do not fit"), "the kernels do not fit"),
         (ValueError("secret"), "log says why"),
     ],
 )

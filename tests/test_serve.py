@@ -1,4 +1,4 @@
-"""`resnet-service serve` as a process: its start, its refusals to start, and its end."""
+"""`resnet-service serve` as a process: its start, its rejections to start, and its end."""
 
 import gzip
 import http.server
@@ -28,7 +28,7 @@ from torchvision.models import resnet18
 
 from tests.conftest import FileServer
 
-COMMAND = [sys.executable, "-m", "service", "serve"]
+COMMAND = [sys.executable, "-m", "resnet_service", "serve"]
 
 Log = Iterator[dict[str, Any]]
 Started = tuple["subprocess.Popen[str]", Log, str]
@@ -36,7 +36,7 @@ Started = tuple["subprocess.Popen[str]", Log, str]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    others = ("SERVICE_", "MALLOC_", "GLIBC_TUNABLES")
+    others = ("RESNET_SERVICE_", "MALLOC_", "GLIBC_TUNABLES")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return {**clean, **variables}
 
@@ -78,7 +78,7 @@ def started(
             process.kill()
 
 
-def refused(*flags: str, status: int, **variables: str) -> str:
+def rejected(*flags: str, status: int, **variables: str) -> str:
     """Run the command, which must end by itself with this status, and return what it says."""
     result = subprocess.run(
         [*COMMAND, *flags],
@@ -136,7 +136,7 @@ def test_sigterm_under_load_loses_nothing(jpeg: bytes) -> None:
 
         with ThreadPoolExecutor(16) as pool:
             for finished in [pool.submit(client) for _ in range(16)]:
-                finished.result()  # raises what a client met but a clean refusal
+                finished.result()  # raises what a client met but a clean rejection
         assert process.wait(30) == 0
         assert set(answered) == {200}
         assert answered.total() >= 1000
@@ -253,23 +253,23 @@ def test_sigterm_ends_a_service_that_is_still_loading() -> None:
 STUCK = """
 import sys
 import threading
-from service import logs
-from service.api import server
-from service.api.service import load
-from service.settings import Settings
+from resnet_service.log_config import configure_logging
+from resnet_service.server.run import run_server
+from resnet_service.server.state import build_app_state
+from resnet_service.settings import Settings
 
-logs.configure(style="json")
-service = load(Settings(model="bundled", port=0, drain_timeout_s=4, instances=1))
+configure_logging(style="json")
+service = load(Settings(model="bundled", port=0, drain_timeout_s=4, streams_per_device=1))
 [runtime] = service.engine.runtimes
 run = runtime.run
 
 def stuck(crops, k):
-    if k > 1:  # a picture, not the warm-up
+    if k > 1:  # an image, not the warm-up
         threading.Event().wait()
     return run(crops, k)
 
 runtime.run = stuck
-sys.exit(server.run(service))
+sys.exit(run_server(service))
 """
 
 
@@ -286,7 +286,7 @@ def test_a_stuck_device_does_not_hold_up_the_end(jpeg: bytes) -> None:
                 while "inference_queue_depth 0.0" not in (text := httpx.get(f"{url}/metrics").text) or (
                     "inference_in_flight 1.0" not in text
                 ):
-                    pass  # until the picture is on the device
+                    pass  # until the image is on the device
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(15) == 1
                 assert answer.result().status_code == 503
@@ -299,12 +299,12 @@ def test_a_port_that_is_taken() -> None:
     """A port in use is said so, with status 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert "in use" in refused("--model", "bundled", "--port", port, status=1)
+        assert "in use" in rejected("--model", "bundled", "--port", port, status=1)
 
 
 def test_a_model_that_cannot_be_had(tmp_path: Path) -> None:
     """Without a network, resnet50 stops the start with one message that names the ways out, status 3."""
-    message = refused(
+    message = rejected(
         "--port", "0", status=3, TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9", no_proxy=""
     )
     assert "cannot load the model 'resnet50'" in message
@@ -317,37 +317,39 @@ def test_a_model_that_cannot_be_had(tmp_path: Path) -> None:
     [
         (["--port", "http"], "port"),
         (["--max-batch", "0"], "max_batch"),
-        (["--max-pixels-mp", "inf"], "max_pixels_mp"),
+        (["--max-megapixels", "inf"], "max_megapixels"),
         (["--precision", "int3"], "precision"),
         (["--unheard-of", "1"], "--unheard-of"),
     ],
 )
 def test_a_wrong_setting(flags: list[str], words: str) -> None:
     """A setting that cannot be is a usage error that names it, status 2."""
-    assert words in refused(*flags, status=2)
+    assert words in rejected(*flags, status=2)
 
 
 def test_a_wrong_environment_variable() -> None:
     """The same for a setting from the environment."""
-    assert "max_queue" in refused(status=2, SERVICE_MAX_QUEUE="none")
+    assert "max_queue" in rejected(status=2, RESNET_SERVICE_MAX_QUEUE="none")
 
 
 def test_a_device_that_is_missing() -> None:
     """A forced device that is not there stops the start with status 3."""
-    assert "cuda:99" in refused("--model", "bundled", "--devices", "cuda:99", status=3).replace(
+    assert "cuda:99" in rejected("--model", "bundled", "--devices", "cuda:99", status=3).replace(
         "cuda was", "cuda:99"
     )
 
 
 def test_a_flag_wins_over_the_environment(tmp_path: Path) -> None:
     """Settings come from the environment, and a flag is stronger."""
-    message = refused("--model", str(tmp_path / "flag.safetensors"), status=3, SERVICE_MODEL="variable")
+    message = rejected(
+        "--model", str(tmp_path / "flag.safetensors"), status=3, RESNET_SERVICE_MODEL="variable"
+    )
     assert "flag.safetensors" in message
     assert "variable" not in message
-    assert "variable" in refused(status=3, SERVICE_MODEL="variable")
+    assert "variable" in rejected(status=3, RESNET_SERVICE_MODEL="variable")
 
 
 def test_an_empty_variable_counts_as_not_given() -> None:
-    """SERVICE_WEIGHTS= as compose files leave it behind, changes nothing."""
-    with started(SERVICE_WEIGHTS="", SERVICE_PORT="") as (_, _, url):
+    """RESNET_SERVICE_WEIGHTS= as compose files leave it behind, changes nothing."""
+    with started(RESNET_SERVICE_WEIGHTS="", RESNET_SERVICE_PORT="") as (_, _, url):
         assert httpx.get(f"{url}/readyz").status_code == 200

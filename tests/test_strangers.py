@@ -9,19 +9,19 @@ from pathlib import Path
 import httpx
 import pytest
 from pydantic import SecretStr
+from resnet_service.client import APIError, Client
+from resnet_service.errors import InvalidAPIKeysError
+from resnet_service.server.state import build_app_state
+from resnet_service.settings import Settings
 
-from service.api.service import load
-from service.client import Client, Refused
-from service.errors import KeysUnusable
-from service.settings import Settings
 from tests.conftest import FileServer, Running, serving
-from tests.test_serve import refused, started
+from tests.test_serve import rejected, started
 
-EVERYTHING, PICTURES = "everything-0123456789", "pictures-0123456789"
+EVERYTHING, IMAGES = "everything-0123456789", "images-0123456789"
 SCRAPER, SLOW = "scraper-0123456789", "slowly-0123456789"
 FILE = f"""
 # for people
-{PICTURES} predict   # nothing else
+{IMAGES} predict   # nothing else
 {SCRAPER} metrics
 {SLOW} predict 0.01/s
 """
@@ -91,10 +91,10 @@ def test_every_documented_path_needs_a_key(guarded: Running) -> None:
         (EVERYTHING, "GET", "/docs", 200),
         (EVERYTHING, "GET", "/bench?iterations=1&batch_sizes=1", 200),
         (EVERYTHING, "POST", "/reload", 403),
-        (PICTURES, "GET", "/info", 200),
-        (PICTURES, "GET", "/metrics", 403),
-        (PICTURES, "GET", "/bench", 403),
-        (PICTURES, "GET", "/docs", 403),
+        (IMAGES, "GET", "/info", 200),
+        (IMAGES, "GET", "/metrics", 403),
+        (IMAGES, "GET", "/bench", 403),
+        (IMAGES, "GET", "/docs", 403),
         (SCRAPER, "GET", "/metrics", 200),
         (SCRAPER, "GET", "/info", 403),
         (f"{EVERYTHING}-admin", "POST", "/reload", 200),
@@ -108,12 +108,12 @@ def test_a_key_opens_its_parts(guarded: Running, key: str, method: str, path: st
 
 def test_both_headers_are_understood(guarded: Running, jpeg: bytes) -> None:
     """Authorization: Bearer, in any case, and X-API-Key; the Python client sends its key."""
-    for headers in ({"X-API-Key": PICTURES}, {"Authorization": f"bearer {PICTURES}"}):
+    for headers in ({"X-API-Key": IMAGES}, {"Authorization": f"bearer {IMAGES}"}):
         answer = httpx.post(f"{guarded.url}/predict", files={"file": jpeg}, headers=headers)
         assert answer.status_code == 200
-    with Client(guarded.url, api_key=PICTURES) as client:
+    with Client(guarded.url, api_key=IMAGES) as client:
         assert client.predict(jpeg).predictions
-    with Client(guarded.url) as client, pytest.raises(Refused, match="Authorization: Bearer"):
+    with Client(guarded.url) as client, pytest.raises(APIError, match="Authorization: Bearer"):
         client.predict(jpeg)
 
 
@@ -122,13 +122,13 @@ def test_a_key_has_its_rate(guarded: Running) -> None:
     answers = [httpx.get(f"{guarded.url}/info", headers={"X-API-Key": SLOW}) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 429, 429]
     assert 50 < int(answers[1].headers["retry-after"]) <= 100
-    assert answers[1].json()["type"] == "urn:resnet-service:problem:rate-limited"
-    assert status(guarded, "GET", "/info", PICTURES) == 200
+    assert answers[1].json()["type"] == "urn:resnet-service:problem:too-many-requests"
+    assert status(guarded, "GET", "/info", IMAGES) == 200
 
 
 def test_parts_can_be_public() -> None:
     """What is made public needs no key, and the rest still does."""
-    with serving(Settings(model="bundled", api_keys=PICTURES, public="docs, metrics")) as server:
+    with serving(Settings(model="bundled", api_keys=IMAGES, public_scopes="docs, metrics")) as server:
         statuses = {
             path: status(server, "GET", path, None) for path in ("/docs", "/metrics", "/info", "/bench")
         }
@@ -147,43 +147,43 @@ def test_without_keys_all_but_reload_is_open(server: Running) -> None:
     ("keys", "words"),
     [
         ("short", "API key 1 has fewer than 16"),
-        (f"{PICTURES},{PICTURES} everything", "API key 2: after the key"),
-        (f"{PICTURES} 0/s", "after the key"),
-        (f"{PICTURES} 1/s 2/s", "after the key"),
+        (f"{IMAGES},{IMAGES} everything", "API key 2: after the key"),
+        (f"{IMAGES} 0/s", "after the key"),
+        (f"{IMAGES} 1/s 2/s", "after the key"),
         ("schlüssel-0123456789", "visible ASCII"),
-        (f"{PICTURES} predict,{PICTURES} metrics", "given twice"),
+        (f"{IMAGES} predict,{IMAGES} metrics", "given twice"),
         ("# only a comment", "there is no API key"),
     ],
 )
 def test_keys_that_are_none_stop_the_start(keys: str, words: str) -> None:
     """The message names the entry, never the key."""
-    with pytest.raises(KeysUnusable, match=words) as raised:
-        load(Settings(model="bundled", api_keys=SecretStr(keys)))
-    assert PICTURES not in str(raised.value)
+    with pytest.raises(InvalidAPIKeysError, match=words) as raised:
+        build_app_state(Settings(model="bundled", api_keys=SecretStr(keys)))
+    assert IMAGES not in str(raised.value)
 
 
 def test_a_key_file_that_is_missing_stops_the_start(tmp_path: Path) -> None:
     """A service that should ask for keys and cannot is not started without them."""
-    assert "No such file" in refused(
+    assert "No such file" in rejected(
         "--model", "bundled", "--api-keys-file", str(tmp_path / "none"), status=3
     )
 
 
 def test_a_part_that_is_not_there_stops_the_start() -> None:
     """A part misspelt is not a part left closed, nor one left open, without a word."""
-    with pytest.raises(KeysUnusable, match="no part 'all'"):
-        load(Settings(model="bundled", public="all"))
+    with pytest.raises(InvalidAPIKeysError, match="no part 'all'"):
+        build_app_state(Settings(model="bundled", public_scopes="all"))
 
 
 def test_keys_cannot_be_given_on_the_command_line() -> None:
     """There, every user of the machine could read them."""
-    assert "No such option" in refused("--api-keys", PICTURES, status=2)
+    assert "No such option" in rejected("--api-keys", IMAGES, status=2)
 
 
 def test_secrets_stay_out_of_logs_and_answers(jpeg: bytes) -> None:
     """Neither the log at its most talkative, nor metrics, nor any answer has a key in it."""
     with started(
-        "--log-level", "debug", "--access-log", SERVICE_API_KEYS=f"{EVERYTHING},{PICTURES} predict"
+        "--log-level", "debug", "--access-log", RESNET_SERVICE_API_KEYS=f"{EVERYTHING},{IMAGES} predict"
     ) as (
         process,
         log,
@@ -195,13 +195,13 @@ def test_secrets_stay_out_of_logs_and_answers(jpeg: bytes) -> None:
         ]
         texts.append(httpx.post(f"{url}/predict", files={"file": jpeg}, headers=headers).text)
         texts.append(
-            httpx.post(f"{url}/predict", files={"file": jpeg}, headers={"X-API-Key": f"{PICTURES}x"}).text
+            httpx.post(f"{url}/predict", files={"file": jpeg}, headers={"X-API-Key": f"{IMAGES}x"}).text
         )
         process.send_signal(15)
         texts += [json.dumps(event) for event in log]
         assert process.wait(30) == 0
     assert any('"route": "/predict"' in text for text in texts)
-    assert not any(key in text for key in (EVERYTHING, PICTURES) for text in texts)
+    assert not any(key in text for key in (EVERYTHING, IMAGES) for text in texts)
 
 
 def test_nothing_that_a_client_names_is_opened(server: Running, file_server: FileServer, jpeg: bytes) -> None:
@@ -262,7 +262,7 @@ def test_an_error_shows_nothing_of_the_inside(server: Running, jpeg: bytes) -> N
 
 
 def test_a_pickle_is_not_run(tmp_path: Path) -> None:
-    """Weights that hold code are refused, and the code is not run."""
+    """Weights that hold code are rejected, and the code is not run."""
     weights, proof = tmp_path / "weights.pth", tmp_path / "proof"
     program = (
         "import os, sys, torch\n"
@@ -271,16 +271,16 @@ def test_a_pickle_is_not_run(tmp_path: Path) -> None:
         "torch.save({'fc.weight': Evil()}, sys.argv[1])\n"
     )
     subprocess.run([sys.executable, "-c", program, str(weights), str(proof)], check=True)
-    assert "weights" in refused("--model", "resnet18", "--weights", str(weights), status=3)
+    assert "weights" in rejected("--model", "resnet18", "--weights", str(weights), status=3)
     assert not proof.exists()
 
 
 def test_a_traceback_on_a_terminal_has_no_variables() -> None:
-    """What a person reads of an error has its lines, and not the pictures and keys that they were about."""
+    """What a person reads of an error has its lines, and not the images and keys that they were about."""
     program = (
         "import logging\n"
-        "from service import logs\n"
-        "logs.configure(style='console')\n"
+        "from resnet_service import log_config\n"
+        "log_config.configure_logging(style='console')\n"
         "def fail(key): raise RuntimeError('broken')\n"
         "try:\n"
         "    fail('k' + 20 * 'e' + 'y')\n"

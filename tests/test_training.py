@@ -1,4 +1,4 @@
-"""Training: pictures in folders in, a checkpoint that can be served out, whatever happens in between."""
+"""Training: images in folders in, a checkpoint that can be served out, whatever happens in between."""
 
 import hashlib
 import io
@@ -20,21 +20,20 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from resnet_service.cli import main
+from resnet_service.models import checkpoint, load_model
+from resnet_service.models.networks import NETWORKS
+from resnet_service.training.augmentation import augment, resize
+from resnet_service.training.trainer import TrainingConfig
 from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.datasets import CIFAR10
 
-from service import models
-from service.cli import main
-from service.models import checkpoint
-from service.models.networks import NETWORKS
-from service.training.augmentation import augment, resize
-from service.training.loop import Options
 from tests.conftest import FileServer, encode, make_image
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """Write `count` pictures for each of two classes, which differ in brightness."""
+def write_images(folder: Path, count: int) -> None:
+    """Write `count` images for each of two classes, which differ in brightness."""
     for label, gain in (("dark", 0.3), ("light", 1.0)):
         (folder / label).mkdir(parents=True)
         for number in range(count):
@@ -43,11 +42,11 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 32 training and 8 test pictures of each class."""
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder / "train", 32)
-    write_pictures(folder / "test", 8)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 32 training and 8 test images of each class."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "train", 32)
+    write_images(folder / "test", 8)
     return folder
 
 
@@ -60,7 +59,7 @@ def train(data: Path | str, out: Path, *flags: str) -> Result:
     return CliRunner().invoke(main, arguments(data, out, *flags))
 
 
-def refused(data: Path | str, out: Path, *flags: str) -> str:
+def rejected(data: Path | str, out: Path, *flags: str) -> str:
     """Train, which must fail with one message and no epoch, and return the message."""
     result = train(data, out, *flags)
     assert result.exit_code == 1, result.output
@@ -75,7 +74,7 @@ def log_of(out: Path) -> dict[str, Any]:
 
 
 def state_of(out: Path) -> dict[str, torch.Tensor]:
-    return dict(checkpoint.load(out / "model.safetensors").state)
+    return dict(checkpoint.load_checkpoint(out / "model.safetensors").state)
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -83,17 +82,17 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     out = tmp_path_factory.mktemp("runs") / "mine"
-    result = train(pictures, out)
+    result = train(images, out)
     assert result.exit_code == 0, result.output
     return out
 
 
 def test_what_was_trained_can_be_loaded(finished: Path) -> None:
     """One command makes a checkpoint that knows its classes and its input, and does better than chance."""
-    model = models.load(str(finished / "model.safetensors"))
+    model = load_model(str(finished / "model.safetensors"))
     assert model.name == "mine"
     assert model.labels == ("dark", "light")
     assert model.preprocessing.crop == 32
@@ -106,7 +105,7 @@ def test_a_run_leaves_its_log_card_and_plots(finished: Path) -> None:
     assert [epoch["number"] for epoch in log["epochs"]] == [1, 2, 3]
     assert {"os", "architecture", "processor", "torch"} <= log["hardware"].keys()
     assert log["request"]["options"]["batch_size"] == 16
-    assert log["pictures"] == {"train": 64, "test": 16}
+    assert log["images"] == {"train": 64, "test": 16}
     assert log["accuracy_by_class"].keys() == {"dark", "light"}
     assert np.sum(log["confusion"]) == 16
     assert np.trace(log["confusion"]) / 16 == pytest.approx(log["accuracy"])
@@ -121,7 +120,7 @@ def test_a_run_leaves_its_log_card_and_plots(finished: Path) -> None:
 
 
 def test_a_network_overfits_one_batch(tmp_path: Path) -> None:
-    """Sixteen pictures of noise with labels that mean nothing are learnt by heart."""
+    """Sixteen images of noise with labels that mean nothing are learnt by heart."""
     for split in ("train", "test"):
         for label in ("a", "b"):
             (tmp_path / "data" / split / label).mkdir(parents=True)
@@ -138,18 +137,18 @@ def test_a_network_overfits_one_batch(tmp_path: Path) -> None:
     assert log["epochs"][-1]["loss"] < 0.1 < log["epochs"][0]["loss"]
 
 
-def test_a_seed_decides_the_result(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_seed_decides_the_result(images: Path, finished: Path, tmp_path: Path) -> None:
     """A run with the same seed gives the same weights, one with another seed gives others."""
     for seed in ("1", "2"):
-        assert train(pictures, tmp_path / seed, "--seed", seed, "--deterministic").exit_code == 0
+        assert train(images, tmp_path / seed, "--seed", seed, "--deterministic").exit_code == 0
     torch.use_deterministic_algorithms(False)
     assert same(state_of(tmp_path / "1"), state_of(finished))
     assert not same(state_of(tmp_path / "2"), state_of(finished))
 
 
-def test_several_seeds(pictures: Path, tmp_path: Path) -> None:
+def test_several_seeds(images: Path, tmp_path: Path) -> None:
     """--seed 1 2 makes a run for each and prints their mean and spread."""
-    result = train(pictures, tmp_path, "--seed", "1", "2", "--epochs", "1")
+    result = train(images, tmp_path, "--seed", "1", "2", "--epochs", "1")
     assert result.exit_code == 0, result.output
     accuracies = [log_of(tmp_path / f"seed-{seed}")["accuracy"] for seed in (1, 2)]
     assert f"2 seeds: {np.mean(accuracies):.2%} on average" in result.output
@@ -161,7 +160,7 @@ def test_several_seeds(pictures: Path, tmp_path: Path) -> None:
 
 def begin(command: Sequence[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "service", *command],
+        [sys.executable, "-m", "resnet_service", *command],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -181,21 +180,21 @@ def interrupt(process: "subprocess.Popen[str]", epoch: int, number: signal.Signa
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on_to_the_same_result(
-    pictures: Path, tmp_path: Path, number: signal.Signals
+    images: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     """After a SIGKILL or SIGINT, --resume ends with the very weights and figures of a whole run."""
     flags = ["--epochs", "40", "--progressive", "--max-lr", "0.02", "--muon-lr", "0.01"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    uninterrupted = train(pictures, whole, *flags)
+    uninterrupted = train(images, whole, *flags)
     assert uninterrupted.exit_code == 0, uninterrupted.output
-    process = begin(arguments(pictures, parts, *flags))
+    process = begin(arguments(images, parts, *flags))
     said = interrupt(process, 2, number)
     assert not (parts / "model.safetensors").exists()
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert "--resume" in said
         assert "Traceback" not in said
-    result = train(pictures, parts, *flags, "--resume")
+    result = train(images, parts, *flags, "--resume")
     assert result.exit_code == 0, result.output
     assert same(state_of(whole), state_of(parts))
     figures = [
@@ -207,18 +206,18 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert {path.name for path in whole.iterdir()} <= {path.name for path in parts.iterdir()}
 
 
-def test_a_run_under_other_options_does_not_go_on(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_run_under_other_options_does_not_restore(images: Path, finished: Path, tmp_path: Path) -> None:
     """--resume with other options says which differ."""
     shutil.copytree(finished, tmp_path / "out")
-    result = train(pictures, tmp_path / "out", "--resume", "--max-lr", "0.5")
+    result = train(images, tmp_path / "out", "--resume", "--max-lr", "0.5")
     assert result.exit_code == 1
     assert "max_lr 0.1 there and 0.5 here" in result.output
 
 
-def test_a_run_on_other_pictures_does_not_go_on(pictures: Path, tmp_path: Path) -> None:
-    """Pictures that came or went since the interruption are noticed, and so are classes renamed."""
+def test_a_run_on_other_images_does_not_restore(images: Path, tmp_path: Path) -> None:
+    """Images that came or went since the interruption are noticed, and so are classes renamed."""
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(images, data)
     interrupt(begin(arguments(data, tmp_path / "out", "--epochs", "999")), 1, signal.SIGKILL)
 
     def go_on() -> str:
@@ -228,51 +227,51 @@ def test_a_run_on_other_pictures_does_not_go_on(pictures: Path, tmp_path: Path) 
 
     for split in ("train", "test"):
         (data / split / "dark").rename(data / split / "murky")
-    assert "other pictures or classes" in go_on()
+    assert "other images or classes" in go_on()
     for split in ("train", "test"):
         (data / split / "murky").rename(data / split / "dark")
     (data / "test" / "dark" / "0.png").unlink()
-    assert "other pictures or classes" in go_on()
+    assert "other images or classes" in go_on()
 
 
-def test_a_finished_run_is_not_done_again(pictures: Path, finished: Path) -> None:
+def test_a_finished_run_is_not_done_again(images: Path, finished: Path) -> None:
     """--resume of a finished run reports it; without --resume nothing is written over."""
     before = (finished / "model.safetensors").stat().st_mtime_ns
-    assert f"{log_of(finished)['accuracy']:.2%}" in train(pictures, finished, "--resume").output
-    result = train(pictures, finished)
+    assert f"{log_of(finished)['accuracy']:.2%}" in train(images, finished, "--resume").output
+    result = train(images, finished)
     assert result.exit_code == 1
     assert "holds a finished run" in result.output
     assert (finished / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_broken_resume_file(pictures: Path, tmp_path: Path) -> None:
+def test_a_broken_resume_file(images: Path, tmp_path: Path) -> None:
     """A resume file that is something else is an error with its name."""
     for content in (b"half a file", None):
         if content is None:
             torch.save({}, tmp_path / "resume.pt")
         else:
             (tmp_path / "resume.pt").write_bytes(content)
-        result = train(pictures, tmp_path, "--resume")
+        result = train(images, tmp_path, "--resume")
         assert result.exit_code == 1
         assert "resume.pt cannot be read" in result.output
 
 
-def test_two_runs_in_one_folder(pictures: Path, tmp_path: Path) -> None:
-    """While a run is at work in a folder, a second one is refused."""
-    process = begin(arguments(pictures, tmp_path, "--epochs", "9999"))
+def test_two_runs_in_one_folder(images: Path, tmp_path: Path) -> None:
+    """While a run is at work in a folder, a second one is rejected."""
+    process = begin(arguments(images, tmp_path, "--epochs", "9999"))
     with process:
         assert process.stderr is not None
         assert any("epoch   1  " in line for line in process.stderr)
-        result = train(pictures, tmp_path, "--resume")
+        result = train(images, tmp_path, "--resume")
         process.kill()
     assert result.exit_code == 1
     assert "another run is at work" in result.output
 
 
-def test_a_full_disk(pictures: Path, tmp_path: Path) -> None:
+def test_a_full_disk(images: Path, tmp_path: Path) -> None:
     """A file that the system will not let grow stops the run with a message, and leaves no part of one."""
     limited = subprocess.run(
-        [sys.executable, "-m", "service", *arguments(pictures, tmp_path)],
+        [sys.executable, "-m", "resnet_service", *arguments(images, tmp_path)],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
         capture_output=True,
         text=True,
@@ -289,13 +288,13 @@ def test_a_full_disk(pictures: Path, tmp_path: Path) -> None:
 
 def test_one_folder_is_split_the_same_way_every_time(tmp_path: Path) -> None:
     """A folder of classes alone gives a fifth of each class to testing, whatever the seed."""
-    write_pictures(tmp_path / "data", 10)
+    write_images(tmp_path / "data", 10)
     logs = []
     for seed in ("1", "2"):
         out = tmp_path / seed
         assert train(tmp_path / "data", out, "--seed", seed, "--epochs", "1").exit_code == 0
         logs.append(log_of(out))
-        assert logs[-1]["pictures"] == {"train": 16, "test": 4}
+        assert logs[-1]["images"] == {"train": 16, "test": 4}
     command = [
         "evaluate",
         str(tmp_path / "1" / "model.safetensors"),
@@ -305,20 +304,20 @@ def test_one_folder_is_split_the_same_way_every_time(tmp_path: Path) -> None:
     ]
     for flags, count in (([], 20), (["--test-share", "0.2"], 4)):
         result = json.loads(CliRunner().invoke(main, [*command, *flags]).stdout)
-        assert result["pictures"] == count
+        assert result["images"] == count
     assert result["accuracy"] == pytest.approx(logs[0]["accuracy"])
 
 
-def test_val_is_a_name_for_test(pictures: Path, tmp_path: Path) -> None:
+def test_val_is_a_name_for_test(images: Path, tmp_path: Path) -> None:
     """train/ and val/ are as good as train/ and test/, and train/ alone is split."""
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(images, data)
     (data / "test").rename(data / "val")
     assert train(data, tmp_path / "a", "--epochs", "1").exit_code == 0
-    assert log_of(tmp_path / "a")["pictures"] == {"train": 64, "test": 16}
+    assert log_of(tmp_path / "a")["images"] == {"train": 64, "test": 16}
     shutil.rmtree(data / "val")
     assert train(data, tmp_path / "b", "--epochs", "1").exit_code == 0
-    assert log_of(tmp_path / "b")["pictures"] == {"train": 52, "test": 12}
+    assert log_of(tmp_path / "b")["images"] == {"train": 52, "test": 12}
 
 
 def test_cifar10_is_downloaded(
@@ -353,93 +352,93 @@ def test_cifar10_is_downloaded(
     for out, size in (("a", "32"), ("b", "40")):
         result = train("cifar10", tmp_path / out, "--epochs", "1", "--size", size)
         assert result.exit_code == 0, result.output
-        assert log_of(tmp_path / out)["pictures"] == {"train": 100, "test": 20}
+        assert log_of(tmp_path / out)["images"] == {"train": 100, "test": 20}
         asked.append(len(file_server.requests))
     assert asked[0] == asked[1] > 0
     command = ["evaluate", str(tmp_path / "a" / "model.safetensors"), "--data", "cifar10", "--json"]
     measured = json.loads(CliRunner().invoke(main, command).stdout)["accuracy"]
-    assert measured == pytest.approx(log_of(tmp_path / "a")["accuracy"], abs=0.051)  # one picture of 20
+    assert measured == pytest.approx(log_of(tmp_path / "a")["accuracy"], abs=0.051)  # one image of 20
 
 
 def test_cifar10_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A download that fails is a message that says what else can be done."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
-    assert "train/CLASS" in refused("cifar10", tmp_path / "out")
+    assert "train/CLASS" in rejected("cifar10", tmp_path / "out")
 
 
-def test_the_systems_own_files_are_passed_over(pictures: Path, tmp_path: Path) -> None:
-    """.DS_Store and its like are neither classes nor pictures."""
+def test_the_systems_own_files_are_passed_over(images: Path, tmp_path: Path) -> None:
+    """.DS_Store and its like are neither classes nor images."""
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(images, data)
     (data / "train" / ".ipynb_checkpoints").mkdir()
     for name in (".DS_Store", "Thumbs.db", ".hidden/a.png"):
         (data / "train" / "dark" / name).parent.mkdir(exist_ok=True)
-        (data / "train" / "dark" / name).write_bytes(b"not a picture")
+        (data / "train" / "dark" / name).write_bytes(b"not an image")
     assert train(data, tmp_path / "out", "--epochs", "1").exit_code == 0
     assert log_of(tmp_path / "out")["unreadable"] == {}
 
 
-def test_unreadable_pictures_are_counted_named_and_skipped(pictures: Path, tmp_path: Path) -> None:
-    """A broken picture costs itself only, and is named on the terminal and in the log."""
+def test_unreadable_images_are_counted_named_and_skipped(images: Path, tmp_path: Path) -> None:
+    """A broken image costs itself only, and is named on the terminal and in the log."""
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(images, data)
     (data / "train" / "dark" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    (data / "test" / "light" / "notes.txt").write_text("not a picture")
+    (data / "test" / "light" / "notes.txt").write_text("not an image")
     result = train(data, tmp_path / "out", "--epochs", "1")
     assert result.exit_code == 0
-    assert "2 pictures could not be read" in result.output
+    assert "2 images could not be read" in result.output
     assert "notes.txt" in result.output
     log = log_of(tmp_path / "out")
-    assert log["pictures"] == {"train": 63, "test": 16}
+    assert log["images"] == {"train": 63, "test": 16}
     assert [Path(path).name for path in log["unreadable"]] == ["0.png", "notes.txt"]
 
 
-def test_a_class_without_a_readable_picture(pictures: Path, tmp_path: Path) -> None:
-    """Where nothing of a class can be read the run stops and names a picture."""
+def test_a_class_without_a_readable_image(images: Path, tmp_path: Path) -> None:
+    """Where nothing of a class can be read the run stops and names an image."""
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(images, data)
     for path in (data / "train" / "dark").iterdir():
         path.write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    message = refused(data, tmp_path / "out")
-    assert "no picture of 'dark' can be read" in message
+    message = rejected(data, tmp_path / "out")
+    assert "no image of 'dark' can be read" in message
     assert ".png" in message
 
 
 def test_names_that_plots_and_headers_could_stumble_over(tmp_path: Path) -> None:
-    """A dollar in a class is no formula; a name that is no UTF-8 is refused before the training."""
-    write_pictures(tmp_path / "data", 8)
+    """A dollar in a class is no formula; a name that is no UTF-8 is rejected before the training."""
+    write_images(tmp_path / "data", 8)
     (tmp_path / "data" / "dark").rename(tmp_path / "data" / "$^$")
     assert train(tmp_path / "data", tmp_path / "out", "--epochs", "1").exit_code == 0
     (tmp_path / "data" / "light").rename(tmp_path / "data" / os.fsdecode(b"caf\xe9"))
-    assert "not UTF-8" in refused(tmp_path / "data", tmp_path / "other")
+    assert "not UTF-8" in rejected(tmp_path / "data", tmp_path / "other")
 
 
-def test_pictures_of_one_colour(tmp_path: Path) -> None:
+def test_images_of_one_color(tmp_path: Path) -> None:
     """A channel that never varies has no deviation to divide by, and harms nothing."""
-    for label, colour in (("a", (10, 20, 7)), ("b", (200, 90, 7))):
+    for label, color in (("a", (10, 20, 7)), ("b", (200, 90, 7))):
         (tmp_path / "data" / label).mkdir(parents=True)
         for number in range(4):
-            Image.new("RGB", (32, 32), colour).save(tmp_path / "data" / label / f"{number}.png")
+            Image.new("RGB", (32, 32), color).save(tmp_path / "data" / label / f"{number}.png")
     assert train(tmp_path / "data", tmp_path / "out", "--epochs", "1", "--batch-size", "2").exit_code == 0
 
 
-def test_folders_that_cannot_be_trained_on(pictures: Path, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_trained_on(images: Path, tmp_path: Path) -> None:
     """No folder, one class only, an empty class, and a test class unknown to train: a message each."""
     out = tmp_path / "out"
-    assert "there is no folder" in refused(tmp_path / "nowhere", out)
-    assert "cannot be read" in refused(300 * "x", out)
+    assert "there is no folder" in rejected(tmp_path / "nowhere", out)
+    assert "cannot be read" in rejected(300 * "x", out)
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(images, data)
     (data / "train" / "empty").mkdir()
-    assert "train/empty holds no pictures" in refused(data, out)
+    assert "train/empty holds no images" in rejected(data, out)
     (data / "train" / "empty").rmdir()
     shutil.copytree(data / "test" / "dark", data / "test" / "third")
-    assert "third" in refused(data, out)
+    assert "third" in rejected(data, out)
     shutil.rmtree(data / "train" / "dark")
-    assert "at least two class folders, found only 'light'" in refused(data, out)
+    assert "at least two class folders, found only 'light'" in rejected(data, out)
     shutil.rmtree(data / "train")
-    assert "no train/" in refused(data, out)
+    assert "no train/" in rejected(data, out)
 
 
 # Networks
@@ -454,9 +453,9 @@ def test_the_known_networks_have_their_known_sizes(name: str, parameters: int) -
     assert sum(parameter.numel() for parameter in NETWORKS[name](10).parameters()) == parameters
 
 
-def test_resnet18_for_small_pictures(pictures: Path, tmp_path: Path) -> None:
-    """A resnet18 from scratch for small pictures is the one for small pictures."""
-    result = train(pictures, tmp_path / "out", "--network", "resnet18", "--size", "16", "--epochs", "1")
+def test_resnet18_for_small_images(images: Path, tmp_path: Path) -> None:
+    """A resnet18 from scratch for small images is the one for small images."""
+    result = train(images, tmp_path / "out", "--network", "resnet18", "--size", "16", "--epochs", "1")
     assert result.exit_code == 0, result.output
     assert log_of(tmp_path / "out")["network"] == "cifar-resnet18"
     assert state_of(tmp_path / "out")["conv1.weight"].shape == (64, 3, 3, 3)
@@ -472,21 +471,21 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_fine_tuning(pictures: Path, backbone: Path, tmp_path: Path, freeze: bool) -> None:
+def test_fine_tuning(images: Path, backbone: Path, tmp_path: Path, freeze: bool) -> None:
     """A torchvision classifier starts from a file with a new last layer; the rest is frozen or not."""
     flags = ["--network", "squeezenet1_1", "--weights", str(backbone), "--size", "64", "--epochs", "1"]
-    result = train(pictures, tmp_path / "out", *flags, *(["--freeze"] if freeze else []))
+    result = train(images, tmp_path / "out", *flags, *(["--freeze"] if freeze else []))
     assert result.exit_code == 0, result.output
     before, after = torch.load(backbone), state_of(tmp_path / "out")
     assert after["classifier.1.weight"].shape[0] == 2
     rest = [key for key in after if not key.startswith("classifier.1.")]
     assert all(torch.equal(before[key], after[key]) for key in rest) == freeze
-    model = models.load(str(tmp_path / "out" / "model.safetensors"))
+    model = load_model(str(tmp_path / "out" / "model.safetensors"))
     assert model.preprocessing.mean == (0.485, 0.456, 0.406)
     assert (model.preprocessing.crop, model.preprocessing.resize) == (64, 73)
 
 
-def test_a_frozen_network_keeps_its_batch_norm(pictures: Path, tmp_path: Path) -> None:
+def test_a_frozen_network_keeps_its_batch_norm(images: Path, tmp_path: Path) -> None:
     """The running statistics of a frozen network are those it came with."""
     network = torchvision_models.resnet18()
     for module in network.modules():
@@ -494,71 +493,72 @@ def test_a_frozen_network_keeps_its_batch_norm(pictures: Path, tmp_path: Path) -
             module.running_mean = torch.full_like(module.running_var, 0.5)  # type: ignore[arg-type]
     torch.save(network.state_dict(), tmp_path / "resnet18.pth")
     flags = ["--network", "resnet18", "--weights", str(tmp_path / "resnet18.pth"), "--freeze", "--size", "32"]
-    result = train(pictures, tmp_path / "out", *flags, "--epochs", "1", "--store", "fp16")
+    result = train(images, tmp_path / "out", *flags, "--epochs", "1", "--store", "fp16")
     assert result.exit_code == 0, result.output
     state = state_of(tmp_path / "out")
     assert all(value.eq(0.5).all() for key, value in state.items() if key.endswith("running_mean"))
     assert state["fc.weight"].dtype == torch.float16
 
 
-def test_weights_of_another_network(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_weights_of_another_network(images: Path, finished: Path, tmp_path: Path) -> None:
     """A checkpoint from another network does not fit, and the message says what does not."""
     flags = ["--network", "cifar-resnet10", "--weights", str(finished / "model.safetensors")]
-    assert "do not fit cifar-resnet10" in refused(pictures, tmp_path / "out", *flags)
+    assert "do not fit cifar-resnet10" in rejected(images, tmp_path / "out", *flags)
 
 
-def test_a_checkpoint_is_a_start(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_a_start(images: Path, finished: Path, tmp_path: Path) -> None:
     """A network of one's own goes on from its checkpoint with a new last layer."""
     flags = ["--weights", str(finished / "model.safetensors"), "--freeze", "--epochs", "1"]
-    assert train(pictures, tmp_path / "out", *flags).exit_code == 0
+    assert train(images, tmp_path / "out", *flags).exit_code == 0
     before, after = state_of(finished), state_of(tmp_path / "out")
     assert torch.equal(before["conv1.weight"], after["conv1.weight"])
     assert not torch.equal(before["fc.weight"], after["fc.weight"])
     preprocessing = [
-        checkpoint.load(out / "model.safetensors").preprocessing for out in (finished, tmp_path / "out")
+        checkpoint.load_checkpoint(out / "model.safetensors").preprocessing
+        for out in (finished, tmp_path / "out")
     ]
     assert preprocessing[0] == preprocessing[1]
     assert preprocessing[0].mean != (0, 0, 0)
 
 
 def test_weights_without_statistics_get_those_of_the_data(
-    pictures: Path, finished: Path, tmp_path: Path
+    images: Path, finished: Path, tmp_path: Path
 ) -> None:
     """A bare state dict does not say its mean and std, so they are measured."""
     torch.save(state_of(finished), tmp_path / "bare.pth")
     assert (
-        train(pictures, tmp_path / "out", "--weights", str(tmp_path / "bare.pth"), "--epochs", "1").exit_code
+        train(images, tmp_path / "out", "--weights", str(tmp_path / "bare.pth"), "--epochs", "1").exit_code
         == 0
     )
-    measured = checkpoint.load(tmp_path / "out" / "model.safetensors").preprocessing
-    assert measured == checkpoint.load(finished / "model.safetensors").preprocessing
+    measured = checkpoint.load_checkpoint(tmp_path / "out" / "model.safetensors").preprocessing
+    assert measured == checkpoint.load_checkpoint(finished / "model.safetensors").preprocessing
 
 
-def test_a_network_nobody_has_published(pictures: Path, tmp_path: Path) -> None:
+def test_a_network_nobody_has_published(images: Path, tmp_path: Path) -> None:
     """--pretrained of a network of our own says that there is nothing to start from."""
-    assert "nobody has published" in refused(pictures, tmp_path / "out", "--pretrained")
+    assert "nobody has published" in rejected(images, tmp_path / "out", "--pretrained")
 
 
-def test_a_size_that_only_training_refuses(pictures: Path, tmp_path: Path) -> None:
-    """Inception's auxiliary layer, which works in training alone, is tried before the pictures are read."""
+def test_a_size_that_only_training_rejects(images: Path, tmp_path: Path) -> None:
+    """Inception's auxiliary layer, which works in training alone, is tried before the images are read."""
     flags = ["--network", "inception_v3", "--size", "64", "--no-progressive"]
-    assert "cannot take pictures of 64 pixels" in refused(pictures, tmp_path / "out", *flags)
-    assert "cannot be built for 100 pixels" in refused(
-        pictures, tmp_path / "out", "--network", "vit_b_16", "--size", "100"
+    assert "cannot take images of 64 pixels" in rejected(images, tmp_path / "out", *flags)
+    assert "cannot be built for 100 pixels" in rejected(
+        images, tmp_path / "out", "--network", "vit_b_16", "--size", "100"
     )
 
 
-def test_an_unknown_network_is_an_error(pictures: Path, tmp_path: Path) -> None:
-    """A network that cannot be trained is refused with those that can."""
-    assert "cifar-resnet10" in refused(pictures, tmp_path / "out", "--network", "resnet9000")
+def test_an_unknown_network_is_an_error(images: Path, tmp_path: Path) -> None:
+    """A network that cannot be trained is rejected with those that can."""
+    assert "cifar-resnet10" in rejected(images, tmp_path / "out", "--network", "resnet9000")
 
 
-def test_pictures_too_small_for_a_network(pictures: Path, tmp_path: Path) -> None:
+def test_images_too_small_for_a_network(images: Path, tmp_path: Path) -> None:
     """A size that the network cannot take is found before the training."""
-    assert "cannot take pictures of 8 pixels" in refused(pictures, tmp_path / "out", "--size", "8")
+    assert "cannot take images of 8 pixels" in rejected(images, tmp_path / "out", "--size", "8")
 
 
-# Options
+# TrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -577,15 +577,15 @@ def test_pictures_too_small_for_a_network(pictures: Path, tmp_path: Path) -> Non
         ["--pretrained", "--weights", "file.pth"],
     ],
 )
-def test_impossible_options(pictures: Path, tmp_path: Path, flags: list[str]) -> None:
-    """Options that cannot be are usage errors."""
-    assert train(pictures, tmp_path / "out", *flags).exit_code == 2
+def test_impossible_options(images: Path, tmp_path: Path, flags: list[str]) -> None:
+    """TrainingConfig that cannot be are usage errors."""
+    assert train(images, tmp_path / "out", *flags).exit_code == 2
     assert not (tmp_path / "out").exists()
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run(pictures: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_ends_the_run(images: Path, tmp_path: Path) -> None:
     """A run that diverges says so and writes nothing."""
-    assert "lower --max-lr" in refused(pictures, tmp_path / "out", "--max-lr", "1e30")
+    assert "lower --max-lr" in rejected(images, tmp_path / "out", "--max-lr", "1e30")
 
 
 @pytest.mark.parametrize(
@@ -598,23 +598,23 @@ def test_a_loss_that_is_not_a_number_ends_the_run(pictures: Path, tmp_path: Path
         ["--label-smoothing", "0.5"],
     ],
 )
-def test_options_change_the_result(pictures: Path, finished: Path, tmp_path: Path, flags: list[str]) -> None:
+def test_options_change_the_result(images: Path, finished: Path, tmp_path: Path, flags: list[str]) -> None:
     """An option that is given is used: the weights are others."""
-    assert train(pictures, tmp_path / "out", *flags).exit_code == 0
+    assert train(images, tmp_path / "out", *flags).exit_code == 0
     assert not same(state_of(tmp_path / "out"), state_of(finished))
 
 
-def test_momentum_is_used(pictures: Path, tmp_path: Path) -> None:
+def test_momentum_is_used(images: Path, tmp_path: Path) -> None:
     """Two momenta above 0 give two results."""
     for momentum in ("0.5", "0.8"):
-        assert train(pictures, tmp_path / momentum, "--momentum", momentum).exit_code == 0
+        assert train(images, tmp_path / momentum, "--momentum", momentum).exit_code == 0
     assert not same(state_of(tmp_path / "0.5"), state_of(tmp_path / "0.8"))
 
 
-def test_an_output_that_cannot_be_written_is_found_before_training(pictures: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_found_before_training(images: Path, tmp_path: Path) -> None:
     """A folder that cannot be made stops the run before its first epoch."""
     (tmp_path / "file").touch()
-    result = train(pictures, tmp_path / "file" / "out")
+    result = train(images, tmp_path / "file" / "out")
     assert result.exit_code == 1
     assert "cannot be written" in result.output
     assert "epoch" not in result.output
@@ -622,24 +622,24 @@ def test_an_output_that_cannot_be_written_is_found_before_training(pictures: Pat
 
 def test_progressive_sizes() -> None:
     """A third of the epochs at half the size, a third at three quarters; the last is always whole."""
-    growing = Options(epochs=6, progressive=True)
+    growing = TrainingConfig(epochs=6, progressive=True)
     assert [growing.size(number, 32) for number in range(1, 7)] == [16, 16, 24, 24, 32, 32]
-    assert Options(epochs=1, progressive=True).size(1, 32) == 32
-    assert Options(epochs=6).size(1, 32) == 32
+    assert TrainingConfig(epochs=1, progressive=True).size(1, 32) == 32
+    assert TrainingConfig(epochs=6).size(1, 32) == 32
 
 
 def test_augmentation_keeps_shape_and_varies() -> None:
-    """Each picture is shifted, mirrored and cut out on its own, and stays within its range."""
+    """Each image is shifted, mirrored and cut out on its own, and stays within its range."""
     batch = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32).repeat(64, 1, 1, 1)
     half = torch.arange(64) % 2 == 0
     augmented = augment(batch, torch.Generator().manual_seed(0), mirrored=half, shift=0.125, cutout=0.25)
     assert augmented.shape == batch.shape
     assert 0 <= augmented.min() < augmented.max() <= 1
-    assert len({tuple(picture.flatten().tolist()) for picture in augmented}) > 60
+    assert len({tuple(image.flatten().tolist()) for image in augmented}) > 60
 
 
 def test_each_augmentation_does_what_it_says() -> None:
-    """A shift moves the whole picture, a flip mirrors it, cutout greys one square; none changes nothing."""
+    """A shift moves the whole image, a flip mirrors it, cutout grays one square; none changes nothing."""
     batch = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0)) + 1
 
     def changed(**options: Any) -> torch.Tensor:
@@ -654,7 +654,7 @@ def test_each_augmentation_does_what_it_says() -> None:
         windows = [padded[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
         assert sum(torch.equal(after, window) for window in windows) >= 1
     for before, after in zip(batch, changed(cutout=0.25), strict=True):
-        grey = after.eq(0).all(0)
-        assert torch.equal(after[:, ~grey], before[:, ~grey])
-        assert 4 <= grey.sum() <= 16  # a part of it may lie outside
+        gray = after.eq(0).all(0)
+        assert torch.equal(after[:, ~gray], before[:, ~gray])
+        assert 4 <= gray.sum() <= 16  # a part of it may lie outside
     assert resize(batch, 8).shape == (32, 3, 8, 8)

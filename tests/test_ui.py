@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Page, expect
+from resnet_service.cli import main
 
 from monitoring.local import free_port
-from service.cli import main
 from tests.browser import browsing, photographed
 from tests.conftest import Running
 
@@ -24,7 +24,7 @@ def page_server(service: str, log: Path) -> Iterator[str]:
     """Start the page's own server, which asks this service; yield its URL."""
     pytest.importorskip("streamlit", reason="needs the extra ui")
     port = str(free_port())
-    command = [sys.executable, "-m", "service", "ui", "--service", service, "--port", port]
+    command = [sys.executable, "-m", "resnet_service", "ui", "--service", service, "--port", port]
     with (
         log.open("w") as written,
         subprocess.Popen(
@@ -53,28 +53,28 @@ def ui(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 def page(ui: str) -> Iterator[Page]:
     with browsing(ui, height=1000) as page:
         page.goto(ui)
-        expect(page.get_by_text("What is in the picture?")).to_be_visible()
+        expect(page.get_by_text("What is in the image?")).to_be_visible()
         yield page
 
 
-def test_pictures_are_classified(page: Page, real_pictures: Path, tmp_path: Path) -> None:
+def test_images_are_classified(page: Page, real_images: Path, tmp_path: Path) -> None:
     """Two uploads: the dog with its label first, and a text file with the service's own words."""
     expect(page.get_by_test_id("stSidebar")).to_contain_text("bundled")
     text = tmp_path / "notes.jpg"
-    text.write_text("This is not a picture.")
-    page.locator("input[type=file]").set_input_files([str(real_pictures / "dog.jpg"), str(text)])
+    text.write_text("This is not an image.")
+    page.locator("input[type=file]").set_input_files([str(real_images / "dog.jpg"), str(text)])
     expect(page.get_by_role("heading", name="dog,")).to_be_visible()
     expect(page.get_by_test_id("stImage").locator("img")).to_be_visible()
     expect(page.get_by_test_id("stProgress")).to_have_count(5)
     expect(page.get_by_text(re.compile(r"decode [\d.]+ ms"))).to_be_visible()
-    expect(page.get_by_test_id("stAlert")).to_contain_text("notes.jpg: not a picture")
+    expect(page.get_by_test_id("stAlert")).to_contain_text("notes.jpg: not an image")
     photographed(page, "ui")
 
 
 def test_the_model_is_measured(page: Page) -> None:
     """The button runs the service's /bench and draws what it found."""
     page.get_by_role("button", name="Measure this model").click()
-    expect(page.get_by_role("heading", name="Pictures a second")).to_be_visible()
+    expect(page.get_by_role("heading", name="Images a second")).to_be_visible()
     expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(2)
     photographed(page, "ui-bench")
 
@@ -90,7 +90,7 @@ def test_a_service_that_is_away(tmp_path: Path) -> None:
 
 def test_without_streamlit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra the command says what to install."""
-    monkeypatch.setattr(sys.modules["service.cli.ui"], "find_spec", lambda _: None)
+    monkeypatch.setattr(sys.modules["resnet_service.cli.ui"], "find_spec", lambda _: None)
     result = CliRunner().invoke(main, ["ui"])
     assert result.exit_code == 1
     assert "resnet-service[ui]" in result.stderr

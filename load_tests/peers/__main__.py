@@ -1,4 +1,4 @@
-"""`python -m load_tests.peers`: run this service and others in turn on the same picture, and compare them."""
+"""`python -m load_tests.peers`: run this service and others in turn on the same image, and compare them."""
 
 import json
 import shutil
@@ -11,31 +11,31 @@ from typing import Any, Final
 
 import click
 import torch
+from resnet_service.machine import hardware_info
 from torchvision.models import resnet50
 from tqdm import tqdm
 
 from load_tests import wrk
-from load_tests.peers.contestants import PEERS, Contestant, python_of, started, wait_until_it_answers
+from load_tests.peers.competitors import PEERS, Competitor, python_of, started, wait_until_it_answers
 from load_tests.peers.report import write
-from service import hardware
 
-_SERVE: Final = ("-m", "service", "serve", "--log-format", "json", "--no-access-log")
+_SERVE: Final = ("-m", "resnet_service", "serve", "--log-format", "json", "--no-access-log")
 _WARM_UP_S: Final = 3
 
 
-def contestants(weights: Path, int8: Path | None) -> dict[str, list[Contestant]]:
+def competitors(weights: Path, int8: Path | None) -> dict[str, list[Competitor]]:
     """Return who takes part, by what is compared."""
-    ours = Contestant("this service", (*_SERVE, "--weights", str(weights)))
-    no_op = Contestant("this service", ("-m", "load_tests.peers.servers.this_service"))
+    ours = Competitor("this service", (*_SERVE, "--weights", str(weights)))
+    no_op = Competitor("this service", ("-m", "load_tests.peers.servers.this_service"))
     tables = {"default precision": [ours, *PEERS], "no model": [no_op, *PEERS]}
     if int8 is not None:
-        tables["int8"] = [Contestant("this service", (*_SERVE, "--model", str(int8)))]
+        tables["int8"] = [Competitor("this service", (*_SERVE, "--model", str(int8)))]
     return tables
 
 
 @click.command()
 @click.option(
-    "--picture",
+    "--image",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
     help="The JPEG that each request carries.",
@@ -45,9 +45,7 @@ def contestants(weights: Path, int8: Path | None) -> dict[str, list[Contestant]]
 @click.option("--rounds", type=click.IntRange(1), default=3, help="The table has the medians.")
 @click.option("--only", multiple=True, help="Leave the others out.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("peers"))
-def main(
-    picture: Path, connections: int, seconds: int, rounds: int, only: tuple[str, ...], out: Path
-) -> None:
+def main(image: Path, connections: int, seconds: int, rounds: int, only: tuple[str, ...], out: Path) -> None:
     """Compare this service with others that serve the same ResNet-50, over HTTP, on this machine.
 
     wrk is needed (a Debian package of that name). The others are installed under --out.
@@ -55,7 +53,7 @@ def main(
     wrk.require()
     out.mkdir(parents=True, exist_ok=True)
     weights = _random_weights(out)
-    tables = contestants(weights, _int8(weights, picture, out))
+    tables = competitors(weights, _int8(weights, image, out))
     turns = [
         (table, contestant)
         for _ in range(rounds)
@@ -71,15 +69,15 @@ def main(
         log = out / f"{contestant.name} {table}.log".replace(" ", "-")
         with started(contestant.command, pythons[contestant], log, WEIGHTS=str(weights), **no_op) as port:
             url = f"http://127.0.0.1:{port}{contestant.route}"
-            wait_until_it_answers(url, picture.read_bytes(), contestant.body)
-            wrk.load(url, picture, contestant.body, connections, _WARM_UP_S)
-            run = wrk.load(url, picture, contestant.body, connections, seconds)
+            wait_until_it_answers(url, image.read_bytes(), contestant.body)
+            wrk.load(url, image, contestant.body, connections, _WARM_UP_S)
+            run = wrk.load(url, image, contestant.body, connections, seconds)
             runs[table, contestant.name].append(run)
     rows = [
         {"table": table, "server": name, "runs": results, **_medians(results)}
         for (table, name), results in runs.items()
     ]
-    facts = {"hardware": hardware.fingerprint().__dict__, "connections": connections, "rows": rows}
+    facts = {"hardware": hardware_info().__dict__, "connections": connections, "rows": rows}
     (out / "results.json").write_text(json.dumps(facts, indent=2))
     click.echo(write(rows, out))
 
@@ -97,15 +95,17 @@ def _random_weights(folder: Path) -> Path:
     return path
 
 
-def _int8(weights: Path, picture: Path, folder: Path) -> Path | None:
-    """Quantise them; None where that cannot be done here."""
+def _int8(weights: Path, image: Path, folder: Path) -> Path | None:
+    """Quantize them; None where that cannot be done here."""
     path = folder / "resnet50-int8.safetensors"
-    pictures = folder / "calibration"
+    images = folder / "calibration"
     if not path.exists():
-        pictures.mkdir(exist_ok=True)
-        shutil.copy(picture, pictures)
-        command = ["quantize", "resnet50", "--weights", str(weights), "--images", str(pictures)]
-        result = subprocess.run([sys.executable, "-m", "service", *command, "--out", str(path)], check=False)
+        images.mkdir(exist_ok=True)
+        shutil.copy(image, images)
+        command = ["quantize", "resnet50", "--weights", str(weights), "--images", str(images)]
+        result = subprocess.run(
+            [sys.executable, "-m", "resnet_service", *command, "--out", str(path)], check=False
+        )
         return path if result.returncode == 0 else None
     return path
 

@@ -48,8 +48,8 @@ def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     )
     for axis, (table, rates) in zip(axes[0], bars.items(), strict=True):
         names = sorted(rates, key=rates.__getitem__)
-        colours = ["tab:blue" if name.startswith("this service") else "tab:gray" for name in names]
-        drawn = axis.barh(names, [rates[name] for name in names], color=colours)
+        colors = ["tab:blue" if name.startswith("this service") else "tab:gray" for name in names]
+        drawn = axis.barh(names, [rates[name] for name in names], color=colors)
         axis.bar_label(drawn, fmt="%.0f", padding=3)
         axis.margins(x=0.15)
         axis.set(title=table, xlabel="requests/s")

@@ -16,11 +16,11 @@ MAX_BATCH = 8
 
 
 class NoOp(nn.Module):
-    """Answers at once, so that what is left is decoding and serving."""
+    """ResultsDirectory at once, so that what is left is decoding and serving."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """[N, 3, S, S] -> [N, 1000]."""
-        return torch.zeros(len(pictures), 1000)
+        return torch.zeros(len(images), 1000)
 
 
 class Classifier:
@@ -34,15 +34,15 @@ class Classifier:
         self._network.eval()
 
     def decode(self, file: Any) -> Tensor:
-        """Read one picture: a file of JPEG, or a picture of Pillow's -> [3, 224, 224]."""
-        picture = file if isinstance(file, Image.Image) else Image.open(file)
-        pixels: Tensor = self._transforms(picture.convert("RGB"))
+        """Read one image: a file of JPEG, or an image of Pillow's -> [3, 224, 224]."""
+        image = file if isinstance(file, Image.Image) else Image.open(file)
+        pixels: Tensor = self._transforms(image.convert("RGB"))
         return pixels
 
     @torch.inference_mode()
-    def classify(self, pictures: Tensor) -> list[dict[str, Any]]:
+    def classify(self, images: Tensor) -> list[dict[str, Any]]:
         """[N, 3, 224, 224] -> an answer for each, with the five best classes."""
-        best = self._network(pictures).softmax(1).topk(5)
+        best = self._network(images).softmax(1).topk(5)
         return [
             {"class_ids": ids, "probabilities": probabilities}
             for ids, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)

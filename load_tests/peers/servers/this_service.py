@@ -5,32 +5,31 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-
-from service import logs
-from service.api import server
-from service.api.service import load
-from service.images import Crop
-from service.runtimes import Memory, Runtime, TopK, batched
-from service.settings import Settings
+from resnet_service.images import Crop
+from resnet_service.log_config import configure_logging
+from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult, stack_crops
+from resnet_service.server.run import run_server
+from resnet_service.server.state import build_app_state
+from resnet_service.settings import Settings
 
 
 class NoOpRuntime:
-    """Answers at once."""
+    """ResultsDirectory at once."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopK:
+    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
         """Stack the batch, as any runtime must, and answer with the first classes."""
-        count = len(batched(crops))
-        return TopK(np.tile(np.arange(k), (count, 1)), np.zeros((count, k), np.float32))
+        count = len(stack_crops(crops))
+        return TopKResult(np.tile(np.arange(k), (count, 1)), np.zeros((count, k), np.float32))
 
-    def memory(self) -> Memory | None:
+    def memory(self) -> DeviceMemory | None:
         """Return None: there is no device."""
         return None
 
 
 if __name__ == "__main__":
     settings = Settings(weights=os.environ["WEIGHTS"], port=int(os.environ["PORT"]), access_log=False)
-    logs.configure(settings.log_level, settings.log_format)
-    sys.exit(server.run(load(settings, NoOpRuntime)))
+    configure_logging(settings.log_level, settings.log_format)
+    sys.exit(run_server(build_app_state(settings, NoOpRuntime)))

@@ -19,4 +19,4 @@ class Resnet:
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000)  # type: ignore[untyped-decorator]
     def predict(self, file: list[Path]) -> list[dict[str, Any]]:
         """Classify a batch."""
-        return self.classifier.classify(torch.stack([self.classifier.decode(picture) for picture in file]))
+        return self.classifier.classify(torch.stack([self.classifier.decode(image) for image in file]))

@@ -22,7 +22,7 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
         return self.classifier.decode(request["file"].file)
 
     def batch(self, inputs: list[Tensor]) -> Tensor:
-        """Put pictures together."""
+        """Put images together."""
         return torch.stack(inputs)
 
     def predict(self, batch: Tensor) -> list[dict[str, Any]]:

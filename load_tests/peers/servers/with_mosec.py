@@ -25,7 +25,7 @@ class Decode(mosec.Worker):  # type: ignore[misc]
         return data
 
     def forward(self, data: bytes) -> npt.NDArray[np.float32]:
-        """Read one picture."""
+        """Read one image."""
         pixels: npt.NDArray[np.float32] = self.classifier.decode(io.BytesIO(data)).numpy()
         return pixels
 
@@ -37,9 +37,9 @@ class Classify(mosec.Worker):  # type: ignore[misc]
         super().__init__()
         self.classifier = Classifier()
 
-    def forward(self, pictures: list[npt.NDArray[np.float32]]) -> list[dict[str, Any]]:
+    def forward(self, images: list[npt.NDArray[np.float32]]) -> list[dict[str, Any]]:
         """Classify a batch."""
-        return self.classifier.classify(torch.from_numpy(np.stack(pictures)))
+        return self.classifier.classify(torch.from_numpy(np.stack(images)))
 
 
 if __name__ == "__main__":

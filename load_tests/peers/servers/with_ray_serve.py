@@ -20,8 +20,8 @@ class Resnet:
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.01)
     async def classify(self, bodies: list[bytes]) -> list[dict[str, Any]]:
         """Read a batch and classify it."""
-        pictures = [self.classifier.decode(io.BytesIO(body)) for body in bodies]
-        return self.classifier.classify(torch.stack(pictures))
+        images = [self.classifier.decode(io.BytesIO(body)) for body in bodies]
+        return self.classifier.classify(torch.stack(images))
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         """Classify one body."""

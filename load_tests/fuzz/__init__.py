@@ -1,0 +1,1 @@
+"""Fuzzers: image decoding, request parsing and the HTTP API, with hostile and random input."""

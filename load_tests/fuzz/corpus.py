@@ -1,0 +1,169 @@
+"""Bytes that are no image, or hardly one, each with a name; the same on every run."""
+
+import io
+import random
+import struct
+import zipfile
+from collections.abc import Iterator
+from typing import Final
+
+from load_tests.decompression_bombs import bombs
+from load_tests.fuzz.sample_images import Named, encode, exif, png_chunk, sample_image, sound
+
+_EVERY: Final = 64
+_FLIPPED: Final = 16
+"""Variants of each image with a few bits turned, and as many with a few bytes replaced."""
+
+_ABSURD: Final = (0x00, 0x7F, 0x80, 0xFF)
+_MAGIC: Final = {
+    "jpeg": b"\xff\xd8\xff",
+    "png": b"\x89PNG\r\n\x1a\n",
+    "webp": b"RIFF\xff\xff\xff\xffWEBP",
+    "gif": b"GIF89a",
+    "bmp": b"BM",
+    "tiff": b"II*\0",
+    "tiff-big-endian": b"MM\0*",
+    "tiff-big": b"II+\0",
+}
+
+
+def corpus() -> Iterator[Named]:
+    """Yield every input; several thousand, made in memory in a few seconds."""
+    whole = list(sound())
+    yield from ((f"whole/{name}", data) for name, data in whole)
+    yield from bombs()
+    yield from _no_images()
+    yield from _absurd_metadata()
+    yield from _polyglots(dict(whole))
+    for name, data in whole:
+        yield from _cut_off(name, data)
+        yield from _damaged(name, data)
+    yield from _crossed(whole)
+
+
+def _no_images() -> Iterator[Named]:
+    chance = random.Random(0)
+    yield "none/empty", b""
+    yield "none/text", b"This is not an image. " * 20
+    yield "none/html", b"<!DOCTYPE html><html><body onload=alert(1)></body></html>"
+    yield "none/svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+    yield "none/pdf", b"%PDF-1.7\n1 0 obj <<>> endobj\ntrailer <<>>\n%%EOF"
+    yield "none/wav", b"RIFF\x24\0\0\0WAVEfmt " + bytes(100)
+    yield "none/elf", b"\x7fELF\2\1\1" + bytes(57)
+    yield "none/zip", _archive()
+    for kind in ("PPM", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "EPS", "AVIF"):
+        yield f"none/{kind.lower()}", encode(sample_image(), kind)
+    for length in (1, 2, 3, 4, 7, 8, 12, 16, 64, 1024):
+        yield f"none/zeros-{length}", bytes(length)
+        yield f"none/ones-{length}", b"\xff" * length
+        yield f"none/noise-{length}", chance.randbytes(length)
+    for name, magic in _MAGIC.items():
+        yield f"none/{name}-magic", magic
+        for length in (1, 8, 100, 1000):
+            yield f"none/{name}-and-zeros-{length}", magic + bytes(length)
+            yield f"none/{name}-and-ones-{length}", magic + b"\xff" * length
+            yield f"none/{name}-and-noise-{length}", magic + chance.randbytes(length)
+
+
+def _archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("readme.txt"), "something else")
+    return buffer.getvalue()
+
+
+def _polyglots(whole: dict[str, bytes]) -> Iterator[Named]:
+    """Files that are an image and something else as well."""
+    html = b"<html><script>alert(1)</script></html>"
+    tails = {
+        "zip": _archive(),
+        "html": html,
+        "php": b"<?php system($_GET[0]); ?>",
+        "pdf": b"%PDF-1.7\n",
+        "zeros": bytes(4096),
+        "another": whole["gif/P"],
+    }
+    bases = ("jpeg/progressive", "jpeg/L", "png/RGB", "webp/lossy", "gif/P", "bmp/RGB", "tiff/RGB")
+    for base in bases:
+        for name, tail in tails.items():
+            yield f"polyglot/{base}+{name}", whole[base] + tail
+            yield f"polyglot/{name}+{base}", tail + whole[base]
+    yield "polyglot/jpeg-with-html", encode(sample_image(), "JPEG", comment=html)
+    yield "polyglot/gif-with-html", encode(sample_image("P"), "GIF", comment=html)
+    yield "polyglot/gif-as-script", b"GIF89a/*" + whole["gif/P"][8:] + b"*/=1;alert(1)"
+    at = len(whole["png/RGB"]) - 12  # before IEND
+    yield (
+        "polyglot/png-with-zip-inside",
+        whole["png/RGB"][:at] + png_chunk(b"zipF", _archive()) + whole["png/RGB"][at:],
+    )
+
+
+def _exif_block(tag: int, kind: int, count: int, value: int) -> bytes:
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHII", tag, kind, count, value)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+
+
+def _absurd_metadata() -> Iterator[Named]:
+    blocks = {
+        "empty": b"Exif\0\0",
+        "nonsense": b"Exif\0\0nonsense",
+        "far-away": b"Exif\0\0II*\0\xff\xff\xff\xff",
+        "cut-off": b"Exif\0\0MM\0*",
+        "itself": b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x8769, 4, 1, 8, 8),
+        "many": b"Exif\0\0II*\0" + struct.pack("<IH", 8, 0xFFFF) + bytes(12) * 4000,
+    }
+    for tag in (0x0112, 0x0131, 0x011A, 0x8769, 0x8825, 0xA005, 0x927C, 0xC4A5):
+        for kind in (*range(14), 255):
+            blocks[f"{tag:x}-{kind}"] = _exif_block(tag, kind, 1, 0xFFFFFFFF)
+            blocks[f"{tag:x}-{kind}-endless"] = _exif_block(tag, kind, 0xFFFFFFFF, 8)
+    for name, block in blocks.items():
+        yield f"exif/jpeg-{name}", encode(sample_image(), "JPEG", exif=block)
+        yield f"exif/png-{name}", encode(sample_image(), "PNG", exif=block[6:] or b"\0")
+    for name in ("empty", "nonsense", "itself", "many"):
+        yield f"exif/webp-{name}", encode(sample_image(), "WEBP", exif=blocks[name])
+    for orientation in (-1, 0, 9, 255, 65535):
+        yield f"exif/orientation-{orientation}", encode(sample_image(), "PNG", exif=exif(orientation % 65536))
+    for place, part in enumerate((b"", b"\0" * 14, b"ICC_PROFILE\0\xff\x01", b"ICC_PROFILE\0\x01\x00")):
+        segment = b"\xff\xe2" + struct.pack(">H", len(part) + 2) + part
+        for name in ("RGB", "CMYK"):
+            plain = encode(sample_image(name), "JPEG")
+            yield f"icc/{name}-{place}", plain[:2] + segment * 3 + plain[2:]
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta " + b"<a>" * 5000
+    segment = b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp
+    plain = encode(sample_image(), "JPEG")
+    yield "xmp/nested", plain[:2] + segment + plain[2:]
+    yield "adobe/unknown-transform", plain[:2] + b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\x09" + plain[2:]
+
+
+def _cut_off(name: str, data: bytes) -> Iterator[Named]:
+    for length in range(1, len(data), _EVERY):
+        yield f"cut/{name}-{length}", data[:length]
+    yield f"cut/{name}-last", data[:-1]
+    for length in range(_EVERY, len(data), 8 * _EVERY):
+        yield f"headless/{name}-{length}", data[length:]
+
+
+def _damaged(name: str, data: bytes) -> Iterator[Named]:
+    """Turn bits and replace bytes, half of the time in the header, where most is decided."""
+    chance = random.Random(name)
+    for variant in range(_FLIPPED):
+        where = min(len(data), 64) if variant % 2 else len(data)
+        flipped = bytearray(data)
+        for _ in range(1 + variant):
+            flipped[chance.randrange(where)] ^= 1 << chance.randrange(8)
+        yield f"flipped/{name}-{variant}", bytes(flipped)
+        replaced = bytearray(data)
+        for _ in range(1 + variant // 4):
+            replaced[chance.randrange(where)] = chance.choice(_ABSURD)
+        yield f"replaced/{name}-{variant}", bytes(replaced)
+        start = chance.randrange(len(data))
+        length = chance.randrange(1, 64)
+        yield f"removed/{name}-{variant}", data[:start] + data[start + length :]
+        yield f"repeated/{name}-{variant}", data[: start + length] + data[start:]
+
+
+def _crossed(whole: list[Named]) -> Iterator[Named]:
+    """Put the head of one image on the body of the next."""
+    for (name, data), (other, rest) in zip(whole, whole[1:] + whole[:1], strict=True):
+        for at in (16, 64, len(data) // 2):
+            yield f"crossed/{name}-{other}-{at}", data[:at] + rest[at:]

@@ -1,0 +1,201 @@
+"""What hypothesis draws requests from: forms and tensors that are right, and the same with damage."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final, TypeVar
+
+from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
+from hypothesis import strategies as st
+from resnet_service.models import Model
+from resnet_service.server.v2 import metadata as interface
+
+FUZZING: Final = settings(
+    deadline=None,
+    database=None,
+    derandomize=False,  # as it would be where CI is set
+    verbosity=Verbosity.quiet,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),
+)
+"""For long runs: as many examples as are asked for, never the same, none kept."""
+
+MAX_PARTS: Final = 8
+MAX_IMAGES: Final = 4
+
+Checked = TypeVar("Checked", bound=Callable[..., None])
+
+
+def seeded(number: int) -> Callable[[Checked], Checked]:
+    """Return what makes a test draw the same each time; for 0 what lets it be."""
+    return seed(number) if number else lambda test: test
+
+
+Sent = tuple[str, str | None, bytes]
+"""A part of a form: its field's name, its file's name, and its bytes."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A multipart form: what its parts are, and how it is sent."""
+
+    content_type: str
+    body: bytes
+    parts: Sequence[Sent]
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A request of the Open Inference Protocol: JSON, of so many bytes, and binary data; None: JSON only."""
+
+    body: bytes
+    json_length: int | None
+    count: int
+
+    def __repr__(self) -> str:
+        """Say in few words what hypothesis would repeat in full."""
+        return f"Tensors({self.body[:300]!r}..., {self.json_length}, {self.count})"
+
+
+_WORDS: Final = st.text(
+    st.characters(codec="utf-8", exclude_characters='"\\', exclude_categories=("Cc", "Cs")), max_size=12
+)
+_DATA: Final = st.one_of(
+    st.binary(max_size=200),
+    # What looks like the end of a part, almost.
+    st.lists(st.sampled_from([b"\r", b"\n", b"--", b"\r\n--", b"\r\n--b", b"a", b""]), max_size=12).map(
+        b"".join
+    ),
+)
+
+
+@st.composite
+def forms(draw: st.DrawFn) -> Form:
+    """Draw a valid form with at least one part that is called `file`."""
+    boundary = draw(st.text("abcXYZ019'()+_,-./:=?", min_size=1, max_size=70)).encode()
+    part = st.tuples(st.one_of(st.just("file"), _WORDS), st.none() | _WORDS, _DATA)
+    parts = draw(st.lists(part, max_size=MAX_PARTS - 1))
+    parts.insert(draw(st.integers(0, len(parts))), ("file", draw(st.none() | _WORDS), draw(_DATA)))
+    parts = [sent for sent in parts if b"\r\n--" + boundary not in b"\r\n" + sent[2]]
+    body = b"".join(_part(boundary, *sent, kind=draw(st.booleans())) for sent in parts)
+    return Form(
+        f'multipart/form-data; boundary="{boundary.decode()}"', body + b"--" + boundary + b"--\r\n", parts
+    )
+
+
+def _part(boundary: bytes, name: str, filename: str | None, data: bytes, kind: bool) -> bytes:
+    disposition = f'Content-Disposition: form-data; name="{name}"'
+    if filename is not None:
+        disposition += f'; filename="{filename}"'
+    headers = disposition + ("\r\nContent-Type: image/png" if kind else "")
+    return b"--" + boundary + b"\r\n" + headers.encode() + b"\r\n\r\n" + data + b"\r\n"
+
+
+@st.composite
+def chunks(draw: st.DrawFn, body: bytes) -> list[bytes]:
+    """Cut a body anywhere, also into empty chunks."""
+    places = draw(st.lists(st.integers(0, len(body)), max_size=12).map(sorted))
+    return [body[start:end] for start, end in zip([0, *places], [*places, len(body)], strict=True)]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, body: bytes) -> bytes:
+    """Cut pieces of a body out, put others in, repeat some: as a broken client or an attacker would."""
+    hurt = bytearray(body)
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(hurt)))
+        end = draw(st.integers(start, min(len(hurt), start + 40)))
+        hurt[start:end] = draw(
+            st.one_of(
+                st.just(b""),
+                st.just(bytes(hurt[start:end]) * 2),
+                st.binary(max_size=8),
+                st.sampled_from(
+                    [b"\r\n", b"\0", b"--", b'"', b";", b":", b"[", b"{", b"9" * 40, b"\xff" * 4]
+                ),
+            )
+        )
+    return bytes(hurt)
+
+
+def content_types() -> st.SearchStrategy[str]:
+    """Draw what a Content-Type may say of itself, mostly about forms."""
+    boundary = st.text(st.characters(max_codepoint=255), max_size=80)
+    return st.one_of(
+        boundary.map(lambda word: f"multipart/form-data; boundary={word}"),
+        boundary.map(lambda word: f'multipart/form-data; boundary="{word}'),
+        boundary.map(lambda word: f"multipart/{word}"),
+        boundary,
+        st.sampled_from(["", "image/png", "multipart/form-data", "multipart/form-data; boundary*=utf-8''b"]),
+    )
+
+
+@st.composite
+def tensors(draw: st.DrawFn, model: Model) -> Tensors:
+    """Draw a request that the protocol and the model know, in JSON or with binary data."""
+    declared = draw(st.sampled_from(list(interface.inputs(model).values())))
+    count = draw(st.integers(1, MAX_IMAGES))
+    tensor: dict[str, Any] = {
+        "name": declared.name,
+        "datatype": declared.datatype,
+        "shape": [count, *declared.shape[1:]],
+    }
+    binary = draw(st.booleans())
+    data: bytes = b""
+    if declared.name == interface.IMAGE:
+        if binary:
+            images = [draw(_DATA) for _ in range(count)]
+            data = b"".join(len(image).to_bytes(4, "little") + image for image in images)
+        else:
+            tensor["data"] = ["R0lGODlh"] * count
+    else:
+        values = prod(tensor["shape"])
+        if binary:
+            width = {"UINT8": 1, "FP32": 4}[declared.datatype]
+            data = bytes([draw(st.integers(0, 127))]) * (values * width)
+        else:
+            tensor["data"] = [draw(st.integers(0, 255))] * values
+    if binary:
+        tensor["parameters"] = {"binary_data_size": len(data)}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    return Tensors(head + data, len(head) if binary else None, count)
+
+
+_JSON: Final = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([-1, 0, 2**31, 2**63, 10**30, "image", "pixels", "input", "FP32", "UINT8", "BYTES"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+_PARAMETERS: Final = ("binary_data_size", "binary_data", "classification", "top_k", "shared_memory_region")
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> bytes:
+    """Draw JSON that has the protocol's keys, with anything in them."""
+    parameters = st.one_of(_JSON, st.dictionaries(st.sampled_from(_PARAMETERS), _JSON, max_size=3))
+    tensor = st.fixed_dictionaries(
+        {},
+        optional={
+            "name": st.sampled_from(["image", "pixels", "input", "label", "probabilities"]) | _JSON,
+            "datatype": st.sampled_from(["BYTES", "UINT8", "FP32"]) | _JSON,
+            "shape": st.lists(st.integers(-1, 40), max_size=4) | _JSON,
+            "data": _JSON,
+            "parameters": parameters,
+        },
+    )
+    message = st.fixed_dictionaries(
+        {},
+        optional={
+            "id": _JSON,
+            "inputs": st.lists(st.one_of(tensor, _JSON), max_size=2) | _JSON,
+            "outputs": st.lists(st.one_of(tensor, _JSON), max_size=2) | _JSON,
+            "parameters": parameters,
+        },
+    )
+    return json.dumps(draw(message | _JSON)).encode()

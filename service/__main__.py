@@ -1,5 +1,0 @@
-"""`python -m service` is `resnet-service`."""
-
-from service.cli import main
-
-main(prog_name="resnet-service")

@@ -1,0 +1,1 @@
+"""Diagnostics of the machine and of models, without a server."""

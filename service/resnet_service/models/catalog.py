@@ -1,0 +1,86 @@
+"""Torchvision's classifiers by name, with the labels and preprocessing of their published weights."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, cast
+
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.transforms._presets import ImageClassification
+
+from resnet_service.errors import ModelLoadError
+from resnet_service.images import Preprocessing
+
+_OLD_DENSENET_KEY: Final = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+
+
+@cache
+def model_names() -> tuple[str, ...]:
+    """Return every classifier that torchvision can build; not its quantized or detection models."""
+    return tuple(models.list_models(module=models))
+
+
+@cache
+def published_weights(name: str) -> tuple[str, ...]:
+    """Return the names of the published weights of the classifier `name`, e.g. IMAGENET1K_V2."""
+    members = models.get_model_weights(name).__members__
+    # One published set (vgg16's IMAGENET1K_FEATURES) is a backbone without a classifier.
+    return tuple(key for key, weights in members.items() if weights.meta["categories"])
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A classifier with one set of published weights at `url`; nothing is downloaded yet."""
+
+    name: str
+    url: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    def build(self, classes: int | None = None) -> nn.Module:
+        """Build the network with random weights for `classes` classes (as published by default).
+
+        With the options that torchvision itself adds only when it loads published weights. Raises
+        ModelLoadError where the network does not exist for the size of the input.
+        """
+        options: dict[str, Any] = {"num_classes": classes or len(self.labels)}
+        if self.name in ("googlenet", "inception_v3"):
+            options |= {"init_weights": False, "transform_input": True}
+        if self.name.startswith("vit_"):
+            options |= {"image_size": self.preprocessing.crop}
+        try:
+            return cast(nn.Module, models.get_model(self.name, weights=None, **options))
+        except (AssertionError, ValueError) as error:
+            size = self.preprocessing.crop
+            raise ModelLoadError(f"{self.name} cannot be built for {size} pixels: {error}") from error
+
+    def convert_state_dict(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Rename what a published file calls otherwise: densenet's keys, written for an older torch."""
+        if not self.name.startswith("densenet"):
+            return state
+        return {_OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
+
+
+def get_spec(name: str, weights: str | None = None) -> ModelSpec:
+    """Look up the classifier `name` with its published `weights`, by default the best ones."""
+    chosen = models.get_model_weights(name)[weights or "DEFAULT"]
+    transform = cast(ImageClassification, chosen.transforms())
+    return ModelSpec(
+        name=name,
+        url=chosen.url,
+        labels=tuple(chosen.meta["categories"]),
+        preprocessing=Preprocessing(
+            resize=transform.resize_size[0],
+            crop=transform.crop_size[0],
+            mean=_triple(transform.mean),
+            std=_triple(transform.std),
+            interpolation=transform.interpolation.value,
+        ),
+    )
+
+
+def _triple(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
