@@ -62,7 +62,7 @@ compare-peers: $(VENV)/.installed-dev  ## Compare with other servers on IMAGE, o
 	$(BIN)/python -m load_tests.peers --image "$(IMAGE)"
 
 image-test: $(VENV)/.installed-dev  ## Build both images without an engine (buildah, root) and try their containers
-	$(BIN)/pytest tests/image_test.py
+	$(BIN)/pytest tests/system/test_container_build.py
 
 dashboards: $(VENV)/.installed-dev  ## Write Grafana's dashboards anew from monitoring/dashboards.py
 	$(BIN)/python -m monitoring.dashboards

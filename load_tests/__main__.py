@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from resnet_service.client import APIError, Client, ServiceUnavailableError
 
 from load_tests import profiling, report, wrk
 from load_tests.incident import draw_dashboards, slow_for_a_while
@@ -17,6 +16,7 @@ from load_tests.resource_usage import footprint as take_footprint
 from load_tests.scenarios import SCENARIOS
 from load_tests.service import ServiceFailed, serve, started
 from monitoring.local import PrometheusMissing, scraping
+from resnet_service.client import APIError, Client, ServiceUnavailableError
 
 _LOCUSTFILE: Final = Path(__file__).parent / "locustfile.py"
 _WARM_UP_S: Final = 2.0

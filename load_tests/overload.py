@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from resnet_service.client import Client as Service
 from tqdm import tqdm
 
 from load_tests.images import payloads
@@ -17,6 +16,7 @@ from load_tests.load_generator import Client, Request, arrivals, post, run
 from load_tests.process_monitor import PATHS, MonitoredRun, probing
 from load_tests.request_log import Chosen, Record, Row, Verdict, percentile
 from load_tests.service import ServiceFailed
+from resnet_service.client import Client as Service
 
 _WARM_UP: Final = 0.1
 """As a share of the time for which the peak is measured."""

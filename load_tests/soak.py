@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 import psutil
-from resnet_service.client import Client as Service
 from tqdm import tqdm
 
 from load_tests.images import payloads
@@ -16,6 +15,7 @@ from load_tests.load_generator import Client, Request, arrivals, post, post_batc
 from load_tests.overload import measured_peak
 from load_tests.process_monitor import MonitoredRun, Sample, look, probing
 from load_tests.request_log import HUNG_UP, Chosen, Numbers, Record, Verdict, percentile
+from resnet_service.client import Client as Service
 
 SHARES: Final = {"typical": 0.71, "mixed": 0.1, "batch": 0.04, "bad": 0.1, "hang-up": 0.05}
 """Of the requests: the usual image, one of any size, several at once, none that can be read, and clients

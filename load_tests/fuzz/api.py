@@ -13,7 +13,6 @@ import schemathesis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
-from resnet_service.server.v2 import metadata as interface
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CheckFunction, not_a_server_error
 from schemathesis.core.failures import FailureGroup
@@ -28,6 +27,7 @@ from schemathesis.transport.serialization import Binary
 from load_tests.fuzz.corpus import corpus
 from load_tests.fuzz.strategies import FUZZING, seeded
 from load_tests.health_prober import HealthProber, resident_mb
+from resnet_service.server.v2 import metadata as interface
 
 _CHECKS: Final[list[CheckFunction]] = [
     not_a_server_error,

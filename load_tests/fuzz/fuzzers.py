@@ -15,12 +15,12 @@ from typing import Any, Final, TypeVar
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from resnet_service.models import load_model
 
 from load_tests.fuzz import parser_properties as parsing
 from load_tests.fuzz import strategies
 from load_tests.fuzz.corpus import corpus
 from load_tests.health_prober import resident_mb
+from resnet_service.models import load_model
 
 Value = TypeVar("Value")
 

@@ -6,6 +6,10 @@ from typing import Final
 
 from fastapi import Request
 from hypothesis import strategies as st
+from starlette.types import Message
+
+from load_tests.fuzz import strategies
+from load_tests.fuzz.strategies import MAX_IMAGES, MAX_PARTS, Form, Tensors
 from resnet_service.errors import (
     InvalidImageError,
     InvalidRequestError,
@@ -17,10 +21,6 @@ from resnet_service.errors import (
 from resnet_service.models import Model
 from resnet_service.server.uploads import FIELD, UploadedFile, UploadLimits, read_images
 from resnet_service.server.v2.requests import parse
-from starlette.types import Message
-
-from load_tests.fuzz import strategies
-from load_tests.fuzz.strategies import MAX_IMAGES, MAX_PARTS, Form, Tensors
 
 LIMITS: Final = UploadLimits(max_bytes=1_000_000, max_parts=MAX_PARTS, timeout_s=60)
 

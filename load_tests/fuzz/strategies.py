@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
+
 from resnet_service.models import Model
 from resnet_service.server.v2 import metadata as interface
 

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import click
 import torch
-from resnet_service.machine import hardware_info
 from torchvision.models import resnet50
 from tqdm import tqdm
 
 from load_tests import wrk
 from load_tests.peers.competitors import PEERS, Competitor, python_of, started, wait_until_it_answers
 from load_tests.peers.report import write
+from resnet_service.machine import hardware_info
 
 _SERVE: Final = ("-m", "resnet_service", "serve", "--log-format", "json", "--no-access-log")
 _WARM_UP_S: Final = 3

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+
 from resnet_service.images import Crop
 from resnet_service.log_config import configure_logging
 from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult, stack_crops

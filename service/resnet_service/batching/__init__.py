@@ -1,6 +1,6 @@
 """The micro-batcher: many concurrent callers in, few batches out.
 
-Its contract, a test for each line in tests/test_batching.py:
+Its contract, a test for each line in tests/unit/test_batching.py:
 
 1. Work-conserving. As soon as a runner is free, whatever waits goes, up to `max_batch`, or to the size
    from which larger batches are no faster an item; the next batch fills while one runs. Several runners

@@ -1,0 +1,1 @@
+"""Tests of modules and functions, in this process and without a server."""
