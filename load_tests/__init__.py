@@ -1,6 +1,5 @@
-"""Load tests: `python -m load_tests run` (or `make load-test`), `capacity` and `incident`.
+"""Load and reliability tests of the service: `python -m load_tests COMMAND`.
 
-The arrivals are open-loop: requests come when the scenario says, however slow the answers are, and a
-request's latency counts from when it was due. A closed loop, which sends only after an answer, hides the
-queue.
+Requests arrive in an open loop: each is sent when the scenario says, whether or not earlier requests have a
+response, and its latency counts from that moment. `load_tests.peers` compares the service with other servers.
 """

@@ -1,23 +1,33 @@
-"""What the requests carry: images drawn here, or one's own, and bytes that are no images."""
+"""The images that requests carry: generated or from a folder, and data that is not a valid image."""
 
 import io
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from PIL import Image
 
-from load_tests.scenarios import Kind
+from load_tests.service import LoadTestError
 
-_TYPICAL: Final = (500, 375)
-"""The median size of ImageNet's images."""
+ImageKind = Literal["typical", "mixed", "bad"]
+"""The usual size, any size, and data that cannot be decoded."""
 
-_SIZES: Final = ((32, 32), (224, 224), _TYPICAL, _TYPICAL, _TYPICAL, (1024, 768), (1920, 1080), (4000, 3000))
-_MOST_IMAGES: Final = 200
+_TYPICAL_SIZE: Final = (500, 375)
+"""The median size of ImageNet's images, in pixels."""
+_MIXED_SIZES: Final = (
+    (32, 32),
+    (224, 224),
+    *(_TYPICAL_SIZE,) * 3,
+    (1024, 768),
+    (1920, 1080),
+    (4000, 3000),
+)
+_TYPICAL_IMAGES: Final = 8
+_MAX_IMAGES: Final = 200
 
 
 def draw(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Draw smooth colors with a little noise, so that codecs and filters have something to do."""
+    """Draw smooth colors with a little noise, so that codecs and filters have work to do."""
     random = np.random.default_rng(seed)
     across = np.linspace(0, 255, width)[None, :, None]
     down = np.linspace(0, 255, height)[:, None, None]
@@ -32,19 +42,19 @@ def _jpeg(size: tuple[int, int], seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def payloads(kind: Kind, folder: Path | None) -> list[bytes]:
-    """Return what requests of a kind may carry; with `folder`, its JPEGs are the typical images.
+def encoded_images(kind: ImageKind, folder: Path | None = None) -> list[bytes]:
+    """Return the encoded images of a kind; with `folder`, its JPEG files are the typical images.
 
-    Raises FileNotFoundError where there is none in it.
+    Raises LoadTestError if the folder contains no JPEG file.
     """
     if kind == "mixed":
-        return [_jpeg(size, seed) for seed, size in enumerate(_SIZES)]
+        return [_jpeg(size, seed) for seed, size in enumerate(_MIXED_SIZES)]
     if kind == "bad":
-        whole = _jpeg(_TYPICAL, seed=0)
-        return [b"", b"no image", whole[: len(whole) // 2], whole[:2] + bytes(1000), b"GIF89a"]
+        valid = _jpeg(_TYPICAL_SIZE, seed=0)
+        return [b"", b"no image", valid[: len(valid) // 2], valid[:2] + bytes(1000), b"GIF89a"]
     if folder is None:
-        return [_jpeg(_TYPICAL, seed) for seed in range(8)]
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    if not found:
-        raise FileNotFoundError(f"no JPEG in {folder}")
-    return [path.read_bytes() for path in found[:_MOST_IMAGES]]
+        return [_jpeg(_TYPICAL_SIZE, seed) for seed in range(_TYPICAL_IMAGES)]
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        raise LoadTestError(f"no JPEG files in {folder}")
+    return [path.read_bytes() for path in paths[:_MAX_IMAGES]]

@@ -1,11 +1,12 @@
-"""An incident made on purpose: the model grows slow under load, and the dashboards must say so.
+"""A simulated incident: the model becomes slow under load, and the dashboards have to show it.
 
-A real Prometheus scrapes the service; afterwards each panel of both dashboards is drawn from what it stored.
+A Prometheus scrapes the service; afterwards each panel of both dashboards is drawn from its data.
 """
 
 import math
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
 
-from monitoring.dashboards import BATCH_SIZES, DASHBOARDS, Panel, Series
+from monitoring.panels import BATCH_SIZES, DASHBOARDS, Panel, Series
 
 _STEP_S: Final = 2
 _RATE_INTERVAL: Final = "20s"
@@ -26,18 +27,23 @@ _COLUMNS: Final = 3
 
 
 class Slowdown(NamedTuple):
-    """When the model was slow, in seconds since the epoch, and where the drawing begins and ends."""
+    """When the model is slow (`start` to `end`), and the time that plots show; in seconds since the epoch."""
 
     shown_from: float
-    begins: float
-    ends: float
+    start: float
+    end: float
     shown_to: float
 
 
-def slow_for_a_while(
+def slow_server_command(model: str, factor: float) -> list[str]:
+    """Return the command of a service whose batches take `factor` times as long while slow."""
+    return [sys.executable, "-m", "load_tests.slow_server", model, str(factor)]
+
+
+def schedule_slowdown(
     process: "subprocess.Popen[bytes]", before: float, during: float, after: float
 ) -> Slowdown:
-    """Switch the model of `load_tests.slow_server` to slow and back; returns at once."""
+    """Schedule the slowdown of a `load_tests.slow_server` and its end; the arguments are in seconds."""
     for seconds in (before, before + during):
         timer = threading.Timer(seconds, process.send_signal, [signal.SIGUSR1])
         timer.daemon = True
@@ -47,29 +53,29 @@ def slow_for_a_while(
 
 
 def draw_dashboards(prometheus: str, span: Slowdown, folder: Path) -> list[Path]:
-    """Draw each dashboard's panels over the incident; returns the images' paths."""
-    written = []
+    """Draw the panels of each dashboard over the incident, and return the paths of the plots."""
+    paths = []
     with httpx.Client(base_url=prometheus, timeout=30) as client:
         for name, (title, rows) in DASHBOARDS.items():
             panels = [panel for panels in rows.values() for panel in panels]
-            lines = math.ceil((len(panels) + 1) / _COLUMNS)
-            figure = Figure(figsize=(5.2 * _COLUMNS, 2.9 * lines), layout="constrained")
-            figure.suptitle(f"{title}; the model is slow in the gray part")
-            axes: Sequence[Axes] = figure.subplots(lines, _COLUMNS, sharex=True).flat
-            for panel, place in zip(panels, axes, strict=False):
-                _draw_panel(client, panel, span, place)
-            for place in axes[len(panels) :]:
-                place.set_axis_off()
+            rows_of_panels = math.ceil((len(panels) + 1) / _COLUMNS)
+            figure = Figure(figsize=(5.2 * _COLUMNS, 2.9 * rows_of_panels), layout="constrained")
+            figure.suptitle(f"{title}; the model is slow in the gray area")
+            axes: Sequence[Axes] = figure.subplots(rows_of_panels, _COLUMNS, sharex=True).flat
+            for panel, panel_axes in zip(panels, axes, strict=False):
+                _draw_panel(client, panel, span, panel_axes)
+            for unused_axes in axes[len(panels) :]:
+                unused_axes.set_axis_off()
             if name == "detail":
                 _draw_batch_sizes(client, span, axes[len(panels)])
             path = folder / f"incident-{name}.png"
             figure.savefig(path, dpi=80)
-            written.append(path)
-    return written
+            paths.append(path)
+    return paths
 
 
 def _draw_panel(client: httpx.Client, panel: Panel, span: Slowdown, axes: Axes) -> None:
-    axes.axvspan(span.begins - span.shown_from, span.ends - span.shown_from, color="0.9")
+    axes.axvspan(span.start - span.shown_from, span.end - span.shown_from, color="0.9")
     for series in panel.series:
         for legend, seconds, values in _query(client, series, span):
             axes.plot(seconds, values, label=legend, linewidth=1.3)
@@ -92,12 +98,12 @@ def _draw_panel(client: httpx.Client, panel: Panel, span: Slowdown, axes: Axes) 
 
 
 def _draw_batch_sizes(client: httpx.Client, span: Slowdown, axes: Axes) -> None:
-    """Draw the heatmap: batches a second by size, the difference between one bucket and the next."""
+    """Draw a heatmap of batches/s by size: the difference between one bucket and the one below."""
     buckets = sorted(_query(client, BATCH_SIZES, span), key=lambda bucket: float(bucket[0]))
     axes.set_axis_on()
     axes.set_title("Batch sizes", fontsize=10)
     if not buckets:
-        return  # too short a run for a rate
+        return  # the run was too short for a rate
     seconds = buckets[0][1]
     rates = np.diff([values for _, _, values in buckets], axis=0, prepend=0)
     axes.imshow(rates, aspect="auto", origin="lower", extent=(seconds[0], seconds[-1], 0, len(rates)))
@@ -108,18 +114,18 @@ def _draw_batch_sizes(client: httpx.Client, span: Slowdown, axes: Axes) -> None:
 def _query(
     client: httpx.Client, series: Series, span: Slowdown
 ) -> list[tuple[str, list[float], list[float]]]:
-    """Return (legend, seconds since the drawing begins, values) of each series of a query."""
+    """Return (legend, seconds since `span.shown_from`, values) of each series of a query."""
     expression = series.expr.replace("$__rate_interval", _RATE_INTERVAL).replace("$instance", ".*")
-    answer = client.get(
+    response = client.get(
         "/api/v1/query_range",
         params={"query": expression, "start": span.shown_from, "end": span.shown_to, "step": _STEP_S},
     )
-    found: list[dict[str, Any]] = answer.raise_for_status().json()["data"]["result"]
-    drawn = []
-    for result in found:
+    results: list[dict[str, Any]] = response.raise_for_status().json()["data"]["result"]
+    series_data = []
+    for result in results:
         legend = series.legend
         for label, value in result["metric"].items():
             legend = legend.replace(f"{{{{{label}}}}}", value)
         seconds = [float(at) - span.shown_from for at, _ in result["values"]]
-        drawn.append((legend, seconds, [float(value) for _, value in result["values"]]))
-    return drawn
+        series_data.append((legend, seconds, [float(value) for _, value in result["values"]]))
+    return series_data

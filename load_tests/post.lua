@@ -1,5 +1,5 @@
--- For wrk: post one image again and again; its path and "multipart" or "raw" follow "--".
--- The last line is JSON: requests answered with 2xx in a second, latencies in ms, and what went wrong.
+-- Script for wrk: post one image repeatedly. Its path and "multipart" or "raw" follow "--".
+-- The last line is JSON: responses with 2xx per second, latencies in ms, and counts of errors.
 
 function init(arguments)
   local file = assert(io.open(arguments[1], "rb"))
@@ -11,15 +11,15 @@ function init(arguments)
     wrk.body = image
     return
   end
-  local mark = "imagefollows"
-  wrk.headers["Content-Type"] = "multipart/form-data; boundary=" .. mark
+  local boundary = "imagefollows"
+  wrk.headers["Content-Type"] = "multipart/form-data; boundary=" .. boundary
   wrk.body = table.concat({
-    "--" .. mark,
+    "--" .. boundary,
     'Content-Disposition: form-data; name="file"; filename="image.jpg"',
     "Content-Type: image/jpeg",
     "",
     image,
-    "--" .. mark .. "--",
+    "--" .. boundary .. "--",
     "",
   }, "\r\n")
 end
@@ -27,7 +27,7 @@ end
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(
-    '{"rate": %.3f, "p50_ms": %.3f, "p99_ms": %.3f, "rejected": %d, "broken": %d}\n',
+    '{"rate": %.3f, "p50_ms": %.3f, "p99_ms": %.3f, "rejected": %d, "failed": %d}\n',
     (summary.requests - errors.status) / summary.duration * 1e6,
     latency:percentile(50) / 1e3,
     latency:percentile(99) / 1e3,

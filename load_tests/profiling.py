@@ -1,4 +1,4 @@
-"""Where a request's time goes: the CPU time of each thread, split by what py-spy sees it at."""
+"""Profile a service under load: the CPU time of each thread, divided among stages by py-spy's samples."""
 
 import re
 import subprocess
@@ -13,107 +13,114 @@ from typing import Final
 
 import psutil
 
-from load_tests.wrk import load
+from load_tests.wrk import run_wrk
 
-_RATE_HZ: Final = 400
-_SETTLING_S: Final = 2
+_SAMPLE_RATE_HZ: Final = 400
+_SETTLE_S: Final = 2
+_NETWORK: Final = "network"
+_DECODE: Final = "decode, resize and crop"
+_EVENT_LOOP: Final = "HTTP, sockets, event loop"
 
-# The innermost frame that one of these names decides; what has none is the event loop's.
+# A sample belongs to the stage of its innermost frame that matches, else to the event loop.
 _STAGES: Final = {
     "read the form": ("python_multipart/", "resnet_service/server/uploads"),
-    "measure": (
+    "metrics and logs": (
         "prometheus_client/",
         "structlog/",
         "resnet_service/server/middleware",
         "resnet_service/metrics",
     ),
-    "batch, hand to threads and back": (
+    "batching and hand-over to threads": (
         "resnet_service/batching/",
         "resnet_service/inference/worker_pool",
         "resnet_service/inference/engine",
         "futures/",
     ),
-    "write the answer": ("resnet_service/server/routes/predict", "pydantic/"),
+    "write the response": ("resnet_service/server/routes/predict", "pydantic/"),
     "route and validate": ("fastapi/", "starlette/", "resnet_service/server/state"),
 }
+
+_Samples = Mapping[tuple[str, int], Counter[tuple[str, ...]]]
+"""By thread (name, id): stacks, outermost frame first, and their number of samples."""
 
 
 def profile(
     url: str, pid: int, image: Path, connections: int, seconds: int
 ) -> tuple[float, dict[str, float]]:
-    """Load the service `pid` at `url` with one image; return requests/s and CPU ms a request by stage."""
+    """Load the service `pid` at `url` with one image; return requests/s and CPU ms per request by stage."""
     figures: dict[str, float] = {}
-    lasts = seconds + 2 * _SETTLING_S
-    loading = threading.Thread(
-        target=lambda: figures.update(load(url, image, "multipart", connections, lasts))
+    load_s = seconds + 2 * _SETTLE_S
+    load = threading.Thread(
+        target=lambda: figures.update(run_wrk(url, image, "multipart", connections, load_s))
     )
-    loading.start()
-    time.sleep(_SETTLING_S)
-    before, started = _cpu_seconds(pid), time.perf_counter()
-    held = _samples(pid, seconds)
-    spent, elapsed = _cpu_seconds(pid), time.perf_counter() - started
-    loading.join()
-    each_ms = 1e3 / (figures["rate"] * elapsed)
-    names = {number: name for name, number in held}
-    stages: dict[str, float] = {}
-    for thread, seconds_used in spent.items():
-        used_ms = (seconds_used - before.get(thread, 0.0)) * each_ms
+    load.start()
+    time.sleep(_SETTLE_S)
+    cpu_before_s, started = _cpu_seconds(pid), time.perf_counter()
+    samples = _record_samples(pid, seconds)
+    cpu_after_s, elapsed_s = _cpu_seconds(pid), time.perf_counter() - started
+    load.join()
+    requests = figures["rate"] * elapsed_s
+    names = {thread: name for name, thread in samples}
+    stages_ms: dict[str, float] = {}
+    for thread, cpu_s in cpu_after_s.items():
+        used_ms = (cpu_s - cpu_before_s.get(thread, 0.0)) / requests * 1e3
         name = names.get(thread, "")
         if name.startswith("Main"):
-            shares = _shares(held[name, thread])
+            shares = _stage_shares(samples[name, thread])
         elif name.startswith("decode"):
-            shares = {"decode, resize and crop": 1.0}
+            shares = {_DECODE: 1.0}
         else:
-            shares = {"network": 1.0}  # the device's thread, and the runtime's, which never hold the GIL
+            shares = {_NETWORK: 1.0}  # threads of the device and its runtime, which never hold the GIL
         for stage, share in shares.items():
-            stages[stage] = stages.get(stage, 0.0) + used_ms * share
-    return figures["rate"], stages
+            stages_ms[stage] = stages_ms.get(stage, 0.0) + used_ms * share
+    return figures["rate"], stages_ms
 
 
 def _cpu_seconds(pid: int) -> dict[int, float]:
+    """Return the CPU time of each thread of the process."""
     return {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}
 
 
-_Samples = Mapping[tuple[str, int], Counter[tuple[str, ...]]]
+def _record_samples(pid: int, seconds: int) -> _Samples:
+    """Record the stacks of threads while they hold the GIL.
 
-
-def _samples(pid: int, seconds: int) -> _Samples:
-    """Record stacks, outermost frame first, and how often each held the GIL, by thread: name and number.
-
-    Without the GIL, a thread that waits for it would seem to be at work.
+    Without that condition a thread that waits for the GIL would count as busy.
     """
     with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "raw"
+        output = Path(folder) / "raw"
         py_spy = str(Path(sys.executable).parent / "py-spy")
-        command = [py_spy, "record", "--pid", str(pid), "--duration", str(seconds), "--rate", str(_RATE_HZ)]
+        command = [py_spy, "record", "--pid", str(pid), "--duration", str(seconds)]
         subprocess.run(
-            [*command, "--format", "raw", "--threads", "--nonblocking", "--gil", "--output", str(raw)],
+            [
+                *(*command, "--rate", str(_SAMPLE_RATE_HZ), "--format", "raw"),
+                *("--threads", "--nonblocking", "--gil", "--output", str(output)),
+            ],
             check=True,
             capture_output=True,
         )
-        lines = raw.read_text(encoding="utf-8").splitlines()
+        lines = output.read_text(encoding="utf-8").splitlines()
     samples: dict[tuple[str, int], Counter[tuple[str, ...]]] = {}
     for line in lines:
         stack, _, count = line.rpartition(" ")
         thread, *frames = stack.split(";")
-        named = re.fullmatch(r"thread \((\d+)\): (.*)", thread)
-        if named:
-            key = named[2], int(named[1])
+        match = re.fullmatch(r"thread \((\d+)\): (.*)", thread)
+        if match:
+            key = match[2], int(match[1])
             samples.setdefault(key, Counter())[tuple(frames)] += int(count)
     return samples
 
 
-def _shares(stacks: Counter[tuple[str, ...]]) -> dict[str, float]:
-    """Return which share of the event loop's Python each stage is, 0..1."""
-    seen: Counter[str] = Counter()
+def _stage_shares(stacks: Counter[tuple[str, ...]]) -> dict[str, float]:
+    """Return the share of each stage in the samples of the event loop's thread, 0..1."""
+    samples: Counter[str] = Counter()
     for frames, count in stacks.items():
-        seen[_stage(frames)] += count
-    return {stage: count / seen.total() for stage, count in seen.items()}
+        samples[_stage_of(frames)] += count
+    return {stage: count / samples.total() for stage, count in samples.items()}
 
 
-def _stage(frames: tuple[str, ...]) -> str:
+def _stage_of(frames: tuple[str, ...]) -> str:
     for frame in reversed(frames):
-        for stage, names in _STAGES.items():
-            if any(name in frame for name in names):
+        for stage, paths in _STAGES.items():
+            if any(path in frame for path in paths):
                 return stage
-    return "HTTP, sockets, event loop"
+    return _EVENT_LOOP

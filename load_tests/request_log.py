@@ -1,28 +1,31 @@
-"""Every request of a run: when it was due, what came of it, and when."""
+"""The record of each request of a run, and the arrays and statistics made from them."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from operator import itemgetter
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Numbers = npt.NDArray[np.float64]
-Chosen = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+StringArray = npt.NDArray[np.str_]
 
-HUNG_UP: Final = "hung up"
-"""The error of a request whose client closed the connection, as it should."""
-UNANSWERED: Final = "no answer"
-"""The error of a request that was given up at the end."""
+DISCONNECTED: Final = "disconnected"
+"""The `error` of a request whose client closed the connection on purpose."""
+NO_RESPONSE: Final = "no response"
+"""The `error` of a request that had no response when the run ended."""
 
 
-class Row(NamedTuple):
-    """One request: seconds on the run's clock when it was due, and from then on until the answer was whole.
+class RequestRecord(NamedTuple):
+    """One request. Times are in seconds; a value that does not exist is nan.
 
-    `late_s` is how long after that it was sent. The status is 0 where there was no answer, and `error` says
-    why; `retry_after_s` is nan where the answer did not say.
+    `due_s` is on the run's clock. `late_s` (until it was sent) and `latency_s` (until the response was
+    complete) count from `due_s`. `status` is 0 if there was no response; `error` then has the reason.
+    `retry_after_s`, `decode_s`, `queue_s` and `device_s` come from the headers Retry-After and Server-Timing.
     """
 
     due_s: float
@@ -31,89 +34,106 @@ class Row(NamedTuple):
     status: int
     error: str
     latency_s: float
-    retry_after_s: float
-
-
-class Verdict(NamedTuple):
-    """A promise, the figure that was measured, and whether it was kept."""
-
-    promise: str
-    figure: str
-    kept: bool
+    retry_after_s: float = np.nan
+    decode_s: float = np.nan
+    queue_s: float = np.nan
+    device_s: float = np.nan
 
 
 @dataclass(frozen=True)
-class Record:
-    """The requests of a run, one array element each, in the order they were due: see Row.
+class RequestLog:
+    """All requests of a run, one array element per request, in the order of `due_s`: see RequestRecord.
 
-    `seconds` is the time over which they were due, and `cpu_s` what it cost to send them: CPU time of the
-    whole process that did.
+    `seconds` is the time over which requests were due. `cpu_s` is the CPU time of the process that sent them.
     """
 
     seconds: float
     cpu_s: float
-    due_s: Numbers
-    late_s: Numbers
-    kind: npt.NDArray[np.str_]
+    due_s: FloatArray
+    late_s: FloatArray
+    kind: StringArray
     status: npt.NDArray[np.int64]
-    error: npt.NDArray[np.str_]
-    latency_s: Numbers
-    retry_after_s: Numbers
+    error: StringArray
+    latency_s: FloatArray
+    retry_after_s: FloatArray
+    decode_s: FloatArray
+    queue_s: FloatArray
+    device_s: FloatArray
 
     @classmethod
-    def of(cls, rows: Sequence[Row], seconds: float, cpu_s: float) -> "Record":
-        """Make one of rows in any order."""
-        ordered = sorted(rows, key=itemgetter(0))
-        due, late, kind, status, error, latency, retry_after = (
-            zip(*ordered, strict=True) if rows else [()] * 7
-        )
-        return cls(
-            seconds,
-            cpu_s,
-            np.array(due, dtype=np.float64),
-            np.array(late, dtype=np.float64),
-            np.array(kind, dtype=np.str_),
-            np.array(status, dtype=np.int64),
-            np.array(error, dtype=np.str_),
-            np.array(latency, dtype=np.float64),
-            np.array(retry_after, dtype=np.float64),
-        )
+    def from_records(
+        cls, records: Sequence[RequestRecord], seconds: float, cpu_s: float = 0.0
+    ) -> "RequestLog":
+        """Make a log of records in any order."""
+        types = {"kind": np.str_, "status": np.int64, "error": np.str_}
+        names = RequestRecord._fields
+        columns = zip(*sorted(records, key=itemgetter(0)), strict=True) if records else [()] * len(names)
+        arrays = {
+            name: np.array(column, dtype=types.get(name, np.float64))
+            for name, column in zip(names, columns, strict=True)
+        }
+        return cls(seconds, cpu_s, **arrays)
 
     def __len__(self) -> int:
         return len(self.due_s)
 
     @property
-    def done_s(self) -> Numbers:
-        """When each answer was whole."""
+    def done_s(self) -> FloatArray:
+        """When each response was complete, on the run's clock."""
         return self.due_s + self.latency_s
 
-    def were(self, *statuses: int) -> Chosen:
-        """Say of each request whether it got one of these statuses."""
+    @cached_property
+    def outcome(self) -> StringArray:
+        """What became of each request.
+
+        One of succeeded (200), rejected (429 with Retry-After), invalid (a 4xx for a bad image), disconnected
+        (the client closed the connection on purpose) and failed (everything else).
+        """
+        bad = self.has_kind("bad")
+        outcomes = [
+            ("disconnected", np.isin(self.error, DISCONNECTED)),
+            ("rejected", self.has_status(429) & ~np.isnan(self.retry_after_s)),
+            ("invalid", bad & (self.status >= 400) & (self.status < 500)),
+            ("succeeded", ~bad & self.has_status(200)),
+        ]
+        names, masks = zip(*outcomes, strict=True)
+        return np.select(list(masks), list(names), "failed")
+
+    def has_outcome(self, *outcomes: str) -> BoolArray:
+        """Return for each request whether it had one of these outcomes."""
+        return np.isin(self.outcome, outcomes)
+
+    def has_status(self, *statuses: int) -> BoolArray:
+        """Return for each request whether its response had one of these statuses."""
         return np.isin(self.status, statuses)
 
-    def chosen(self, chosen: Chosen) -> "Record":
-        """Return the record of these requests only."""
-        columns = {field.name: getattr(self, field.name)[chosen] for field in fields(self)[2:]}
+    def has_kind(self, kind: str) -> BoolArray:
+        """Return for each request whether it was of this kind."""
+        return np.isin(self.kind, kind)
+
+    def select(self, mask: BoolArray) -> "RequestLog":
+        """Return a log of the masked requests only."""
+        columns = {field.name: getattr(self, field.name)[mask] for field in fields(self)[2:]}
         return replace(self, **columns)
 
-    def per_second(self, chosen: Chosen, begin_s: float = 0.0) -> float:
-        """Return how many of the chosen were answered a second, from then to the last second of sending.
+    def rate(self, mask: BoolArray, start_s: float = 0.0) -> float:
+        """Return responses/s to the masked requests, from `start_s` to the end of sending.
 
-        What is answered only afterwards, while a queue empties, does not count.
+        Responses after the end of sending, while the queue empties, do not count.
         """
-        done_s = self.done_s[chosen]
-        return float(((done_s >= begin_s) & (done_s <= self.seconds)).sum() / (self.seconds - begin_s))
+        done_s = self.done_s[mask]
+        return float(((done_s >= start_s) & (done_s <= self.seconds)).sum() / (self.seconds - start_s))
 
-    def latency(self, percent: float, chosen: Chosen) -> float:
-        """Return a percentile of the chosen requests' latency in seconds; nan where there are none."""
-        return percentile(self.latency_s[chosen], percent)
+    def latency(self, percent: float, mask: BoolArray) -> float:
+        """Return a percentile of the masked requests' latency, in seconds; nan if there are none."""
+        return percentile(self.latency_s[mask], percent)
 
-    def outcomes(self) -> dict[str, int]:
-        """Count the requests by status, or by the reason why there is none; the most frequent first."""
+    def count_statuses(self) -> dict[str, int]:
+        """Count the requests by status, or by error if there was no response; the most frequent first."""
         names = (str(error or status) for status, error in zip(self.status, self.error, strict=True))
         return dict(Counter(names).most_common())
 
 
-def percentile(values: Numbers, percent: float) -> float:
-    """Return a percentile; nan of nothing."""
+def percentile(values: FloatArray, percent: float) -> float:
+    """Return a percentile; nan if there are no values."""
     return float(np.percentile(values, percent)) if len(values) else float("nan")

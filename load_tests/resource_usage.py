@@ -1,4 +1,4 @@
-"""What a service takes besides requests' time: to start, when idle, and in memory as it goes on."""
+"""Resource usage of the service: startup time, CPU time when idle, and memory before and after load."""
 
 import os
 import tempfile
@@ -10,11 +10,11 @@ from typing import Final
 
 import psutil
 
-from load_tests.service import started
-from load_tests.wrk import load
+from load_tests.service import run_service
+from load_tests.wrk import run_wrk
 
 _CONNECTIONS: Final = 16
-_TURN_S: Final = 5
+_WRK_RUN_S: Final = 2
 
 
 @dataclass(frozen=True)
@@ -29,45 +29,47 @@ class ResourceUsage:
     memory_after: int
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Return what was measured and its figure, for a table."""
+        """Yield (name, value) of each measurement, for a table."""
         growth = self.memory_after / self.memory_before - 1
         after_mib = self.memory_after / 2**20
-        yield "from start to ready, nothing kept yet", f"{self.first_start_s:.1f} s"
-        yield "from start to ready, network kept from before", f"{self.start_s:.1f} s"
-        yield "idle", f"{self.idle:.2%} of a core"
-        yield "memory when warm", f"{self.memory_before / 2**20:.0f} MiB"
-        yield (
-            f"memory {self.requests:,} requests later",
-            f"{after_mib:.0f} MiB ({growth:+.1%})",
-        )
+        yield "startup with an empty cache", f"{self.first_start_s:.1f} s"
+        yield "startup with a cached network", f"{self.start_s:.1f} s"
+        yield "CPU when idle", f"{self.idle:.2%} of a core"
+        yield "memory after warm-up", f"{self.memory_before / 2**20:.0f} MiB"
+        yield f"memory {self.requests:,} requests later", f"{after_mib:.0f} MiB ({growth:+.1%})"
 
 
-def footprint(command: Sequence[str], image: Path, log: Path, requests: int, idle_s: float) -> ResourceUsage:
-    """Start the service twice, leave it idle for a while, and then post `requests` images and more.
+def measure_resource_usage(
+    command: Sequence[str], image: Path, log: Path, requests: int, idle_s: float
+) -> ResourceUsage:
+    """Start the service twice, leave it idle for `idle_s`, then post at least `requests` images.
 
-    Memory is compared with what a tenth of as many requests have left.
+    Memory is compared with its value after a tenth of the requests. Raises LoadTestError if the service does
+    not start.
     """
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "XDG_CACHE_HOME": cache}
-        begun = time.perf_counter()
-        with started(command, log, environment):
-            first_start_s = time.perf_counter() - begun
-        begun = time.perf_counter()
-        with started(command, log, environment) as (url, process):
-            start_s = time.perf_counter() - begun
+        started = time.perf_counter()
+        with run_service(command, log, environment):
+            first_start_s = time.perf_counter() - started
+        started = time.perf_counter()
+        with run_service(command, log, environment) as (url, process):
+            start_s = time.perf_counter() - started
             service = psutil.Process(process.pid)
             service.cpu_percent()
             time.sleep(idle_s)
             idle = service.cpu_percent() / 100
-            _post(url, image, requests // 10)
-            before = service.memory_info().rss
-            posted = _post(url, image, requests)
-            after = service.memory_info().rss
-    return ResourceUsage(first_start_s, start_s, idle, posted, before, after)
+            _post_images(url, image, requests // 10)
+            memory_before = service.memory_info().rss
+            posted = _post_images(url, image, requests)
+            memory_after = service.memory_info().rss
+    return ResourceUsage(first_start_s, start_s, idle, posted, memory_before, memory_after)
 
 
-def _post(url: str, image: Path, requests: int) -> int:
+def _post_images(url: str, image: Path, requests: int) -> int:
+    """Post at least this many images and return how many succeeded."""
     posted = 0
     while posted < requests:
-        posted += round(load(f"{url}/predict", image, "multipart", _CONNECTIONS, _TURN_S)["rate"] * _TURN_S)
+        figures = run_wrk(f"{url}/predict", image, "multipart", _CONNECTIONS, _WRK_RUN_S)
+        posted += round(figures["rate"] * _WRK_RUN_S)
     return posted

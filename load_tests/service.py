@@ -1,4 +1,4 @@
-"""A service of one's own to load: a process, from its start to its end."""
+"""The service as a process of its own, started for a load test and stopped at its end."""
 
 import json
 import subprocess
@@ -9,42 +9,42 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class ServiceFailed(Exception):
-    """The service ended before it was ready."""
+class LoadTestError(Exception):
+    """A load test cannot be run, because of its arguments, the service or a missing program."""
 
 
 @contextmanager
-def started(
+def run_service(
     command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """Run a command that serves, until the block ends; yields the URL, once it is ready, and the process.
+    """Run a command that serves until the block ends; yields the URL and the process once it is ready.
 
-    `environment` replaces this process's own. Its log goes to a file, since a pipe that nobody reads would
-    stop it. Raises ServiceFailed.
+    `environment` replaces the environment of this process. The service writes its log to a file, because a
+    pipe that is not read would block it. Raises LoadTestError if the service ends before it is ready.
     """
     with (
-        log.open("wb") as written,
-        log.open(encoding="utf-8") as read,
-        subprocess.Popen(command, stderr=written, env=environment) as process,
+        log.open("wb") as output,
+        log.open(encoding="utf-8") as lines,
+        subprocess.Popen(command, stderr=output, env=environment) as process,
     ):
         try:
             url = ""
             while process.poll() is None:
-                for line in read:
+                for line in lines:
                     event = json.loads(line) if line.startswith("{") and line.endswith("}\n") else {}
                     url = event.get("url", url)
                     if event.get("event") == "ready":
                         yield url, process
                         return
                 time.sleep(0.05)
-            raise ServiceFailed(f"the service did not start; see {log}")
+            raise LoadTestError(f"the service did not start; see {log}")
         finally:
             process.terminate()
 
 
-def serve(model: str, weights: str | None = None) -> list[str]:
-    """Return the command that serves a model, with the weights given, on a free port."""
+def serve_command(model: str, weights: str | None = None, *flags: str) -> list[str]:
+    """Return the command that serves a model on a free port."""
     options = ["--model", model, "--port", "0", "--no-access-log", "--log-format", "json"]
     if weights is not None:
         options += ["--weights", weights]
-    return [sys.executable, "-m", "resnet_service", "serve", *options]
+    return [sys.executable, "-m", "resnet_service", "serve", *options, *flags]

@@ -1,4 +1,4 @@
-"""Crowds that keep connections and ask nothing, or never finish asking: what they cost, and who notices."""
+"""Thousands of idle or slow connections: their memory, and their effect on another client."""
 
 import asyncio
 import itertools
@@ -11,117 +11,134 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from load_tests.images import payloads
-from load_tests.load_generator import Client, Request, post, run
-from load_tests.request_log import Record, Verdict
+from load_tests.http_connection import Request, post_request
+from load_tests.images import encoded_images
+from load_tests.load_generator import LoadGenerator, run_async
+from load_tests.report import Check
+from load_tests.request_log import RequestLog
 
-Kind = Literal["idle", "slow"]
+ConnectionKind = Literal["idle", "slow"]
+"""Connections that send nothing, or one byte of request headers per second."""
 
-_ASKED_EVERY_S: Final = 0.05
-_DRIP_S: Final = 1.0
-_AT_A_TIME: Final = 200
-_SLOWER: Final = 2.0
-_SLOWER_S: Final = 0.02
-_KEPT_KB: Final = 64.0
+_NAMES: Final = {"idle": "idle connections", "slow": "slow clients"}
+_REQUEST_INTERVAL_S: Final = 0.05
+_BYTE_INTERVAL_S: Final = 1.0
+_OPENED_AT_ONCE: Final = 200
+_MAX_SLOWDOWN: Final = 2.0
+_SLOWDOWN_MARGIN_S: Final = 0.02
+_MAX_MEMORY_KB: Final = 64.0
 
 
 @dataclass(frozen=True)
-class Crowd:
-    """What other clients met without and with the crowd, and what it took; `cut_off` of it were closed."""
+class SlowClientsResult:
+    """The requests of another client without (`alone`) and with (`beside`) the connections.
 
-    kind: Kind
-    size: int
+    `closed` is the number of connections that the service closed; memory is in bytes.
+    """
+
+    kind: ConnectionKind
+    count: int
     seconds: float
-    without: Record
-    beside: Record
+    alone: RequestLog
+    beside: RequestLog
     rss_before: int
-    rss_most: int
-    cut_off: int
+    rss_with: int
+    closed: int
 
-    def rows(self) -> Iterator[Verdict]:
-        """Return each promise, its figure, and whether it was kept."""
-        name = f"{self.size:,} {'connections that ask nothing' if self.kind == 'idle' else 'slow senders'}"
-        alone_s, beside_s = (record.latency(99, record.were(200)) for record in (self.without, self.beside))
-        others = len(self.beside) - int(self.beside.were(200).sum())
-        yield Verdict(
-            f"{name}: everybody else is answered", f"{others} of {len(self.beside):,} not", not others
+    def checks(self) -> Iterator[Check]:
+        """Yield each guarantee with its measured value."""
+        name = f"{self.count:,} {_NAMES[self.kind]}"
+        alone_s, beside_s = (log.latency(99, log.has_status(200)) for log in (self.alone, self.beside))
+        failed = len(self.beside) - int(self.beside.has_status(200).sum())
+        yield Check(
+            f"{name}: another client's requests succeed",
+            f"{failed} of {len(self.beside):,} failed",
+            not failed,
         )
-        yield Verdict(
-            f"{name}: p99 of the others at most {_SLOWER:g} times what it is without, and 20 ms",
+        yield Check(
+            f"{name}: p99 of the other client at most {_MAX_SLOWDOWN:g} times as high, plus 20 ms",
             f"{beside_s * 1e3:.1f} ms, {alone_s * 1e3:.1f} ms without",
-            beside_s <= _SLOWER * alone_s + _SLOWER_S,
+            beside_s <= _MAX_SLOWDOWN * alone_s + _SLOWDOWN_MARGIN_S,
         )
-        each_kb = (self.rss_most - self.rss_before) / self.size / 1e3
-        yield Verdict(f"{name}: each takes under {_KEPT_KB:g} kB", f"{each_kb:.1f} kB", each_kb < _KEPT_KB)
+        each_kb = (self.rss_with - self.rss_before) / self.count / 1e3
+        yield Check(
+            f"{name}: each takes under {_MAX_MEMORY_KB:g} kB", f"{each_kb:.1f} kB", each_kb < _MAX_MEMORY_KB
+        )
         if self.kind == "slow":
-            yield Verdict(
-                f"{name}: all are cut off",
-                f"{self.cut_off:,} after {self.seconds:.0f} s",
-                self.cut_off == self.size,
+            yield Check(
+                f"{name}: the service closes all",
+                f"{self.closed:,} after {self.seconds:.0f} s",
+                self.closed == self.count,
             )
 
 
-def crowd(url: str, pid: int, kind: Kind, size: int, seconds: float) -> Crowd:
-    """Open `size` connections and keep them for `seconds`, while somebody classifies an image now and then.
+def run_slow_clients(
+    url: str, pid: int, kind: ConnectionKind, count: int, seconds: float
+) -> SlowClientsResult:
+    """Keep `count` connections open for `seconds` while another client classifies 20 images per second.
 
-    The slow ones send a byte of a head each second.
+    `pid` is the service's process.
     """
-    return run(_crowd(url, psutil.Process(pid), kind, size, seconds))
+    return run_async(_run(url, psutil.Process(pid), kind, count, seconds))
 
 
-async def _crowd(url: str, process: psutil.Process, kind: Kind, size: int, seconds: float) -> Crowd:
-    request = post(url, payloads("typical", None)[0], "typical")
-    without = await _ask(url, request, seconds)
-    before = process.memory_info().rss
-    async with _opened(url, kind, size) as members:
-        beside = await _ask(url, request, seconds)
-        most = process.memory_info().rss
-        cut_off = sum(member.closed for member in members)
-    return Crowd(kind, size, seconds, without, beside, before, most, cut_off)
+async def _run(
+    url: str, process: psutil.Process, kind: ConnectionKind, count: int, seconds: float
+) -> SlowClientsResult:
+    request = post_request(url, encoded_images("typical")[0], "typical")
+    alone = await _classify_images(url, request, seconds)
+    rss_before = process.memory_info().rss
+    async with _open_connections(url, kind, count) as connections:
+        beside = await _classify_images(url, request, seconds)
+        rss_with = process.memory_info().rss
+        closed = sum(connection.is_closed for connection in connections)
+    return SlowClientsResult(kind, count, seconds, alone, beside, rss_before, rss_with, closed)
 
 
-async def _ask(url: str, request: Request, seconds: float) -> Record:
-    async with Client(url) as client:
-        count = int(seconds / _ASKED_EVERY_S)
-        await client.follow(zip(itertools.count(0, _ASKED_EVERY_S), [request] * count, strict=False))
-        return client.record(seconds)
+async def _classify_images(url: str, request: Request, seconds: float) -> RequestLog:
+    async with LoadGenerator(url) as generator:
+        requests = [request] * int(seconds / _REQUEST_INTERVAL_S)
+        await generator.run_open_loop(zip(itertools.count(0, _REQUEST_INTERVAL_S), requests, strict=False))
+        return generator.log(seconds)
 
 
-class _Member(asyncio.Protocol):
+class _OpenConnection(asyncio.Protocol):
     transport: asyncio.Transport
-    closed = False
+    is_closed = False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self.closed = True
+        self.is_closed = True
 
 
 @asynccontextmanager
-async def _opened(url: str, kind: Kind, size: int) -> AsyncIterator[list[_Member]]:
+async def _open_connections(
+    url: str, kind: ConnectionKind, count: int
+) -> AsyncIterator[list[_OpenConnection]]:
     loop = asyncio.get_running_loop()
     address = urlsplit(url)
     host, port = address.hostname or "", address.port or 80
-    members: list[_Member] = []
-    while len(members) < size:
-        some = min(_AT_A_TIME, size - len(members))
-        opening = [loop.create_connection(_Member, host, port) for _ in range(some)]
-        for transport, member in await asyncio.gather(*opening):
-            member.transport = transport
-            members.append(member)
-    dripping = asyncio.create_task(_drip(members)) if kind == "slow" else None
+    connections: list[_OpenConnection] = []
+    while len(connections) < count:
+        batch = min(_OPENED_AT_ONCE, count - len(connections))
+        opening = [loop.create_connection(_OpenConnection, host, port) for _ in range(batch)]
+        for transport, connection in await asyncio.gather(*opening):
+            connection.transport = transport
+            connections.append(connection)
+    sending = asyncio.create_task(_send_bytes_slowly(connections)) if kind == "slow" else None
     try:
-        yield members
+        yield connections
     finally:
-        if dripping is not None:
-            dripping.cancel()
-        for member in members:
-            member.transport.abort()
+        if sending is not None:
+            sending.cancel()
+        for connection in connections:
+            connection.transport.abort()
 
 
-async def _drip(members: list[_Member]) -> None:
-    head = itertools.chain(b"GET /healthz HTTP/1.1\r\nX-Slow: ", itertools.repeat(ord("x")))
-    for byte in head:
-        began = time.perf_counter()
-        for member in members:
-            if not member.closed:
-                member.transport.write(bytes([byte]))
-        await asyncio.sleep(max(0.0, _DRIP_S - (time.perf_counter() - began)))
+async def _send_bytes_slowly(connections: list[_OpenConnection]) -> None:
+    headers = itertools.chain(b"GET /healthz HTTP/1.1\r\nX-Slow: ", itertools.repeat(ord("x")))
+    for byte in headers:
+        started = time.perf_counter()
+        for connection in connections:
+            if not connection.is_closed:
+                connection.transport.write(bytes([byte]))
+        await asyncio.sleep(max(0.0, _BYTE_INTERVAL_S - (time.perf_counter() - started)))

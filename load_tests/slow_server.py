@@ -1,7 +1,6 @@
-"""The service with a model that can be slowed: each SIGUSR1 switches between slow and quick.
+"""The service with a model that can be slowed down: each SIGUSR1 switches between slow and normal.
 
-`python -m load_tests.slow_server MODEL FACTOR` serves MODEL, whose batches take FACTOR times as long while slow.
-Everything else is the service as it ships.
+`python -m load_tests.slow_server MODEL FACTOR` serves MODEL; while slow, batches take FACTOR times as long.
 """
 
 import signal
@@ -19,43 +18,43 @@ from resnet_service.settings import Settings
 
 
 class SlowRuntime:
-    """A runtime whose batches take `factor` times as long while `slow`."""
+    """Wraps a runtime; its batches take `factor` times as long while `is_slow`."""
 
     def __init__(self, runtime: Runtime, factor: float) -> None:
         self._runtime = runtime
         self._factor = factor
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
-        self.slow = False
+        self.is_slow = False
 
     def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
-        """Run the batch, and wait as long again as it takes."""
-        began = time.perf_counter()
-        answer = self._runtime.run(crops, k)
-        if self.slow:
-            time.sleep((time.perf_counter() - began) * (self._factor - 1))
-        return answer
+        """Run the batch; while slow, then sleep for the additional time."""
+        started = time.perf_counter()
+        result = self._runtime.run(crops, k)
+        if self.is_slow:
+            time.sleep((time.perf_counter() - started) * (self._factor - 1))
+        return result
 
     def memory(self) -> DeviceMemory | None:
-        """Return the device's memory."""
+        """Return the memory of the device."""
         return self._runtime.memory()
 
 
 def main(model: str, factor: float) -> int:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends the process."""
     settings = Settings(model=model, port=0, access_log=False, log_format="json")
     configure_logging(settings.log_level, settings.log_format)
     runtimes: list[SlowRuntime] = []
 
-    def slowed(runtime: Runtime) -> SlowRuntime:
+    def wrap(runtime: Runtime) -> SlowRuntime:
         runtimes.append(SlowRuntime(runtime, factor))
         return runtimes[-1]
 
     def switch(_signal: int, _frame: FrameType | None) -> None:
         for runtime in runtimes:
-            runtime.slow = not runtime.slow
+            runtime.is_slow = not runtime.is_slow
 
     signal.signal(signal.SIGUSR1, switch)
-    return run_server(build_app_state(settings, slowed))
+    return run_server(build_app_state(settings, wrap))
 
 
 if __name__ == "__main__":

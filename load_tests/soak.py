@@ -1,4 +1,4 @@
-"""Half an hour of everyday load with everyday trouble: whether anything grows, slows down or fails."""
+"""Soak: half an hour of mixed load, to see whether memory, threads, open files or latency grow."""
 
 import random
 import time
@@ -10,230 +10,236 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from load_tests.images import payloads
-from load_tests.load_generator import Client, Request, arrivals, post, post_batch, run
-from load_tests.overload import measured_peak
-from load_tests.process_monitor import MonitoredRun, Sample, look, probing
-from load_tests.request_log import HUNG_UP, Chosen, Numbers, Record, Verdict, percentile
-from resnet_service.client import Client as Service
+from load_tests.http_connection import Request, batch_request, post_request
+from load_tests.images import encoded_images
+from load_tests.load_generator import LoadGenerator, arrival_times, measure_capacity, run_async
+from load_tests.process_monitor import MonitorLog, ProcessSample, monitor_process, sample_process
+from load_tests.report import Check
+from load_tests.request_log import DISCONNECTED, BoolArray, FloatArray, RequestLog, percentile
+from resnet_service.client import Client
 
-SHARES: Final = {"typical": 0.71, "mixed": 0.1, "batch": 0.04, "bad": 0.1, "hang-up": 0.05}
-"""Of the requests: the usual image, one of any size, several at once, none that can be read, and clients
-that do not wait, half of them in the middle of the image."""
-_IMAGES_IN_BATCH: Final = 4
-_VARIANTS: Final = 1000
-"""Requests drawn from `SHARES`, in turn, to measure what the service can do with them."""
+SHARES: Final = {"typical": 0.71, "mixed": 0.1, "batch": 0.04, "bad": 0.1, "disconnect": 0.05}
+"""Shares of the requests: an image of the usual size, of any size, several images at once, data that cannot
+be decoded, and clients that disconnect, half of them in the middle of the image."""
+_IMAGES_PER_BATCH: Final = 4
+_CAPACITY_REQUESTS: Final = 1000
+"""Requests in the mix of `SHARES` with which the capacity is measured."""
 
-_SETTLED: Final = 1 / 6
-"""Memory is judged after this share of the time: five minutes of thirty."""
+_SETTLE_SHARE: Final = 1 / 6
+"""Memory and threads are judged after this share of the time: five minutes of thirty."""
 _QUIET_S: Final = 10.0
-_SAMPLES: Final = 1500
+_MAX_SLOPE_SAMPLES: Final = 1500
 
-_GROWTH: Final = 0.02
-_SLOWER_P50: Final = 1.25
-_SLOWER_P99: Final = 1.5
+_MAX_GROWTH: Final = 0.02
+_MAX_P50_FACTOR: Final = 1.25
+_MAX_P99_FACTOR: Final = 1.5
 
 
 @dataclass(frozen=True)
-class Soak:
-    """What came of a soak; times are seconds on one clock, which begins with it.
+class SoakResult:
+    """The requests and the process during a soak; times are in seconds from its start.
 
-    `capacity_rps` is the rate of answers of a closed loop with the same requests, before. `before` and
-    `after` show the process without any connection of the test's.
+    `capacity_rps` was measured before in a closed loop of the same mix. `before` and `after` are samples of
+    the process without any connection of the test.
     """
 
     capacity_rps: float
-    load: Record
-    watched: MonitoredRun
-    before: Sample
-    after: Sample
+    load: RequestLog
+    monitor: MonitorLog
+    before: ProcessSample
+    after: ProcessSample
 
     @property
-    def settled(self) -> Chosen:
-        """The samples by which memory and threads are judged."""
-        return self.watched.between(_SETTLED * self.load.seconds, self.load.seconds)
+    def settled(self) -> BoolArray:
+        """The mask of the samples by which memory and threads are judged."""
+        return self.monitor.between(_SETTLE_SHARE * self.load.seconds, self.load.seconds)
 
     @property
     def slope_mb_per_hour(self) -> float:
-        """How fast memory grows, in 10^6 bytes/h: the median slope of all pairs of samples (Theil-Sen)."""
+        """The growth of memory in 10^6 bytes/h: the median slope of all pairs of samples (Theil-Sen)."""
         settled = self.settled
-        return median_slope(self.watched.at_s[settled], self.watched.rss_bytes[settled]) * 3600 / 1e6
+        return median_slope(self.monitor.at_s[settled], self.monitor.rss_bytes[settled]) * 3600 / 1e6
 
     @property
     def growth(self) -> float:
-        """What that slope makes of the settled time, as a share of the memory at its begin."""
+        """The growth of memory at that slope over the settled time, as a share of the memory at its start."""
         settled = np.flatnonzero(self.settled)
         if len(settled) < 2:
             return float("nan")
-        hours = (self.watched.at_s[settled[-1]] - self.watched.at_s[settled[0]]) / 3600
-        first = self.watched.rss_bytes[settled[: max(1, len(settled) // 5)]]
-        return float(self.slope_mb_per_hour * 1e6 * hours / np.median(first))
+        hours = (self.monitor.at_s[settled[-1]] - self.monitor.at_s[settled[0]]) / 3600
+        first_fifth = self.monitor.rss_bytes[settled[: max(1, len(settled) // 5)]]
+        return float(self.slope_mb_per_hour * 1e6 * hours / np.median(first_fifth))
 
-    def fifth(self, number: int) -> tuple[float, float]:
-        """Return p50 and p99 of the typical images' latency, in s, in one fifth of the time, 0 to 4."""
+    def latency_in_fifth(self, number: int) -> tuple[float, float]:
+        """Return p50 and p99 of typical images in seconds, in one fifth of the time, 0 to 4."""
         load = self.load
-        length_s = load.seconds / 5
-        in_it = (load.due_s >= number * length_s) & (load.due_s < (number + 1) * length_s)
-        chosen = in_it & load.were(200) & np.isin(load.kind, "typical")
-        return load.latency(50, chosen), load.latency(99, chosen)
+        fifth_s = load.seconds / 5
+        is_due = (load.due_s >= number * fifth_s) & (load.due_s < (number + 1) * fifth_s)
+        mask = is_due & load.has_status(200) & load.has_kind("typical")
+        return load.latency(50, mask), load.latency(99, mask)
 
-    def outcomes(self) -> Iterator[tuple[str, dict[str, int]]]:
-        """Return for each kind of request how many ended with which status."""
+    def statuses_by_kind(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """Yield (kind, number of requests by status or error)."""
         for kind in SHARES:
-            yield kind, self.load.chosen(np.isin(self.load.kind, kind)).outcomes()
+            yield kind, self.load.select(self.load.has_kind(kind)).count_statuses()
 
-    def figures(self) -> Iterator[tuple[str, str]]:
-        """Return what was measured and its figure, for a table."""
-        load, watched, settled = self.load, self.watched, self.settled
-        yield "capacity with these requests", f"{self.capacity_rps:.1f}/s"
+    def measurements(self) -> Iterator[tuple[str, str]]:
+        """Yield (name, value) of each measurement."""
+        load, monitor, settled = self.load, self.monitor, self.settled
+        yield "capacity with this mix", f"{self.capacity_rps:.1f}/s"
         yield "sent", f"{len(load):,} in {load.seconds / 60:.1f} min, {len(load) / load.seconds:.1f}/s"
-        for kind, counts in self.outcomes():
-            yield f"{kind}: answers by status", ", ".join(f"{name}: {n:,}" for name, n in counts.items())
-        for path, answers in watched.answers.items():
-            slowest = percentile(answers.latency_s, 100) * 1e3
-            p99 = percentile(answers.latency_s, 99) * 1e3
-            counts = answers.outcomes()
+        for kind, counts in self.statuses_by_kind():
+            yield f"{kind}: responses by status", ", ".join(f"{name}: {n:,}" for name, n in counts.items())
+        for path, probes in monitor.probes.items():
+            p99, slowest = (percentile(probes.latency_s, percent) * 1e3 for percent in (99, 100))
+            counts = probes.count_statuses()
             yield path, f"p99 {p99:.1f} ms, slowest {slowest:.1f} ms, by status {counts}"
-        yield (
-            "memory: begin, settled, end",
-            ", ".join(
-                f"{value / 2**20:,.0f} MiB"
-                for value in (self.before.rss_bytes, *watched.rss_bytes[settled][:1], self.after.rss_bytes)
-            ),
-        )
-        yield "memory's slope", f"{self.slope_mb_per_hour:+.1f} MB/h"
+        rss = (self.before.rss_bytes, *monitor.rss_bytes[settled][:1], self.after.rss_bytes)
+        yield "memory: start, settled, end", ", ".join(f"{value / 2**20:,.0f} MiB" for value in rss)
+        yield "slope of memory", f"{self.slope_mb_per_hour:+.1f} MB/h"
         for name, before, during, after in (
-            ("threads", self.before.threads, watched.threads, self.after.threads),
-            ("open files", self.before.files, watched.files, self.after.files),
+            ("threads", self.before.threads, monitor.threads, self.after.threads),
+            ("open files", self.before.open_files, monitor.open_files, self.after.open_files),
         ):
-            yield f"{name}: begin, most, end", f"{before}, {during.max():.0f}, {after}"
+            yield f"{name}: start, maximum, end", f"{before}, {during.max():.0f}, {after}"
         yield "sent late, p99", f"{percentile(load.late_s, 99) * 1e3:.0f} ms"
-        yield "CPU of the load generator", f"{load.cpu_s / max(1, len(load)) * 1e6:.0f} us a request"
+        yield "CPU of the load generator", f"{load.cpu_s / max(1, len(load)) * 1e6:.0f} us per request"
 
-    def rows(self) -> Iterator[Verdict]:
-        """Return each promise, its figure, and whether it was kept."""
-        load = self.load
-        bad, hung_up = np.isin(load.kind, "bad"), np.isin(load.error, HUNG_UP)
-        good = ~bad & ~np.isin(load.kind, "hang-up")
-        wrong = load.status >= 500
-        lost = (load.status == 0) & ~hung_up
-        yield Verdict("no answer is a 5xx", f"{int(wrong.sum()):,} of {len(load):,}", not wrong.any())
-        yield Verdict("no connection fails", f"{int(lost.sum()):,} of {len(load):,}", not lost.any())
-        rejected = good & ~load.were(200)
-        yield Verdict(
-            "every good image is classified",
-            f"all but {int(rejected.sum()):,} of {int(good.sum()):,}",
-            not rejected.any(),
-        )
-        rejected = bad & (load.status >= 400) & (load.status < 500)
-        yield Verdict(
-            "every bad one gets a 4xx",
-            f"{int(rejected.sum()):,} of {int(bad.sum()):,}",
-            bool(rejected.sum() == bad.sum()),
-        )
-        yield Verdict(
-            f"memory grows by less than {_GROWTH:.0%} once settled",
+    def checks(self) -> Iterator[Check]:
+        """Yield each guarantee with its measured value."""
+        yield from self._response_checks()
+        yield Check(
+            f"memory grows by less than {_MAX_GROWTH:.0%} once settled",
             f"{self.growth:+.2%}, {self.slope_mb_per_hour:+.1f} MB/h",
-            self.growth < _GROWTH,
+            self.growth < _MAX_GROWTH,
         )
-        threads = self.watched.threads[self.settled]
-        yield Verdict(
-            "no thread is left behind",
+        threads = self.monitor.threads[self.settled]
+        yield Check(
+            "no thread is leaked",
             f"{threads[:1].sum():.0f} once settled, {self.after.threads} at the end",
             bool(len(threads) and self.after.threads <= threads[0]),
         )
-        yield Verdict(
-            "no open file is left behind",
-            f"{self.before.files} before, {self.after.files} afterwards",
-            self.after.files <= self.before.files,
+        yield Check(
+            "no open file is leaked",
+            f"{self.before.open_files} before, {self.after.open_files} after",
+            self.after.open_files <= self.before.open_files,
         )
-        for name, first, last, limit in zip(
-            ("p50", "p99"), self.fifth(0), self.fifth(4), (_SLOWER_P50, _SLOWER_P99), strict=True
+        for name, first_s, last_s, factor in zip(
+            ("p50", "p99"),
+            self.latency_in_fifth(0),
+            self.latency_in_fifth(4),
+            (_MAX_P50_FACTOR, _MAX_P99_FACTOR),
+            strict=True,
         ):
-            yield Verdict(
-                f"{name} is at most {limit:g} times the first fifth's in the last",
-                f"{first * 1e3:.0f} ms, then {last * 1e3:.0f} ms",
-                last <= limit * first,
+            yield Check(
+                f"{name} in the last fifth is at most {factor:g} times that in the first",
+                f"{first_s * 1e3:.0f} ms, then {last_s * 1e3:.0f} ms",
+                last_s <= factor * first_s,
             )
-        failed = sum(int((~answers.were(200)).sum()) for answers in self.watched.answers.values())
-        yield Verdict("/healthz and /metrics always answer", f"{failed} failed", not failed)
+        failed = sum(int((~probes.has_status(200)).sum()) for probes in self.monitor.probes.values())
+        yield Check("/healthz and /metrics always respond", f"{failed} failed", not failed)
+
+    def _response_checks(self) -> Iterator[Check]:
+        load = self.load
+        bad = load.has_kind("bad")
+        valid = ~bad & ~load.has_kind("disconnect")
+        server_errors = load.status >= 500
+        lost = (load.status == 0) & ~np.isin(load.error, DISCONNECTED)
+        yield Check(
+            "no response is a 5xx", f"{int(server_errors.sum()):,} of {len(load):,}", not server_errors.any()
+        )
+        yield Check("no connection fails", f"{int(lost.sum()):,} of {len(load):,}", not lost.any())
+        not_classified = valid & ~load.has_status(200)
+        yield Check(
+            "every valid image is classified",
+            f"all but {int(not_classified.sum()):,} of {int(valid.sum()):,}",
+            not not_classified.any(),
+        )
+        rejected = bad & (load.status >= 400) & (load.status < 500)
+        yield Check(
+            "every bad image gets a 4xx",
+            f"{int(rejected.sum()):,} of {int(bad.sum()):,}",
+            bool(rejected.sum() == bad.sum()),
+        )
 
 
-def soak(
+def run_soak(
     url: str,
     pid: int,
     seconds: float = 1800.0,
     *,
-    capacity_rps: float | None = None,
     share: float = 0.6,
-    peak_s: float = 20.0,
+    capacity_s: float = 20.0,
     connections: int = 16,
     seed: int = 0,
-    progress: bool = False,
-) -> Soak:
-    """Send the mix of `SHARES` at `share` of what the service can do with it, for `seconds`.
+    show_progress: bool = False,
+) -> SoakResult:
+    """Send the mix of `SHARES` at `share` of the capacity for that mix, for `seconds`.
 
-    What it can do is `capacity_rps`, or else measured first, for `peak_s` seconds in a closed loop of so many
-    connections. `pid` is the service's process. Arrivals are a Poisson process.
-    Raises psutil.NoSuchProcess where the service has ended.
+    The capacity is measured first, for `capacity_s` seconds with this many connections. `pid` is the
+    service's process. Arrivals are a Poisson process. Raises psutil.NoSuchProcess if the service has ended.
     """
-    chance = random.Random(seed)
-    prepared = _prepared(url)
-    if capacity_rps is None:
-        waiting = {kind: share for kind, share in SHARES.items() if kind != "hang-up"}
-        with Service(url) as service:
-            connections = min(connections, service.info()["limits"]["max_queue"])
-        requests = [_drawn(prepared, waiting, chance) for _ in range(_VARIANTS)]
-        capacity_rps = run(measured_peak(url, requests, connections, peak_s))
-    plan = [
-        (due_s, _drawn(prepared, SHARES, chance)) for due_s in arrivals(share * capacity_rps, seconds, seed)
-    ]
+    rng = random.Random(seed)
+    prepared = _prepare_requests(url)
+    completed = {kind: share for kind, share in SHARES.items() if kind != "disconnect"}
+    with Client(url) as client:
+        connections = min(connections, client.info()["limits"]["max_queue"])
+    requests = [_choose(prepared, completed, rng) for _ in range(_CAPACITY_REQUESTS)]
+    capacity_rps = measure_capacity(url, requests, connections, capacity_s)
+    arrivals = arrival_times(share * capacity_rps, seconds, seed)
+    plan = [(due_s, _choose(prepared, SHARES, rng)) for due_s in arrivals]
 
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     process = psutil.Process(pid)
-    before = look(process, began)
+    before = sample_process(process, started_at)
 
-    async def soaked() -> tuple[Record, MonitoredRun]:
-        async with probing(url, pid, began) as probes, Client(url, began) as load:
-            await load.follow(tqdm(plan, unit="request", disable=not progress))
-        return load.record(seconds), probes.watched()
+    async def send_all() -> tuple[RequestLog, MonitorLog]:
+        async with monitor_process(url, pid, started_at) as monitor, LoadGenerator(url, started_at) as load:
+            await load.run_open_loop(tqdm(plan, unit="request", disable=not show_progress))
+        return load.log(seconds), monitor.log()
 
-    return Soak(capacity_rps, *run(soaked()), before, _once_quiet(process, before, began))
-
-
-def median_slope(x: Numbers, y: Numbers) -> float:
-    """Return the median of the slopes between all pairs of points: a few outliers do not move it."""
-    chosen = np.unique(np.linspace(0, len(x) - 1, _SAMPLES).astype(int)) if len(x) > _SAMPLES else slice(None)
-    first, second = np.triu_indices(len(x[chosen]), k=1)
-    run_, rise = x[chosen][second] - x[chosen][first], y[chosen][second] - y[chosen][first]
-    return float(np.median(rise / run_)) if len(rise) else float("nan")
+    log, monitored = run_async(send_all())
+    return SoakResult(capacity_rps, log, monitored, before, _sample_once_quiet(process, before, started_at))
 
 
-def _prepared(url: str) -> dict[str, list[Request]]:
-    typical = payloads("typical", None)
-    whole = [post(url, image, "hang-up") for image in typical]
+def median_slope(x: FloatArray, y: FloatArray) -> float:
+    """Return the median of the slopes between all pairs of points, which is robust against outliers."""
+    if len(x) > _MAX_SLOPE_SAMPLES:
+        chosen = np.unique(np.linspace(0, len(x) - 1, _MAX_SLOPE_SAMPLES).astype(int))
+        x, y = x[chosen], y[chosen]
+    first, second = np.triu_indices(len(x), k=1)
+    slopes = (y[second] - y[first]) / (x[second] - x[first])
+    return float(np.median(slopes)) if len(slopes) else float("nan")
+
+
+def _prepare_requests(url: str) -> dict[str, list[Request]]:
+    typical = encoded_images("typical")
+    complete = [post_request(url, image, "disconnect") for image in typical]
     return {
-        **{kind: [post(url, body, kind) for body in payloads(kind, None)] for kind in ("mixed", "bad")},
-        "typical": [post(url, image, "typical") for image in typical],
-        "batch": [post_batch(url, typical[:_IMAGES_IN_BATCH], "batch")],
-        "hang-up": [
-            request._replace(hang_up_after=len(request.content) // part)
-            for request in whole
-            for part in (1, 2)
+        "typical": [post_request(url, image, "typical") for image in typical],
+        "mixed": [post_request(url, image, "mixed") for image in encoded_images("mixed")],
+        "bad": [post_request(url, image, "bad") for image in encoded_images("bad")],
+        "batch": [batch_request(url, typical[:_IMAGES_PER_BATCH], "batch")],
+        "disconnect": [
+            request._replace(disconnect_after=len(request.content) // divisor)
+            for request in complete
+            for divisor in (1, 2)
         ],
     }
 
 
-def _drawn(
-    prepared: Mapping[str, Sequence[Request]], shares: Mapping[str, float], chance: random.Random
+def _choose(
+    prepared: Mapping[str, Sequence[Request]], shares: Mapping[str, float], rng: random.Random
 ) -> Request:
-    [kind] = chance.choices(list(shares), list(shares.values()))
-    return chance.choice(prepared[kind])
+    [kind] = rng.choices(list(shares), list(shares.values()))
+    return rng.choice(prepared[kind])
 
 
-def _once_quiet(process: psutil.Process, before: Sample, began: float) -> Sample:
-    """Return the process once the service has noticed that the connections are closed, or does not."""
+def _sample_once_quiet(process: psutil.Process, before: ProcessSample, started_at: float) -> ProcessSample:
+    """Wait up to 10 s until the service has closed the test's connections, and sample the process."""
     ends = time.perf_counter() + _QUIET_S
-    while (sample := look(process, began)).files > before.files and time.perf_counter() < ends:
+    while True:
+        sample = sample_process(process, started_at)
+        if sample.open_files <= before.open_files or time.perf_counter() >= ends:
+            return sample
         time.sleep(0.1)
-    return sample

@@ -1,33 +1,37 @@
-"""wrk, a load generator that costs next to nothing: one image over and over, as fast as answers come."""
+"""Run wrk, a load generator in C that uses almost no CPU time: closed loop, one image over and over."""
 
 import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-import click
+from load_tests.service import LoadTestError
+
+BodyFormat = Literal["multipart", "raw"]
 
 _SCRIPT: Final = Path(__file__).parent / "post.lua"
-_PATIENCE_S: Final = 90.0
-"""For the last answers."""
+_GRACE_S: Final = 90.0
+"""Time for the last responses."""
 
 
-def require() -> None:
-    """Raise ClickException where wrk is not installed."""
+def require_wrk() -> None:
+    """Raise LoadTestError if wrk is not installed."""
     if shutil.which("wrk") is None:
-        raise click.ClickException("wrk is not installed: apt-get install wrk")
+        raise LoadTestError("wrk is not installed; install Debian's package wrk")
 
 
-def load(url: str, image: Path, body: str, connections: int, seconds: int) -> dict[str, float]:
-    """Post an image over so many connections, `body` "multipart" or "raw", and return wrk's figures."""
+def run_wrk(
+    url: str, image: Path, body_format: BodyFormat, connections: int, seconds: int
+) -> dict[str, float]:
+    """Post an image over these connections and return rate, p50_ms, p99_ms, rejected and failed."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(_SCRIPT), url]
     result = subprocess.run(
-        [*command, "--", str(image), body],
+        [*command, "--", str(image), body_format],
         capture_output=True,
         text=True,
         check=True,
-        timeout=seconds + _PATIENCE_S,
+        timeout=seconds + _GRACE_S,
     )
     figures: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
     return figures

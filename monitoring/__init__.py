@@ -1,1 +1,1 @@
-"""Watching the service: Prometheus' configuration and rules, and Grafana's dashboards."""
+"""Monitoring: the Prometheus configuration and rules, and the Grafana dashboards."""

@@ -1,4 +1,4 @@
-"""A Prometheus of one's own: the configuration that ships, pointed at a service on this machine."""
+"""Run a local Prometheus with the shipped configuration, for tests and load tests."""
 
 import shutil
 import socket
@@ -15,37 +15,37 @@ import yaml
 CONFIGURATION: Final = Path(__file__).parent / "prometheus"
 
 
-class PrometheusMissing(Exception):
-    """There is no `prometheus` on the PATH, or it did not start."""
+class PrometheusError(Exception):
+    """`prometheus` is not on the PATH or did not start."""
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, for programs that cannot choose one themselves."""
+    """Return an unused port, for programs that cannot choose one themselves."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 @contextmanager
-def scraping(target: str, log: Path) -> Iterator[str]:
-    """Run Prometheus against `target` (host:port) until the block ends; yields Prometheus' URL.
+def run_prometheus(*targets: str, log: Path, interval: str = "1s") -> Iterator[str]:
+    """Run Prometheus until the block ends, scraping `targets` (host:port), and yield its URL.
 
-    Intervals are a second, and alerts fire without waiting; everything else is what ships. Its own log goes
-    into the file `log`, its data are gone at the end. Raises PrometheusMissing.
+    It uses the shipped configuration, except that it scrapes every `interval` and that alerts fire without a
+    delay. Its log is written to the file `log`; its data is deleted at the end. Raises PrometheusError.
     """
     program = shutil.which("prometheus")
     if program is None:
-        raise PrometheusMissing("prometheus is not installed (Debian's package has this name)")
+        raise PrometheusError("prometheus is not installed; install Debian's package prometheus")
     address = f"127.0.0.1:{free_port()}"
     configuration = yaml.safe_load((CONFIGURATION / "prometheus.yml").read_text())
-    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    targets = {"resnet-service": target, "prometheus": address}
+    configuration["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
+    targets_by_job = {"resnet-service": list(targets), "prometheus": [address]}
     for job in configuration["scrape_configs"]:
-        job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
+        job["static_configs"] = [{"targets": targets_by_job[job["job_name"]]}]
     rules = yaml.safe_load((CONFIGURATION / "rules.yml").read_text())
     for rule in (rule for group in rules["groups"] for rule in group["rules"] if "for" in rule):
         del rule["for"]
-    with tempfile.TemporaryDirectory(prefix="prometheus-") as name, log.open("w") as written:
+    with tempfile.TemporaryDirectory(prefix="prometheus-") as name, log.open("w") as log_file:
         folder = Path(name)
         (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
         (folder / "rules.yml").write_text(yaml.safe_dump(rules))
@@ -55,11 +55,11 @@ def scraping(target: str, log: Path) -> Iterator[str]:
             f"--storage.tsdb.path={folder / 'data'}",
             f"--web.listen-address={address}",
         ]
-        with subprocess.Popen(command, stderr=written) as process:
+        with subprocess.Popen(command, stderr=log_file) as process:
             try:
                 while "ready to receive web requests" not in log.read_text():
                     if process.poll() is not None:
-                        raise PrometheusMissing(f"prometheus did not start; see {log}")
+                        raise PrometheusError(f"prometheus did not start; see {log}")
                     time.sleep(0.05)
                 yield f"http://{address}"
             finally:

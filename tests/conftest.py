@@ -1,4 +1,4 @@
-"""Fixtures: images made here, real images where they are, and a real server on a port of its own."""
+"""Fixtures of all tiers, and the tier of each test as a marker."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,29 +6,24 @@ from pathlib import Path
 import pytest
 
 from resnet_service.settings import Settings
-from tests.support import REAL_IMAGES
+from tests.support import PHOTOGRAPHS, REAL_IMAGES
 from tests.support.file_server import FileServer
 from tests.support.images import encode, make_image
 from tests.support.server import Running, serving
 
-
-@pytest.fixture(scope="session")
-def real_images() -> Path:
-    """The folder of real photographs, which are not part of the repository."""
-    if not REAL_IMAGES.is_dir():
-        pytest.skip(f"needs real images in {REAL_IMAGES} (or where REAL_IMAGES says)")
-    return REAL_IMAGES
+_TIERS = frozenset({"unit", "integration", "system"})
 
 
-@pytest.fixture(scope="session")
-def dog(real_images: Path) -> bytes:
-    """A photograph of a dog, 1546x1213."""
-    return (real_images / "dog.jpg").read_bytes()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier, which is the folder that it lies in."""
+    for item in items:
+        [tier] = _TIERS & set(item.path.parts)
+        item.add_marker(tier)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache for this session's compiled models, so that tests neither find nor leave any."""
+    """Keep converted and compiled models in a cache of this session, apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -37,25 +32,46 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def jpeg() -> bytes:
-    """A small JPEG."""
+    """Return a small JPEG."""
     return encode(make_image())
 
 
 @pytest.fixture(scope="session")
+def photo() -> bytes:
+    """Return a photograph of a cat, a JPEG of 451x300 pixels."""
+    return (PHOTOGRAPHS / "cat.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """Return the folder of photographs that are not part of the repository."""
+    if not REAL_IMAGES.is_dir():
+        pytest.skip(f"needs photographs in {REAL_IMAGES}; set REAL_IMAGES to another folder")
+    return REAL_IMAGES
+
+
+@pytest.fixture(scope="session")
+def dog(real_images: Path) -> bytes:
+    """Return a photograph of a dog, a JPEG of 1546x1213 pixels."""
+    return (real_images / "dog.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
 def bundled_settings() -> Settings:
-    """The bundled model with everything else by default."""
+    """Return the default settings with the bundled model."""
     return Settings(model="bundled")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(bundled_settings: Settings) -> Iterator[Running]:
-    """A real server with the bundled model, shared by the tests of a module."""
+    """Yield a real server with the bundled model, shared by all tests of the session."""
     with serving(bundled_settings) as running:
         yield running
 
 
 @pytest.fixture
 def file_server(tmp_path: Path) -> Iterator[FileServer]:
+    """Yield an HTTP server for the files that a test puts into its folder."""
     folder = tmp_path / "www"
     folder.mkdir()
     with FileServer(folder) as server:

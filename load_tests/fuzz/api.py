@@ -1,4 +1,4 @@
-"""Requests that the service's own OpenAPI document allows, and such that it does not, from schemathesis."""
+"""Fuzz the HTTP API with requests that follow the OpenAPI document, and requests that violate it."""
 
 import math
 import time
@@ -27,7 +27,7 @@ from schemathesis.transport.serialization import Binary
 from load_tests.fuzz.corpus import corpus
 from load_tests.fuzz.strategies import FUZZING, seeded
 from load_tests.health_prober import HealthProber, resident_mb
-from resnet_service.server.v2 import metadata as interface
+from resnet_service.server.v2 import schemas
 
 _CHECKS: Final[list[CheckFunction]] = [
     not_a_server_error,
@@ -37,21 +37,21 @@ _CHECKS: Final[list[CheckFunction]] = [
 ]
 _TIMEOUT_S: Final = 60
 _BENCH: Final = "/bench"
+_BENCH_REQUESTS: Final = 1
+"""Maximum of valid and of invalid requests to /bench per round; some of them run a benchmark."""
 _ROUNDS: Final = 10
-"""The memory is looked at after each; and one before them all, to warm up."""
-_BENCHES: Final = 1
-"""At most so many right requests a round, and as many wrong ones: some of them really measure."""
-_WITH_BODY: Final = 10
-"""How many times as many requests an operation with a body is sent as one without."""
-_REPORTED: Final = 500
-"""Characters of a failure."""
+"""Memory is read after each round; one more round, before the others, is the warm-up."""
+_BODY_WEIGHT: Final = 10
+"""An operation with a body gets this many times as many requests as one without."""
+_MAX_FAILURE_CHARS: Final = 500
 
 
 @dataclass(frozen=True)
-class ApiFuzz:
-    """What the API answered: requests by operation and by status, and what was wrong with an answer.
+class ApiFuzzResult:
+    """Requests by operation, responses by status, and the failed checks of responses.
 
-    `memory_mb` is what the service held after each round, in 10^6 bytes.
+    `memory_mb` is the service's memory after each round, in 10^6 bytes. `probes`, `slowest_probe_ms` and
+    `failed_probes` are about /healthz meanwhile.
     """
 
     requests: dict[str, int]
@@ -59,27 +59,32 @@ class ApiFuzz:
     seconds: float
     failures: list[str]
     memory_mb: list[float]
-    asked_health: int
-    slowest_health_ms: float
-    failed_health: int
+    probes: int
+    slowest_probe_ms: float
+    failed_probes: int
 
     @property
-    def grown_mb(self) -> float:
-        """What the service's memory grew by: from its median in the first half of the rounds to the second's.
+    def total(self) -> int:
+        """The number of requests."""
+        return sum(self.requests.values())
 
-        It goes up and down by the pixels of the largest images.
+    @property
+    def growth_mb(self) -> float:
+        """The growth of the service's memory: the median of the second half of the rounds less the first's.
+
+        Medians, because memory varies with the pixels of the largest images in progress.
         """
         half = len(self.memory_mb) // 2
         return median(self.memory_mb[half:]) - median(self.memory_mb[:half])
 
 
-def api_fuzz(url: str, examples: int, pid: int, seed: int = 0) -> ApiFuzz:
-    """Send about `examples` requests to all operations of the service at `url`, whose process is `pid`.
+def fuzz_api(url: str, examples: int, pid: int, *, seed: int = 0, rounds: int = _ROUNDS) -> ApiFuzzResult:
+    """Send about `examples` requests in `rounds` rounds to all operations of the service at `url`.
 
-    Half of them are as the OpenAPI document says, and half are not; images are from the corpus. An answer
-    must be documented: its status, its content type and its schema; and never be of the service's fault.
-    With `seed` 0 each run is another.
-    The service has to be another process: hypothesis minds who else draws random numbers in its own.
+    Half of the requests follow the OpenAPI document and half violate it; images come from the corpus. Each
+    response must have a documented status, content type and schema, and must not be a 5xx. With `seed` 0
+    each run is different. `pid` is the service's process. It must not be this process, because hypothesis
+    controls the random numbers of its process.
     """
     images = [Binary(data) for _, data in corpus() if len(data) <= 100_000]
     binary = st.one_of(st.sampled_from(images), st.binary(max_size=1000).map(Binary))
@@ -87,58 +92,58 @@ def api_fuzz(url: str, examples: int, pid: int, seed: int = 0) -> ApiFuzz:
     for media_type in ("image/*", "application/octet-stream"):
         schemathesis.openapi.media_type(media_type, binary.map(lambda image: image.data))
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
+    operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     model: str = requests.get(f"{url}/info", timeout=_TIMEOUT_S).json()["model"]
-    drawn = [one for operation in operations for one in _drawn(operation, model)]
-    a_round = math.ceil(examples / _ROUNDS)
-    _Fuzzed(url).send(drawn, a_round, seed)
-    fuzzed = _Fuzzed(url)
+    sources = [source for operation in operations for source in _request_sources(operation, model)]
+    examples_per_round = math.ceil(examples / rounds)
+    _ApiFuzzer(url).send(sources, examples_per_round, seed)
+    fuzzer = _ApiFuzzer(url)
     memory_mb = []
     started = time.perf_counter()
-    with HealthProber(url) as pulse:
-        for number in range(1, _ROUNDS + 1):
-            fuzzed.send(drawn, a_round, seed and seed + number)
+    with HealthProber(url) as prober:
+        for number in range(1, rounds + 1):
+            fuzzer.send(sources, examples_per_round, seed and seed + number)
             memory_mb.append(resident_mb(pid))
-    return ApiFuzz(
-        requests=dict(fuzzed.requests),
-        statuses=dict(fuzzed.statuses),
+    return ApiFuzzResult(
+        requests=dict(fuzzer.requests),
+        statuses=dict(fuzzer.statuses),
         seconds=time.perf_counter() - started,
-        failures=fuzzed.failures,
+        failures=fuzzer.failures,
         memory_mb=memory_mb,
-        asked_health=pulse.beats,
-        slowest_health_ms=pulse.slowest_ms,
-        failed_health=pulse.failures,
+        probes=prober.probes,
+        slowest_probe_ms=prober.slowest_ms,
+        failed_probes=prober.failures,
     )
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """One way of asking an operation, and its share of all requests."""
+class _RequestSource:
+    """Draws requests of one kind to an operation; `weight` is relative to those of other sources."""
 
     label: str
     cases: st.SearchStrategy[Case[Any]]
     weight: float
-    most: int | None
+    max_per_round: int | None
 
 
-def _drawn(operation: Any, model: str) -> Iterator[_Drawn]:
-    """Yield the ways of asking: rightly and wrongly, by any name and by the model's own."""
-    right, wrong = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
-    ways: list[tuple[GenerationMode, dict[str, Any]]] = [(right, {})]
+def _request_sources(operation: Any, model: str) -> Iterator[_RequestSource]:
+    """Yield the sources of an operation: valid and invalid, with any model name and with the served one."""
+    valid, invalid = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+    kinds: list[tuple[GenerationMode, dict[str, Any]]] = [(valid, {})]
     if operation.path == _BENCH:
-        ways = [(right, {"query": {"iterations": 1}}), (wrong, {"query": {"batch_sizes": "1"}})]
-    elif operation.body or operation.query:  # any name in a path is a right one
-        ways.append((wrong, {}))
+        kinds = [(valid, {"query": {"iterations": 1}}), (invalid, {"query": {"batch_sizes": "1"}})]
+    elif operation.body or operation.query:  # every name in a path is valid
+        kinds.append((invalid, {}))
     if "{name}" in operation.path:
-        own = {"path_parameters": {"name": model, "version": interface.VERSION}}
-        ways += [(mode, own) for mode in ((right, wrong) if operation.body else (right,))]
-    weight = (_WITH_BODY if operation.body else 1) / len(ways)
-    for mode, fixed in ways:
-        most = _BENCHES if operation.path == _BENCH else None
-        yield _Drawn(operation.label, operation.as_strategy(mode, **fixed), weight, most)
+        served = {"path_parameters": {"name": model, "version": schemas.MODEL_VERSION}}
+        kinds += [(mode, served) for mode in ((valid, invalid) if operation.body else (valid,))]
+    weight = (_BODY_WEIGHT if operation.body else 1) / len(kinds)
+    for mode, parameters in kinds:
+        limit = _BENCH_REQUESTS if operation.path == _BENCH else None
+        yield _RequestSource(operation.label, operation.as_strategy(mode, **parameters), weight, limit)
 
 
-class _Fuzzed:
+class _ApiFuzzer:
     def __init__(self, url: str) -> None:
         self._url = url
         self._session = requests.Session()
@@ -146,27 +151,28 @@ class _Fuzzed:
         self.statuses: Counter[int] = Counter()
         self.failures: list[str] = []
 
-    def send(self, drawn: Sequence[_Drawn], examples: int, seed: int) -> None:
-        """Send about so many requests."""
-        weights = sum(one.weight for one in drawn)
-        for one in drawn:
-            share = math.ceil(examples * one.weight / weights)
-            self._send_some(one, share if one.most is None else min(share, one.most), seed)
+    def send(self, sources: Sequence[_RequestSource], examples: int, seed: int) -> None:
+        """Send about this many requests, at least one from each source."""
+        total_weight = sum(source.weight for source in sources)
+        for source in sources:
+            share = math.ceil(examples * source.weight / total_weight)
+            limit = share if source.max_per_round is None else min(share, source.max_per_round)
+            self._send_from(source, limit, seed)
 
-    def _send_some(self, drawn: _Drawn, examples: int, seed: int) -> None:
+    def _send_from(self, source: _RequestSource, examples: int, seed: int) -> None:
         @seeded(seed)
         @settings(FUZZING, max_examples=examples)
-        @given(drawn.cases)
-        def once(case: Case[Any]) -> None:
-            self._call(drawn.label, case)
+        @given(source.cases)
+        def call(case: Case[Any]) -> None:
+            self._call(source.label, case)
 
         try:
-            once()
+            call()
         except Unsatisfiable:
-            pass  # what has one value that is right cannot be asked wrongly
+            pass  # an operation may have no invalid request
         except (FailureGroup, requests.RequestException, AssertionError) as error:
-            found = error.exceptions if isinstance(error, FailureGroup) else [error]
-            self.failures += [f"{drawn.label}: {failure!s:.{_REPORTED}}" for failure in found]
+            failures = error.exceptions if isinstance(error, FailureGroup) else [error]
+            self.failures += [f"{source.label}: {failure!s:.{_MAX_FAILURE_CHARS}}" for failure in failures]
 
     def _call(self, label: str, case: Case[Any]) -> None:
         response = case.call(base_url=self._url, session=self._session, timeout=_TIMEOUT_S)

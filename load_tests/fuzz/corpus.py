@@ -1,4 +1,4 @@
-"""Bytes that are no image, or hardly one, each with a name; the same on every run."""
+"""A corpus of invalid, damaged and hostile images, each with a name; the same in every run."""
 
 import io
 import random
@@ -7,14 +7,15 @@ import zipfile
 from collections.abc import Iterator
 from typing import Final
 
-from load_tests.decompression_bombs import bombs
-from load_tests.fuzz.sample_images import Named, encode, exif, png_chunk, sample_image, sound
+from load_tests.fuzz.decompression_bombs import bombs
+from load_tests.fuzz.sample_images import NamedInput, encode, exif, png_chunk, sample_image, valid_images
 
-_EVERY: Final = 64
-_FLIPPED: Final = 16
-"""Variants of each image with a few bits turned, and as many with a few bytes replaced."""
+_CUT_INTERVAL: Final = 64
+"""Bytes between the positions at which images are cut."""
+_VARIANTS: Final = 16
+"""Variants of each image with flipped bits, and as many with replaced bytes."""
 
-_ABSURD: Final = (0x00, 0x7F, 0x80, 0xFF)
+_EXTREME_BYTES: Final = (0x00, 0x7F, 0x80, 0xFF)
 _MAGIC: Final = {
     "jpeg": b"\xff\xd8\xff",
     "png": b"\x89PNG\r\n\x1a\n",
@@ -27,22 +28,22 @@ _MAGIC: Final = {
 }
 
 
-def corpus() -> Iterator[Named]:
-    """Yield every input; several thousand, made in memory in a few seconds."""
-    whole = list(sound())
-    yield from ((f"whole/{name}", data) for name, data in whole)
+def corpus() -> Iterator[NamedInput]:
+    """Yield every input: several thousand, generated in memory within a few seconds."""
+    valid = list(valid_images())
+    yield from ((f"whole/{name}", data) for name, data in valid)
     yield from bombs()
-    yield from _no_images()
-    yield from _absurd_metadata()
-    yield from _polyglots(dict(whole))
-    for name, data in whole:
-        yield from _cut_off(name, data)
+    yield from _other_data()
+    yield from _extreme_metadata()
+    yield from _polyglots(dict(valid))
+    for name, data in valid:
+        yield from _truncated(name, data)
         yield from _damaged(name, data)
-    yield from _crossed(whole)
+    yield from _crossed(valid)
 
 
-def _no_images() -> Iterator[Named]:
-    chance = random.Random(0)
+def _other_data() -> Iterator[NamedInput]:
+    rng = random.Random(0)
     yield "none/empty", b""
     yield "none/text", b"This is not an image. " * 20
     yield "none/html", b"<!DOCTYPE html><html><body onload=alert(1)></body></html>"
@@ -56,13 +57,13 @@ def _no_images() -> Iterator[Named]:
     for length in (1, 2, 3, 4, 7, 8, 12, 16, 64, 1024):
         yield f"none/zeros-{length}", bytes(length)
         yield f"none/ones-{length}", b"\xff" * length
-        yield f"none/noise-{length}", chance.randbytes(length)
+        yield f"none/noise-{length}", rng.randbytes(length)
     for name, magic in _MAGIC.items():
         yield f"none/{name}-magic", magic
         for length in (1, 8, 100, 1000):
             yield f"none/{name}-and-zeros-{length}", magic + bytes(length)
             yield f"none/{name}-and-ones-{length}", magic + b"\xff" * length
-            yield f"none/{name}-and-noise-{length}", magic + chance.randbytes(length)
+            yield f"none/{name}-and-noise-{length}", magic + rng.randbytes(length)
 
 
 def _archive() -> bytes:
@@ -72,8 +73,8 @@ def _archive() -> bytes:
     return buffer.getvalue()
 
 
-def _polyglots(whole: dict[str, bytes]) -> Iterator[Named]:
-    """Files that are an image and something else as well."""
+def _polyglots(valid: dict[str, bytes]) -> Iterator[NamedInput]:
+    """Yield files that are an image and a file of another type at once."""
     html = b"<html><script>alert(1)</script></html>"
     tails = {
         "zip": _archive(),
@@ -81,20 +82,20 @@ def _polyglots(whole: dict[str, bytes]) -> Iterator[Named]:
         "php": b"<?php system($_GET[0]); ?>",
         "pdf": b"%PDF-1.7\n",
         "zeros": bytes(4096),
-        "another": whole["gif/P"],
+        "another": valid["gif/P"],
     }
     bases = ("jpeg/progressive", "jpeg/L", "png/RGB", "webp/lossy", "gif/P", "bmp/RGB", "tiff/RGB")
     for base in bases:
         for name, tail in tails.items():
-            yield f"polyglot/{base}+{name}", whole[base] + tail
-            yield f"polyglot/{name}+{base}", tail + whole[base]
+            yield f"polyglot/{base}+{name}", valid[base] + tail
+            yield f"polyglot/{name}+{base}", tail + valid[base]
     yield "polyglot/jpeg-with-html", encode(sample_image(), "JPEG", comment=html)
     yield "polyglot/gif-with-html", encode(sample_image("P"), "GIF", comment=html)
-    yield "polyglot/gif-as-script", b"GIF89a/*" + whole["gif/P"][8:] + b"*/=1;alert(1)"
-    at = len(whole["png/RGB"]) - 12  # before IEND
+    yield "polyglot/gif-as-script", b"GIF89a/*" + valid["gif/P"][8:] + b"*/=1;alert(1)"
+    at = len(valid["png/RGB"]) - 12  # before IEND
     yield (
         "polyglot/png-with-zip-inside",
-        whole["png/RGB"][:at] + png_chunk(b"zipF", _archive()) + whole["png/RGB"][at:],
+        valid["png/RGB"][:at] + png_chunk(b"zipF", _archive()) + valid["png/RGB"][at:],
     )
 
 
@@ -103,7 +104,7 @@ def _exif_block(tag: int, kind: int, count: int, value: int) -> bytes:
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
 
 
-def _absurd_metadata() -> Iterator[Named]:
+def _extreme_metadata() -> Iterator[NamedInput]:
     blocks = {
         "empty": b"Exif\0\0",
         "nonsense": b"Exif\0\0nonsense",
@@ -135,35 +136,35 @@ def _absurd_metadata() -> Iterator[Named]:
     yield "adobe/unknown-transform", plain[:2] + b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\x09" + plain[2:]
 
 
-def _cut_off(name: str, data: bytes) -> Iterator[Named]:
-    for length in range(1, len(data), _EVERY):
+def _truncated(name: str, data: bytes) -> Iterator[NamedInput]:
+    for length in range(1, len(data), _CUT_INTERVAL):
         yield f"cut/{name}-{length}", data[:length]
     yield f"cut/{name}-last", data[:-1]
-    for length in range(_EVERY, len(data), 8 * _EVERY):
+    for length in range(_CUT_INTERVAL, len(data), 8 * _CUT_INTERVAL):
         yield f"headless/{name}-{length}", data[length:]
 
 
-def _damaged(name: str, data: bytes) -> Iterator[Named]:
-    """Turn bits and replace bytes, half of the time in the header, where most is decided."""
-    chance = random.Random(name)
-    for variant in range(_FLIPPED):
-        where = min(len(data), 64) if variant % 2 else len(data)
+def _damaged(name: str, data: bytes) -> Iterator[NamedInput]:
+    """Flip bits, and replace, remove and repeat bytes; in half of the variants in the header only."""
+    rng = random.Random(name)
+    for variant in range(_VARIANTS):
+        end = min(len(data), 64) if variant % 2 else len(data)
         flipped = bytearray(data)
         for _ in range(1 + variant):
-            flipped[chance.randrange(where)] ^= 1 << chance.randrange(8)
+            flipped[rng.randrange(end)] ^= 1 << rng.randrange(8)
         yield f"flipped/{name}-{variant}", bytes(flipped)
         replaced = bytearray(data)
         for _ in range(1 + variant // 4):
-            replaced[chance.randrange(where)] = chance.choice(_ABSURD)
+            replaced[rng.randrange(end)] = rng.choice(_EXTREME_BYTES)
         yield f"replaced/{name}-{variant}", bytes(replaced)
-        start = chance.randrange(len(data))
-        length = chance.randrange(1, 64)
+        start = rng.randrange(len(data))
+        length = rng.randrange(1, 64)
         yield f"removed/{name}-{variant}", data[:start] + data[start + length :]
         yield f"repeated/{name}-{variant}", data[: start + length] + data[start:]
 
 
-def _crossed(whole: list[Named]) -> Iterator[Named]:
-    """Put the head of one image on the body of the next."""
-    for (name, data), (other, rest) in zip(whole, whole[1:] + whole[:1], strict=True):
+def _crossed(valid: list[NamedInput]) -> Iterator[NamedInput]:
+    """Yield the start of one image followed by the rest of the next one."""
+    for (name, data), (other, rest) in zip(valid, valid[1:] + valid[:1], strict=True):
         for at in (16, 64, len(data) // 2):
             yield f"crossed/{name}-{other}-{at}", data[:at] + rest[at:]

@@ -1,7 +1,7 @@
-"""An atheris target: python -m load_tests.fuzz.decoding SEEDS [libFuzzer's options].
+"""An atheris target for the decoder: python -m load_tests.fuzz.decoding SEEDS [libFuzzer's options].
 
-In a process of its own, because libFuzzer ends it. What it held after the warm-up, and at its end, is
-written to its standard error as "rss_mb WARM NOW" every so often.
+It is a process of its own, because libFuzzer ends its process. It regularly writes its memory after the
+warm-up and now to standard error, as "rss_mb WARM NOW".
 """
 
 import struct
@@ -19,14 +19,13 @@ from load_tests.health_prober import resident_mb
 
 _PREPROCESSING: Final = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _MAX_PIXELS: Final = 1_000_000
-"""Less than the service's limit, so that a run is about parsing and not about waiting for pixels."""
+"""Below the service's limit, so that a run spends its time on parsing instead of pixels."""
+_WARM_UP_RUNS: Final = 2_000
+_REPORT_INTERVAL: Final = 100
 
-_WARM: Final = 2_000
-_EVERY: Final = 100
 
-
-class Target:
-    """Decodes what it is given; any error but the three that are promised leaves it."""
+class DecodeTarget:
+    """Decodes an input; an error other than the three declared ones is a crash."""
 
     def __init__(self) -> None:
         self._runs = 0
@@ -35,9 +34,9 @@ class Target:
     def __call__(self, data: bytes) -> None:
         """Decode once."""
         self._runs += 1
-        if self._runs % _EVERY == 0:
+        if self._runs % _REPORT_INTERVAL == 0:
             now_mb = resident_mb()
-            if self._runs <= _WARM:
+            if self._runs <= _WARM_UP_RUNS:
                 self._warm_mb = now_mb
             sys.stderr.write(f"rss_mb {self._warm_mb:.1f} {now_mb:.1f}\n")
         try:
@@ -48,28 +47,28 @@ class Target:
 
 
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-    """Change the bytes as libFuzzer does, and then put a PNG's checksums right, mostly.
+    """Mutate an input as libFuzzer does; in 7 of 8 cases then correct the checksums of a PNG.
 
-    Pillow would look at hardly any other PNG.
+    Pillow rejects most PNGs with wrong checksums before it decodes them.
     """
-    changed = bytes(atheris.Mutate(data, max_size))
-    return _checked(changed) if seed % 8 else changed
+    mutated = bytes(atheris.Mutate(data, max_size))
+    return _correct_checksums(mutated) if seed % 8 else mutated
 
 
-def _checked(data: bytes) -> bytes:
+def _correct_checksums(data: bytes) -> bytes:
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
-    right = bytearray(data)
+    corrected = bytearray(data)
     position = 8
-    while position + 12 <= len(right):
-        end = position + 8 + int.from_bytes(right[position : position + 4], "big")
-        if end + 4 > len(right):
+    while position + 12 <= len(corrected):
+        end = position + 8 + int.from_bytes(corrected[position : position + 4], "big")
+        if end + 4 > len(corrected):
             break
-        right[end : end + 4] = struct.pack(">I", zlib.crc32(right[position + 4 : end]))
+        corrected[end : end + 4] = struct.pack(">I", zlib.crc32(corrected[position + 4 : end]))
         position = end + 4
-    return bytes(right)
+    return bytes(corrected)
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, Target(), custom_mutator=mutate)
+    atheris.Setup(sys.argv, DecodeTarget(), custom_mutator=mutate)
     atheris.Fuzz()

@@ -1,4 +1,4 @@
-"""What must hold when a request's body is taken apart, whatever its bytes; raises AssertionError else."""
+"""Properties of the parsers of request bodies; a check raises AssertionError if its property is violated."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.types import Message
 
 from load_tests.fuzz import strategies
-from load_tests.fuzz.strategies import MAX_IMAGES, MAX_PARTS, Form, Tensors
+from load_tests.fuzz.strategies import MAX_IMAGES, MAX_PARTS, Form, TensorRequest
 from resnet_service.errors import (
     InvalidImageError,
     InvalidRequestError,
@@ -20,22 +20,23 @@ from resnet_service.errors import (
 )
 from resnet_service.models import Model
 from resnet_service.server.uploads import FIELD, UploadedFile, UploadLimits, read_images
-from resnet_service.server.v2.requests import parse
+from resnet_service.server.v2.codec import parse_request
 
 LIMITS: Final = UploadLimits(max_bytes=1_000_000, max_parts=MAX_PARTS, timeout_s=60)
 
-REJECTIONS: Final = (
+CLIENT_ERRORS: Final = (
     InvalidRequestError,
     InvalidImageError,
     PayloadTooLarge,
     RequestTimeout,
     UnsupportedMediaType,
 )
-"""The errors that say whose fault it is: the sender's."""
+"""The errors that the parsers may raise: each becomes a 4xx."""
+_MAX_MESSAGE_CHARS: Final = 1000
 
 
-def read(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFile]:
-    """Read the images of a request that arrives in these chunks; raises as `read_images`."""
+def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFile]:
+    """Read the images of a request whose body arrives in these chunks; raises as `read_images` does."""
     messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     messages.append({"type": "http.request", "body": b"", "more_body": False})
 
@@ -51,84 +52,84 @@ def read(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFile]:
     return asyncio.run(read_images(Request(scope, receive), LIMITS))
 
 
-def cut_forms() -> st.SearchStrategy[tuple[Form, list[bytes]]]:
-    """Draw a valid form, and the chunks that it arrives in."""
+def chunked_forms() -> st.SearchStrategy[tuple[Form, list[bytes]]]:
+    """Draw a valid form and the chunks in which it arrives."""
     return strategies.forms().flatmap(lambda form: st.tuples(st.just(form), strategies.chunks(form.body)))
 
 
-def a_form_is_read_alike_in_any_chunks(sent: tuple[Form, list[bytes]]) -> None:
-    """Check that a valid form gives its images, however it was cut on its way."""
-    form, chunks = sent
+def check_chunked_form(example: tuple[Form, list[bytes]]) -> None:
+    """Check that a valid form yields its images, however it is split into chunks."""
+    form, chunks = example
     expected = [part for part in form.parts if part[0] == FIELD]
     try:
-        images = read(form.content_type, chunks)
+        images = read_uploads(form.content_type, chunks)
     except InvalidRequestError:
         assert not expected
         return
     assert [(part.name, part.filename, bytes(part.data)) for part in images] == expected
 
 
-def bad_forms() -> st.SearchStrategy[tuple[str, list[bytes]]]:
-    """Draw a form with damage, or a body that is none, with a content type that may be another's."""
-    forms = strategies.forms()
-    hurt = forms.flatmap(
+def malformed_forms() -> st.SearchStrategy[tuple[str, list[bytes]]]:
+    """Draw (content type, chunks) of a damaged form or of random bytes."""
+    forms = strategies.forms().flatmap(
         lambda form: st.tuples(
             st.just(form.content_type) | strategies.content_types(),
             strategies.damaged(form.body) | st.binary(max_size=300),
         )
     )
-    return hurt.flatmap(lambda sent: st.tuples(st.just(sent[0]), strategies.chunks(sent[1])))
+    return forms.flatmap(lambda form: st.tuples(st.just(form[0]), strategies.chunks(form[1])))
 
 
-def a_bad_form_is_rejected_or_read(sent: tuple[str, list[bytes]]) -> None:
-    """Check that a form gives images or an error that says what is wrong with it."""
+def check_malformed_form(example: tuple[str, list[bytes]]) -> None:
+    """Check that any body yields images or a client error."""
+    content_type, chunks = example
     try:
-        images = read(*sent)
-    except REJECTIONS:
+        images = read_uploads(content_type, chunks)
+    except CLIENT_ERRORS:
         return
     assert images
-    assert sum(len(part.data) for part in images) <= sum(map(len, sent[1]))
+    assert sum(len(part.data) for part in images) <= sum(map(len, chunks))
 
 
-def a_request_has_its_images(sent: Tensors, model: Model) -> None:
-    """Check that a valid request of the Open Inference Protocol gives as many images as it has."""
-    asked = parse(bytearray(sent.body), sent.json_length, model, MAX_IMAGES)
-    assert len(asked.images) == sent.count
-    _made(asked.images, model)
+def check_tensor_request(request: TensorRequest, model: Model) -> None:
+    """Check that a valid request of the Open Inference Protocol yields as many images as it contains."""
+    parsed = parse_request(bytearray(request.body), request.json_length, model, MAX_IMAGES)
+    assert len(parsed.images) == request.count
+    _check_images(parsed.images, model)
 
 
-def bad_requests(model: Model) -> st.SearchStrategy[tuple[bytes, int | None]]:
-    """Draw a request with damage, with a length of JSON that may be another's, or any JSON."""
+def malformed_tensor_requests(model: Model) -> st.SearchStrategy[tuple[bytes, int | None]]:
+    """Draw (body, length of its JSON) of a damaged request, of other JSON or of random bytes."""
     lengths = st.none() | st.integers(0, 10_000) | st.just(10**18 - 1)
-    hurt = strategies.tensors(model).flatmap(
-        lambda sent: st.tuples(strategies.damaged(sent.body), st.just(sent.json_length) | lengths)
+    damaged_requests = strategies.tensor_requests(model).flatmap(
+        lambda request: st.tuples(strategies.damaged(request.body), st.just(request.json_length) | lengths)
     )
     return st.one_of(
-        hurt,
-        strategies.messages().map(lambda body: (body, None)),
-        st.tuples(strategies.messages(), lengths),
+        damaged_requests,
+        strategies.json_bodies().map(lambda body: (body, None)),
+        st.tuples(strategies.json_bodies(), lengths),
         st.tuples(st.binary(max_size=300), lengths),
     )
 
 
-def a_bad_request_is_rejected_or_read(sent: tuple[bytes, int | None], model: Model) -> None:
-    """Check that a request gives images or an error that says what is wrong with it."""
-    body, json_length = sent
+def check_malformed_tensor_request(example: tuple[bytes, int | None], model: Model) -> None:
+    """Check that any request yields images or a client error with a short message."""
+    body, json_length = example
     try:
-        asked = parse(bytearray(body), json_length, model, MAX_IMAGES)
-        _made(asked.images, model)
-    except REJECTIONS as error:
-        _short(error)
+        parsed = parse_request(bytearray(body), json_length, model, MAX_IMAGES)
+        _check_images(parsed.images, model)
+    except CLIENT_ERRORS as error:
+        _check_message(error)
         return
-    assert 0 < len(asked.images) <= MAX_IMAGES
+    assert 0 < len(parsed.images) <= MAX_IMAGES
 
 
-def _made(images: Sequence[object], model: Model) -> None:
+def _check_images(images: Sequence[object], model: Model) -> None:
     side = model.preprocessing.crop
     for image in images:
         crop = image() if callable(image) else image
         assert isinstance(crop, bytes) or getattr(crop, "shape", None) == (side, side, 3)
 
 
-def _short(error: ServiceError) -> None:
-    assert len(str(error)) < 1000, "an error that repeats what was sent"
+def _check_message(error: ServiceError) -> None:
+    assert len(str(error)) < _MAX_MESSAGE_CHARS, "the message repeats the request"

@@ -1,4 +1,4 @@
-"""Small sound images of every kind that the service reads, from which the bad ones are made."""
+"""Small valid images of every format that the service decodes. Damaged inputs are derived from them."""
 
 import io
 import struct
@@ -11,7 +11,8 @@ from PIL import Image, ImageCms, features
 
 from load_tests.images import draw
 
-Named = tuple[str, bytes]
+NamedInput = tuple[str, bytes]
+"""A name, and the bytes of an input."""
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION: Final = 0x0112
@@ -19,8 +20,8 @@ _WIDTH: Final = 24
 _HEIGHT: Final = 18
 
 
-def sound() -> Iterator[Named]:
-    """Yield images that the service should read, or reject in words, whole as they are."""
+def valid_images() -> Iterator[NamedInput]:
+    """Yield valid images. The service decodes them, or rejects a format that it does not support."""
     yield from _jpegs()
     yield from _pngs()
     yield from _webps()
@@ -30,26 +31,26 @@ def sound() -> Iterator[Named]:
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    """Return the file of an image."""
+    """Return the encoded image."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def sample_image(mode: str = "RGB", seed: int = 0) -> Image.Image:
-    """Draw a small image of this mode."""
+    """Return a small image of this mode."""
     return draw(_WIDTH, _HEIGHT, seed).convert(mode)
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
-    """Return a chunk of a PNG, with a checksum that is right."""
+    """Return a chunk of a PNG with a correct checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(
     header: tuple[int, int, int, int, int, int, int], body: bytes, before: bytes = b"", after: bytes = b""
 ) -> bytes:
-    """Return a PNG of this IHDR and compressed body, with other chunks before and after the body."""
+    """Return a PNG with these values of IHDR, this compressed body, and chunks before and after the body."""
     return (
         _PNG
         + png_chunk(b"IHDR", struct.pack(">IIBBBBB", *header))
@@ -61,22 +62,22 @@ def png(
 
 
 def exif(orientation: int) -> bytes:
-    """Return EXIF that says how an image is stored; most numbers mean nothing."""
+    """Return EXIF data with an orientation; 1 to 8 are valid."""
     tags = Image.Exif()
     tags[_ORIENTATION] = orientation
     return tags.tobytes()
 
 
 def _profile() -> bytes:
-    made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return made[:24] + bytes(12) + made[36:]  # without the time when it was made
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile[:24] + bytes(12) + profile[36:]  # without the time of creation
 
 
 def _frames() -> list[Image.Image]:
     return [sample_image(seed=seed) for seed in range(3)]
 
 
-def _jpegs() -> Iterator[Named]:
+def _jpegs() -> Iterator[NamedInput]:
     for subsampling in range(3):
         yield f"jpeg/subsampling-{subsampling}", encode(sample_image(), "JPEG", subsampling=subsampling)
     for mode in ("L", "CMYK"):
@@ -93,13 +94,13 @@ def _jpegs() -> Iterator[Named]:
     yield "jpeg/mpo", encode(sample_image(), "MPO", save_all=True, append_images=_frames()[1:])
 
 
-def _pngs() -> Iterator[Named]:
+def _pngs() -> Iterator[NamedInput]:
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
         yield f"png/{mode}", encode(sample_image(mode), "PNG")
     for bits in (1, 2, 4):
-        few = sample_image().quantize(2**bits)
-        yield f"png/P-{bits}", encode(few, "PNG", bits=bits)
-        yield f"png/P-{bits}-transparent", encode(few, "PNG", bits=bits, transparency=0)
+        palette_image = sample_image().quantize(2**bits)
+        yield f"png/P-{bits}", encode(palette_image, "PNG", bits=bits)
+        yield f"png/P-{bits}-transparent", encode(palette_image, "PNG", bits=bits, transparency=0)
     yield "png/L-transparent", encode(sample_image("L"), "PNG", transparency=7)
     yield "png/RGB-transparent", encode(sample_image(), "PNG", transparency=(1, 2, 3))
     gray = np.asarray(sample_image("L")).astype(np.uint16) * 257
@@ -116,7 +117,7 @@ def _pngs() -> Iterator[Named]:
     yield "png/orientation", encode(sample_image(), "PNG", exif=exif(5))
 
 
-def _webps() -> Iterator[Named]:
+def _webps() -> Iterator[NamedInput]:
     yield "webp/lossy", encode(sample_image(), "WEBP", quality=50)
     yield "webp/lossless", encode(sample_image(), "WEBP", lossless=True)
     yield "webp/alpha", encode(sample_image("RGBA"), "WEBP")
@@ -124,7 +125,7 @@ def _webps() -> Iterator[Named]:
     yield "webp/animated", encode(_frames()[0], "WEBP", save_all=True, append_images=_frames()[1:])
 
 
-def _gifs() -> Iterator[Named]:
+def _gifs() -> Iterator[NamedInput]:
     for mode in ("1", "L", "P"):
         yield f"gif/{mode}", encode(sample_image(mode), "GIF")
     yield "gif/interlaced", encode(sample_image("P"), "GIF", interlace=True)
@@ -133,12 +134,12 @@ def _gifs() -> Iterator[Named]:
     yield "gif/animated", encode(_frames()[0], "GIF", save_all=True, append_images=_frames()[1:], loop=0)
 
 
-def _bmps() -> Iterator[Named]:
+def _bmps() -> Iterator[NamedInput]:
     for mode in ("1", "L", "P", "RGB", "RGBA"):
         yield f"bmp/{mode}", encode(sample_image(mode), "BMP")
 
 
-def _tiffs() -> Iterator[Named]:
+def _tiffs() -> Iterator[NamedInput]:
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F"):
         yield f"tiff/{mode}", encode(sample_image(mode), "TIFF")
     gray = np.asarray(sample_image("L")).astype(np.uint16) * 257

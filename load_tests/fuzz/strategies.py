@@ -1,4 +1,4 @@
-"""What hypothesis draws requests from: forms and tensors that are right, and the same with damage."""
+"""Hypothesis strategies for request bodies: valid forms and tensor requests, and damaged ones."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,53 +10,56 @@ from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 
 from resnet_service.models import Model
-from resnet_service.server.v2 import metadata as interface
+from resnet_service.server.v2 import schemas
 
 FUZZING: Final = settings(
     deadline=None,
     database=None,
-    derandomize=False,  # as it would be where CI is set
+    derandomize=False,  # hypothesis's default changes if the environment variable CI is set
     verbosity=Verbosity.quiet,
     phases=(Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),
 )
-"""For long runs: as many examples as are asked for, never the same, none kept."""
+"""Settings for long runs: exactly `max_examples`, different in each run, without a database."""
 
 MAX_PARTS: Final = 8
 MAX_IMAGES: Final = 4
 
-Checked = TypeVar("Checked", bound=Callable[..., None])
+Test = TypeVar("Test", bound=Callable[..., None])
 
 
-def seeded(number: int) -> Callable[[Checked], Checked]:
-    """Return what makes a test draw the same each time; for 0 what lets it be."""
+def seeded(number: int) -> Callable[[Test], Test]:
+    """Return a decorator that makes a test draw the same examples each time; without effect for 0."""
     return seed(number) if number else lambda test: test
 
 
-Sent = tuple[str, str | None, bytes]
-"""A part of a form: its field's name, its file's name, and its bytes."""
+FormPart = tuple[str, str | None, bytes]
+"""A part of a form: the name of the field, the name of the file, and the content."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A multipart form: what its parts are, and how it is sent."""
+    """A multipart form: its content type, its encoded body, and its parts."""
 
     content_type: str
     body: bytes
-    parts: Sequence[Sent]
+    parts: Sequence[FormPart]
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """A request of the Open Inference Protocol: JSON, of so many bytes, and binary data; None: JSON only."""
+class TensorRequest:
+    """A request of the Open Inference Protocol with `count` images.
+
+    The body is `json_length` bytes of JSON and then binary data, or JSON only if that is None.
+    """
 
     body: bytes
     json_length: int | None
     count: int
 
     def __repr__(self) -> str:
-        """Say in few words what hypothesis would repeat in full."""
-        return f"Tensors({self.body[:300]!r}..., {self.json_length}, {self.count})"
+        """Return a short form for the reports of hypothesis."""
+        return f"TensorRequest({self.body[:300]!r}..., {self.json_length}, {self.count})"
 
 
 _WORDS: Final = st.text(
@@ -64,7 +67,7 @@ _WORDS: Final = st.text(
 )
 _DATA: Final = st.one_of(
     st.binary(max_size=200),
-    # What looks like the end of a part, almost.
+    # Sequences that resemble the end of a part.
     st.lists(st.sampled_from([b"\r", b"\n", b"--", b"\r\n--", b"\r\n--b", b"a", b""]), max_size=12).map(
         b"".join
     ),
@@ -73,55 +76,55 @@ _DATA: Final = st.one_of(
 
 @st.composite
 def forms(draw: st.DrawFn) -> Form:
-    """Draw a valid form with at least one part that is called `file`."""
+    """Draw a valid form. It has a part named `file`, unless its content contains the boundary."""
     boundary = draw(st.text("abcXYZ019'()+_,-./:=?", min_size=1, max_size=70)).encode()
-    part = st.tuples(st.one_of(st.just("file"), _WORDS), st.none() | _WORDS, _DATA)
-    parts = draw(st.lists(part, max_size=MAX_PARTS - 1))
+    form_parts = st.tuples(st.one_of(st.just("file"), _WORDS), st.none() | _WORDS, _DATA)
+    parts = draw(st.lists(form_parts, max_size=MAX_PARTS - 1))
     parts.insert(draw(st.integers(0, len(parts))), ("file", draw(st.none() | _WORDS), draw(_DATA)))
-    parts = [sent for sent in parts if b"\r\n--" + boundary not in b"\r\n" + sent[2]]
-    body = b"".join(_part(boundary, *sent, kind=draw(st.booleans())) for sent in parts)
+    parts = [part for part in parts if b"\r\n--" + boundary not in b"\r\n" + part[2]]
+    body = b"".join(_encode_part(boundary, *part, typed=draw(st.booleans())) for part in parts)
     return Form(
         f'multipart/form-data; boundary="{boundary.decode()}"', body + b"--" + boundary + b"--\r\n", parts
     )
 
 
-def _part(boundary: bytes, name: str, filename: str | None, data: bytes, kind: bool) -> bytes:
+def _encode_part(boundary: bytes, name: str, filename: str | None, data: bytes, typed: bool) -> bytes:
     disposition = f'Content-Disposition: form-data; name="{name}"'
     if filename is not None:
         disposition += f'; filename="{filename}"'
-    headers = disposition + ("\r\nContent-Type: image/png" if kind else "")
+    headers = disposition + ("\r\nContent-Type: image/png" if typed else "")
     return b"--" + boundary + b"\r\n" + headers.encode() + b"\r\n\r\n" + data + b"\r\n"
 
 
 @st.composite
 def chunks(draw: st.DrawFn, body: bytes) -> list[bytes]:
-    """Cut a body anywhere, also into empty chunks."""
-    places = draw(st.lists(st.integers(0, len(body)), max_size=12).map(sorted))
-    return [body[start:end] for start, end in zip([0, *places], [*places, len(body)], strict=True)]
+    """Split a body at any positions; chunks may be empty."""
+    cuts = draw(st.lists(st.integers(0, len(body)), max_size=12).map(sorted))
+    return [body[start:end] for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
 
 
 @st.composite
 def damaged(draw: st.DrawFn, body: bytes) -> bytes:
-    """Cut pieces of a body out, put others in, repeat some: as a broken client or an attacker would."""
-    hurt = bytearray(body)
+    """Remove, replace or repeat pieces of a body, as a broken client or an attacker would."""
+    result = bytearray(body)
     for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(hurt)))
-        end = draw(st.integers(start, min(len(hurt), start + 40)))
-        hurt[start:end] = draw(
+        start = draw(st.integers(0, len(result)))
+        end = draw(st.integers(start, min(len(result), start + 40)))
+        result[start:end] = draw(
             st.one_of(
                 st.just(b""),
-                st.just(bytes(hurt[start:end]) * 2),
+                st.just(bytes(result[start:end]) * 2),
                 st.binary(max_size=8),
                 st.sampled_from(
                     [b"\r\n", b"\0", b"--", b'"', b";", b":", b"[", b"{", b"9" * 40, b"\xff" * 4]
                 ),
             )
         )
-    return bytes(hurt)
+    return bytes(result)
 
 
 def content_types() -> st.SearchStrategy[str]:
-    """Draw what a Content-Type may say of itself, mostly about forms."""
+    """Draw values of the header Content-Type, most of them of forms."""
     boundary = st.text(st.characters(max_codepoint=255), max_size=80)
     return st.one_of(
         boundary.map(lambda word: f"multipart/form-data; boundary={word}"),
@@ -133,9 +136,9 @@ def content_types() -> st.SearchStrategy[str]:
 
 
 @st.composite
-def tensors(draw: st.DrawFn, model: Model) -> Tensors:
-    """Draw a request that the protocol and the model know, in JSON or with binary data."""
-    declared = draw(st.sampled_from(list(interface.inputs(model).values())))
+def tensor_requests(draw: st.DrawFn, model: Model) -> TensorRequest:
+    """Draw a valid request for one of the model's inputs, in JSON or with binary data."""
+    declared = draw(st.sampled_from(list(schemas.input_tensors(model).values())))
     count = draw(st.integers(1, MAX_IMAGES))
     tensor: dict[str, Any] = {
         "name": declared.name,
@@ -144,7 +147,7 @@ def tensors(draw: st.DrawFn, model: Model) -> Tensors:
     }
     binary = draw(st.booleans())
     data: bytes = b""
-    if declared.name == interface.IMAGE:
+    if declared.name == schemas.IMAGE_INPUT:
         if binary:
             images = [draw(_DATA) for _ in range(count)]
             data = b"".join(len(image).to_bytes(4, "little") + image for image in images)
@@ -159,8 +162,8 @@ def tensors(draw: st.DrawFn, model: Model) -> Tensors:
             tensor["data"] = [draw(st.integers(0, 255))] * values
     if binary:
         tensor["parameters"] = {"binary_data_size": len(data)}
-    head = json.dumps({"inputs": [tensor]}).encode()
-    return Tensors(head + data, len(head) if binary else None, count)
+    header = json.dumps({"inputs": [tensor]}).encode()
+    return TensorRequest(header + data, len(header) if binary else None, count)
 
 
 _JSON: Final = st.recursive(
@@ -177,8 +180,8 @@ _PARAMETERS: Final = ("binary_data_size", "binary_data", "classification", "top_
 
 
 @st.composite
-def messages(draw: st.DrawFn) -> bytes:
-    """Draw JSON that has the protocol's keys, with anything in them."""
+def json_bodies(draw: st.DrawFn) -> bytes:
+    """Draw JSON with the keys of the protocol and any values."""
     parameters = st.one_of(_JSON, st.dictionaries(st.sampled_from(_PARAMETERS), _JSON, max_size=3))
     tensor = st.fixed_dictionaries(
         {},

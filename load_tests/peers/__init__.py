@@ -1,4 +1,5 @@
-"""Other servers with the same network, each as its own documentation would have it, to compare with.
+"""Comparison with other inference servers that serve the same network: `python -m load_tests.peers`.
 
-Each of `servers/` is run by a Python of its own, which has that server and shares PyTorch with this project.
+Each server is set up as its own documentation shows: see `servers/`. It runs in a virtual environment of its
+own, which shares PyTorch with this project.
 """

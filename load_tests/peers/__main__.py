@@ -1,4 +1,4 @@
-"""`python -m load_tests.peers`: run this service and others in turn on the same image, and compare them."""
+"""`python -m load_tests.peers`: compare this service with other servers on the same image."""
 
 import json
 import shutil
@@ -14,72 +14,97 @@ import torch
 from torchvision.models import resnet50
 from tqdm import tqdm
 
-from load_tests import wrk
-from load_tests.peers.competitors import PEERS, Competitor, python_of, started, wait_until_it_answers
-from load_tests.peers.report import write
+from load_tests.cli.options import image_option
+from load_tests.peers.competitors import (
+    PEERS,
+    THIS_SERVICE,
+    Competitor,
+    python_of,
+    run_competitor,
+    wait_until_ready,
+)
+from load_tests.peers.report import write_report
+from load_tests.service import LoadTestError
+from load_tests.wrk import require_wrk, run_wrk
 from resnet_service.machine import hardware_info
 
 _SERVE: Final = ("-m", "resnet_service", "serve", "--log-format", "json", "--no-access-log")
 _WARM_UP_S: Final = 3
 
 
-def competitors(weights: Path, int8: Path | None) -> dict[str, list[Competitor]]:
-    """Return who takes part, by what is compared."""
-    ours = Competitor("this service", (*_SERVE, "--weights", str(weights)))
-    no_op = Competitor("this service", ("-m", "load_tests.peers.servers.this_service"))
-    tables = {"default precision": [ours, *PEERS], "no model": [no_op, *PEERS]}
+def competitors_by_table(weights: Path, int8: Path | None) -> dict[str, list[Competitor]]:
+    """Return the competitors of each table; int8 is left out if `int8` is None."""
+    service = Competitor(THIS_SERVICE, (*_SERVE, "--model", "resnet50", "--weights", str(weights)))
+    no_op_service = Competitor(THIS_SERVICE, ("-m", "load_tests.peers.servers.this_service"))
+    tables = {"default precision": [service, *PEERS], "no model": [no_op_service, *PEERS]}
     if int8 is not None:
-        tables["int8"] = [Competitor("this service", (*_SERVE, "--model", str(int8)))]
+        tables["int8"] = [Competitor(THIS_SERVICE, (*_SERVE, "--model", str(int8)))]
     return tables
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@image_option
 @click.option(
-    "--image",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
-    help="The JPEG that each request carries.",
+    "--connections", type=click.IntRange(1), default=16, show_default=True, help="Connections of wrk."
 )
-@click.option("--connections", type=click.IntRange(1), default=16)
-@click.option("--seconds", type=click.IntRange(1), default=12, help="Of each measurement.")
-@click.option("--rounds", type=click.IntRange(1), default=3, help="The table has the medians.")
-@click.option("--only", multiple=True, help="Leave the others out.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("peers"))
-def main(image: Path, connections: int, seconds: int, rounds: int, only: tuple[str, ...], out: Path) -> None:
-    """Compare this service with others that serve the same ResNet-50, over HTTP, on this machine.
+@click.option(
+    "--seconds", type=click.IntRange(1), default=12, show_default=True, help="Duration of a measurement."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Measurements per server; the table shows their medians.",
+)
+@click.option("--only", multiple=True, help="Run only the servers of this name; can be repeated.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("load-test-results/peers"),
+    show_default=True,
+    help="Folder for reports, logs and the other servers.",
+)
+def main(
+    image: Path, connections: int, seconds: int, rounds: int, only: tuple[str, ...], output: Path
+) -> None:
+    """Compare this service with other servers that serve the same ResNet-50 on this machine.
 
-    wrk is needed (a Debian package of that name). The others are installed under --out.
+    Needs wrk (Debian's package wrk). The other servers are installed under --output.
     """
-    wrk.require()
-    out.mkdir(parents=True, exist_ok=True)
-    weights = _random_weights(out)
-    tables = competitors(weights, _int8(weights, image, out))
-    turns = [
-        (table, contestant)
+    require_wrk()
+    output.mkdir(parents=True, exist_ok=True)
+    weights = _random_weights(output)
+    int8 = None if only and THIS_SERVICE not in only else _quantize(weights, image, output)
+    measurements = [
+        (table, competitor)
         for _ in range(rounds)
-        for table, some in tables.items()
-        for contestant in some
-        if not only or contestant.name in only
+        for table, competitors in competitors_by_table(weights, int8).items()
+        for competitor in competitors
+        if not only or competitor.name in only
     ]
-    pythons = {contestant: python_of(contestant, out) for _, contestant in turns}
+    pythons = {competitor: python_of(competitor, output) for _, competitor in measurements}
     runs: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
-    for table, contestant in (bar := tqdm(turns)):
-        bar.set_description(f"{contestant.name}, {table}")
+    for table, competitor in (bar := tqdm(measurements)):
+        bar.set_description(f"{competitor.name}, {table}")
         no_op = {"NOOP": "1"} if table == "no model" else {}
-        log = out / f"{contestant.name} {table}.log".replace(" ", "-")
-        with started(contestant.command, pythons[contestant], log, WEIGHTS=str(weights), **no_op) as port:
-            url = f"http://127.0.0.1:{port}{contestant.route}"
-            wait_until_it_answers(url, image.read_bytes(), contestant.body)
-            wrk.load(url, image, contestant.body, connections, _WARM_UP_S)
-            run = wrk.load(url, image, contestant.body, connections, seconds)
-            runs[table, contestant.name].append(run)
+        log = output / f"{competitor.name} {table}.log".replace(" ", "-")
+        with run_competitor(
+            competitor, pythons[competitor], log, WEIGHTS=str(weights.absolute()), **no_op
+        ) as port:
+            url = f"http://127.0.0.1:{port}{competitor.route}"
+            wait_until_ready(url, image.read_bytes(), competitor.body_format)
+            run_wrk(url, image, competitor.body_format, connections, _WARM_UP_S)
+            figures = run_wrk(url, image, competitor.body_format, connections, seconds)
+            runs[table, competitor.name].append(figures)
     rows = [
         {"table": table, "server": name, "runs": results, **_medians(results)}
         for (table, name), results in runs.items()
     ]
-    facts = {"hardware": hardware_info().__dict__, "connections": connections, "rows": rows}
-    (out / "results.json").write_text(json.dumps(facts, indent=2))
-    click.echo(write(rows, out))
+    results = {"hardware": hardware_info().__dict__, "connections": connections, "rows": rows}
+    (output / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    click.echo(write_report(rows, output))
 
 
 def _medians(results: list[dict[str, float]]) -> dict[str, Any]:
@@ -87,7 +112,7 @@ def _medians(results: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _random_weights(folder: Path) -> Path:
-    """Write a ResNet-50's state dict: random weights take as long as trained ones."""
+    """Write the state dict of a ResNet-50; random weights take as long as trained ones."""
     path = folder / "resnet50-random.pth"
     if not path.exists():
         torch.manual_seed(0)
@@ -95,20 +120,21 @@ def _random_weights(folder: Path) -> Path:
     return path
 
 
-def _int8(weights: Path, image: Path, folder: Path) -> Path | None:
-    """Quantize them; None where that cannot be done here."""
+def _quantize(weights: Path, image: Path, folder: Path) -> Path | None:
+    """Quantize the network and return the checkpoint; None if this machine cannot do it."""
     path = folder / "resnet50-int8.safetensors"
+    if path.exists():
+        return path
     images = folder / "calibration"
-    if not path.exists():
-        images.mkdir(exist_ok=True)
-        shutil.copy(image, images)
-        command = ["quantize", "resnet50", "--weights", str(weights), "--images", str(images)]
-        result = subprocess.run(
-            [sys.executable, "-m", "resnet_service", *command, "--out", str(path)], check=False
-        )
-        return path if result.returncode == 0 else None
-    return path
+    images.mkdir(exist_ok=True)
+    shutil.copy(image, images)
+    options = ("--model", "resnet50", "--weights", weights, "--data", images, "--output", path)
+    command = [sys.executable, "-m", "resnet_service", "quantize", *map(str, options)]
+    return path if subprocess.run(command, check=False).returncode == 0 else None
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(prog_name="python -m load_tests.peers")
+    except LoadTestError as error:
+        sys.exit(f"Error: {error}")

@@ -1,4 +1,4 @@
-"""Who is compared, and how each is started."""
+"""The servers of the comparison, and how each is installed, started and stopped."""
 
 import os
 import signal
@@ -9,30 +9,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import httpx
 
+from load_tests.service import LoadTestError
+from load_tests.wrk import BodyFormat
 from monitoring.local import free_port
+
+THIS_SERVICE: Final = "this service"
 
 _REPOSITORY: Final = Path(__file__).parents[2]
 _SERVERS: Final = "load_tests.peers.servers"
-_PATIENCE_S: Final = 90.0
+_START_TIMEOUT_S: Final = 90.0
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """One server: what follows its Python's path on the command line, its route, and what pip installs."""
+    """One server: the arguments of its Python, its route and body format, and what pip installs."""
 
     name: str
     command: tuple[str, ...]
     route: str = "/predict"
-    body: Literal["multipart", "raw"] = "multipart"
+    body_format: BodyFormat = "multipart"
     requirement: str | None = None
 
 
 PEERS: Final = (
-    Competitor("FastAPI by hand", ("-m", f"{_SERVERS}.by_hand")),
+    Competitor("plain FastAPI", ("-m", f"{_SERVERS}.plain_fastapi")),
     Competitor("LitServe", ("-m", f"{_SERVERS}.with_litserve"), requirement="litserve==0.2.19"),
     Competitor(
         "BentoML",
@@ -44,30 +48,32 @@ PEERS: Final = (
 )
 
 
-def python_of(contestant: Competitor, folder: Path) -> Path:
-    """Return the Python that has the contestant installed, in a virtual environment that is made once.
+def python_of(competitor: Competitor, folder: Path) -> Path:
+    """Return a Python that has the competitor installed, in a virtual environment under `folder`.
 
-    It sees this Python's packages too, so that all run the same PyTorch.
+    The environment is created once. It also uses the packages of this Python, so that all servers run the
+    same PyTorch.
     """
-    if contestant.requirement is None:
+    if competitor.requirement is None:
         return Path(sys.executable)
-    name, _, version = contestant.requirement.partition("==")
-    environment = folder / f"{name.partition('[')[0]}-{version}"
+    name, _, version = competitor.requirement.partition("==")
+    environment = folder.absolute() / f"{name.partition('[')[0]}-{version}"
     python = environment / "bin" / "python"
     if not (environment / ".installed").exists():
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
         [packages] = environment.glob("lib/python3.*/site-packages")
-        [ours] = (path for path in sys.path if path.endswith("site-packages"))
-        (packages / "shared.pth").write_text(ours)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", contestant.requirement], check=True)
+        [shared] = (path for path in sys.path if path.endswith("site-packages"))
+        (packages / "shared.pth").write_text(shared)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", competitor.requirement], check=True)
         (environment / ".installed").touch()
     return python
 
 
 @contextmanager
-def started(command: tuple[str, ...], python: Path, log: Path, **environment: str) -> Iterator[int]:
-    """Run a server until the block ends, with all the processes it starts; yields its port at once."""
+def run_competitor(competitor: Competitor, python: Path, log: Path, **environment: str) -> Iterator[int]:
+    """Run a server and all its processes until the block ends, and yield its port at once."""
     port = free_port()
+    command = competitor.command
     if "bentoml" in command:
         command = (*command, "--port", str(port))
     with (
@@ -91,18 +97,18 @@ def started(command: tuple[str, ...], python: Path, log: Path, **environment: st
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_until_it_answers(url: str, image: bytes, body: str) -> None:
-    """Ask until an image is answered; raises TimeoutError where that takes minutes."""
-    ends = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < ends:
+def wait_until_ready(url: str, image: bytes, body_format: BodyFormat) -> None:
+    """Post an image until the response is a success; raises LoadTestError after 90 s."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
         try:
-            if body == "raw":
-                answer = httpx.post(url, content=image, headers={"Content-Type": "image/jpeg"}, timeout=60)
+            if body_format == "raw":
+                response = httpx.post(url, content=image, headers={"Content-Type": "image/jpeg"}, timeout=60)
             else:
-                answer = httpx.post(url, files={"file": ("image.jpg", image, "image/jpeg")}, timeout=60)
-            if answer.is_success:
+                response = httpx.post(url, files={"file": ("image.jpg", image, "image/jpeg")}, timeout=60)
+            if response.is_success:
                 return
         except httpx.TransportError:
-            pass  # it does not listen yet
+            pass  # the server does not listen yet
         time.sleep(0.2)
-    raise TimeoutError(f"{url} never answered")
+    raise LoadTestError(f"no successful response from {url} within {_START_TIMEOUT_S:.0f} s")

@@ -1,3 +1,7 @@
-"""An image-classification inference service: micro-batched, measured, and honest about failure."""
+"""An image-classification inference service with a Python client.
+
+The public API: `resnet_service.client` (clients, their errors and response models),
+`resnet_service.settings.Settings`, and `resnet_service.server.app.create_app`. Everything else is internal.
+"""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m service` is `resnet-service`."""
+"""`python -m resnet_service` runs the same program as `resnet-service`."""
 
 from resnet_service.cli import main
 

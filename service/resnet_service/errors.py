@@ -1,52 +1,57 @@
-"""Every error the service raises on purpose.
+"""The errors that the service raises deliberately.
 
 ServiceError
-├── InvalidRequestError        the request is not what the API describes
-├── InvalidImageError          the bytes are a known image format, but broken or empty
-├── UnsupportedMediaType      the bytes are no image format the service reads
-├── PayloadTooLarge       too many bytes, pixels or parts
-│   └── RequestBodyTooLarge          found while the body was read, which was then cut off
-├── RequestTimeout           the client took too long to send its request
-├── Conflict                  the one thing of its kind is already running
-├── OverloadedError            no room, or the deadline cannot be met; carries retry_after_s
-├── TooManyRequests           the key's requests come too fast; carries retry_after_s
-├── Unauthorized          no API key, or an unknown one
-├── Forbidden             the API key does not open this part
-├── DeadlineExceededError      accepted, but no answer before the deadline
-├── ServiceUnavailable              starting, draining or closed
-├── TrainingError    data, options or output that no training run can use
-├── BenchmarkError   nothing to measure or compare, or results that cannot be read
-├── StorageError    a folder or an object store that cannot be read from or written to
-├── ClusterError    no Ray cluster answers, or it cannot do what it is asked
-├── InvalidAPIKeysError          the API keys cannot be read; stops the start
-├── ReloadError          the new model cannot be served; the old one is
-├── ModelLoadError      the model cannot be had; stops the start
-├── DeviceUnavailableError     the device or precision asked for is not there; stops the start
-├── MissingDependencyError          what was asked for needs an extra of the package; stops the start
-└── InferenceError       the model or the device failed on accepted work
-    ├── DeviceOutOfMemoryError     the batch did not fit; a smaller one may
-    └── DeviceError          the device will not recover within this process
+├── requests (each has an HTTP status)
+│   ├── InvalidRequestError
+│   ├── InvalidImageError
+│   ├── UnsupportedMediaType
+│   ├── PayloadTooLarge
+│   │   └── RequestBodyTooLarge     the rest of the body was not read
+│   ├── RequestTimeout
+│   ├── Conflict
+│   ├── OverloadedError             carries reason and retry_after_s
+│   ├── TooManyRequests             carries retry_after_s
+│   ├── Unauthorized
+│   ├── Forbidden
+│   ├── DeadlineExceededError
+│   ├── ServiceUnavailable
+│   ├── ReloadError
+│   └── InferenceError
+│       ├── DeviceOutOfMemoryError  a smaller batch may succeed
+│       └── DeviceError             only a new process recovers the device
+├── start-up and configuration
+│   ├── InvalidAPIKeysError
+│   ├── ModelLoadError
+│   ├── UnsupportedModelError
+│   ├── DeviceUnavailableError
+│   └── MissingDependencyError
+└── commands
+    ├── InputError
+    ├── TrainingError
+    ├── BenchmarkError
+    ├── StorageError
+    └── ClusterError
 
-Nothing here knows HTTP: `resnet_service.server.exception_handlers` holds the one table from error to status.
+This module does not depend on HTTP: `resnet_service.server.exception_handlers` maps errors to statuses.
 """
 
 from typing import Literal
 
 
 class ServiceError(Exception):
-    """The root of the tree; its message is written for the caller and holds no internals."""
+    """Base class. The message is written for the user and contains no internals."""
 
 
 class InvalidRequestError(ServiceError):
-    """The request is not what the API describes."""
+    """The request does not match the API description."""
 
 
 class InvalidImageError(ServiceError):
-    """The bytes start like a known image format but cannot be decoded."""
+    """The data starts like a supported image format but cannot be decoded."""
 
 
 class UnsupportedMediaType(ServiceError):
-    """The bytes are no image format the service reads."""
+    """The data is not in a supported image format."""
 
 
 class PayloadTooLarge(ServiceError):
@@ -54,22 +59,22 @@ class PayloadTooLarge(ServiceError):
 
 
 class RequestBodyTooLarge(PayloadTooLarge):
-    """The request's body was cut off while it was read."""
+    """The request body exceeds its limit; reading stopped, so the connection must be closed."""
 
 
 class RequestTimeout(ServiceError):
-    """The client took too long to send its request."""
+    """The client took too long to send the request."""
 
 
 class Conflict(ServiceError):
-    """Something of which one may run at a time is running."""
+    """The same operation is already running, and only one may run at a time."""
 
 
 class OverloadedError(ServiceError):
-    """APIError at once, because there is no room or the deadline cannot be met.
+    """The request was rejected at once: a queue is full, or the deadline cannot be met.
 
-    `reason` says which: "queue_full", "deadline" or "memory", that of uploads. `retry_after_s` is when the
-    work now waiting should be done, in seconds, at the measured rate.
+    `reason` is "queue_full", "deadline" or "memory" (the limit on upload memory). `retry_after_s` is the
+    estimated time in seconds until the work that is now queued is done.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class OverloadedError(ServiceError):
 
 
 class TooManyRequests(ServiceError):
-    """The key's requests come too fast; the next is welcome in `retry_after_s` seconds."""
+    """The API key exceeds its rate limit; the next request is allowed after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -89,64 +94,77 @@ class TooManyRequests(ServiceError):
 
 
 class Unauthorized(ServiceError):
-    """The request has no API key, or one that is not known."""
+    """The request has no API key or an unknown one."""
 
 
 class Forbidden(ServiceError):
-    """The request's API key does not open this part of the service."""
+    """The API key does not have the scope that this endpoint requires."""
 
 
 class DeadlineExceededError(ServiceError):
-    """Accepted, but not answered before its deadline."""
+    """The request was accepted but not finished before its deadline."""
 
 
 class ServiceUnavailable(ServiceError):
-    """The service is starting, draining or closed."""
-
-
-class TrainingError(ServiceError):
-    """A training run's data, options or output cannot be used."""
-
-
-class BenchmarkError(ServiceError):
-    """There is nothing to measure or to compare, or a file holds no results."""
-
-
-class StorageError(ServiceError):
-    """A folder, here or in an object store, cannot be read from or written to, or holds something else."""
-
-
-class ClusterError(ServiceError):
-    """No Ray cluster answers, or it cannot do what it is asked."""
-
-
-class InvalidAPIKeysError(ServiceError):
-    """The API keys cannot be read, or are no keys."""
+    """The service is starting or shutting down, or its device has failed."""
 
 
 class ReloadError(ServiceError):
-    """The model was not replaced: the new one cannot be had, or failed its warm-up."""
-
-
-class ModelLoadError(ServiceError):
-    """The model cannot be had; the message names the ways out."""
-
-
-class DeviceUnavailableError(ServiceError):
-    """The device or precision asked for is not to be had on this machine."""
-
-
-class MissingDependencyError(ServiceError):
-    """What was asked for needs an extra of the package that is not installed."""
+    """The reload failed; the previous model is still served."""
 
 
 class InferenceError(ServiceError):
-    """The model or the device failed on accepted work."""
+    """The model or the device failed while it processed the request."""
 
 
 class DeviceOutOfMemoryError(InferenceError):
-    """The batch did not fit into the device's memory; a smaller one may."""
+    """The batch does not fit into the device's memory; a smaller batch may."""
 
 
 class DeviceError(InferenceError):
-    """The device failed in a way that only a new process can mend."""
+    """The device failed in a way that only a restart of the process recovers."""
+
+
+class InvalidAPIKeysError(ServiceError):
+    """The setting with the API keys cannot be parsed, or its file cannot be read."""
+
+
+class ModelLoadError(ServiceError):
+    """The model cannot be loaded; the message names alternatives."""
+
+
+class UnsupportedModelError(ServiceError):
+    """The model does not support the operation, for example because it is quantized or lacks a layer."""
+
+
+class DeviceUnavailableError(ServiceError):
+    """The requested device or precision is not available on this machine."""
+
+
+class MissingDependencyError(ServiceError):
+    """The requested feature needs an optional dependency that is not installed."""
+
+
+class InputError(ServiceError):
+    """An input path, pattern, folder or URL matches no images or cannot be read."""
+
+
+class TrainingError(ServiceError):
+    """The data, options or output folder of a training run cannot be used."""
+
+
+class BenchmarkError(ServiceError):
+    """Nothing to measure or compare, or a results file cannot be read."""
+
+
+class StorageError(ServiceError):
+    """A local folder or an object store cannot be read or written, or contains unexpected data."""
+
+
+class ClusterError(ServiceError):
+    """A Ray cluster does not respond or cannot run the job."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

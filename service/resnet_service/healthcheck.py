@@ -1,6 +1,6 @@
-"""Ask the service in this container whether it is ready: `python -m resnet_service.healthcheck`, status 0 or 1.
+"""Container health check: `python -m resnet_service.healthcheck` exits with 0 if the service is ready.
 
-Only the standard library, and no proxy that the environment may name.
+Uses the standard library only, which keeps it fast, and ignores proxy settings.
 """
 
 import http.client
@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> int:
-    """Return 0 where the service on this machine says that it is ready."""
+    """Return 0 if the service in this container is ready, otherwise 1."""
     connection = http.client.HTTPConnection(
         "127.0.0.1", int(os.environ.get("RESNET_SERVICE_PORT") or 8000), timeout=4
     )

@@ -1,7 +1,7 @@
-"""Logging through structlog: JSON when nobody watches a terminal, readable otherwise.
+"""Configure logging with structlog: readable lines on a terminal, JSON otherwise.
 
-Lines of other libraries (uvicorn, torch) take the same road, and the request id bound by the API is in
-each line logged on behalf of a request.
+Log lines of other libraries (uvicorn, torch) have the same format. Every line that is logged during a request
+contains its request id.
 """
 
 import logging
@@ -13,7 +13,7 @@ from structlog.typing import Processor
 
 
 def configure_logging(level: str = "info", style: Literal["auto", "json", "console"] = "auto") -> None:
-    """Set up logging to standard error for the whole process, once, at its start."""
+    """Configure logging to standard error for the process; called once, at its start."""
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -25,7 +25,7 @@ def configure_logging(level: str = "info", style: Literal["auto", "json", "conso
         [
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(),
-                # Rich's has every local variable: images, which take long to print, and keys.
+                # Rich's traceback prints all local variables: slow for images, and it would leak API keys.
                 exception_formatter=structlog.dev.plain_traceback,
             )
         ]
@@ -41,7 +41,7 @@ def configure_logging(level: str = "info", style: Literal["auto", "json", "conso
     )
     logging.root.handlers = [handler]
     logging.root.setLevel(level.upper())
-    # Uvicorn's own start and stop lines only repeat what `resnet_service.server.run` says.
+    # Uvicorn's start and stop lines repeat those of `resnet_service.server.run`.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     structlog.configure(
         processors=[

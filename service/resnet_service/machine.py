@@ -1,4 +1,4 @@
-"""This machine: its hardware, for measurements, and the CPUs and memory that this process may use."""
+"""The hardware of this machine, and the CPUs and memory that this process may use."""
 
 import math
 import os
@@ -9,10 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-import torch
-
 CGROUP: Final = Path("/sys/fs/cgroup")
-"""Where the kernel says what a container may take (control groups, version 2)."""
+"""The limits of the container (control groups, version 2)."""
 
 _NATIVE_BF16_FLAGS: Final = {"avx512_bf16", "amx_bf16", "bf16"}
 _RELEVANT_FLAGS: Final = _NATIVE_BF16_FLAGS | {
@@ -23,18 +21,21 @@ _RELEVANT_FLAGS: Final = _NATIVE_BF16_FLAGS | {
 
 @cache
 def has_native_bf16() -> bool:
-    """Say whether the CPU has bf16 dot products; emulated ones are slower than fp32."""
+    """Return whether the CPU has bf16 dot products; emulated ones are slower than fp32."""
     return bool(_cpu_flags() & _NATIVE_BF16_FLAGS)
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Return which of the CPU's instruction sets that matter to networks it has; () where nobody tells."""
+    """Return the CPU's instruction sets that affect the speed of networks; empty if unknown (macOS)."""
     return tuple(sorted(_cpu_flags() & _RELEVANT_FLAGS))
 
 
 @dataclass(frozen=True)
 class HardwareInfo:
-    """What a measured figure must carry to be laid beside one from another machine."""
+    """The hardware and software that a measurement depends on; stored with every result.
+
+    Memory is in GiB; `cores` is the number of cores that this process may use.
+    """
 
     os: str
     architecture: str
@@ -52,7 +53,9 @@ class HardwareInfo:
 
 
 def hardware_info() -> HardwareInfo:
-    """Describe this machine; memory in GiB, `cores` are those this process may run on."""
+    """Return the hardware information of this machine."""
+    import torch  # not at the top: the client imports this module for its response models, without torch
+
     gpu, gpu_memory = None, None
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -77,16 +80,16 @@ def hardware_info() -> HardwareInfo:
 
 
 def available_cpus() -> int:
-    """Count the logical cores this process may use: its affinity, and its container's share of them."""
+    """Return the number of logical cores that the CPU affinity and the container's quota allow."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(count, cpu_quota() or count)
 
 
 def cpu_quota() -> int | None:
-    """Return how many cores' time the container may take (`docker run --cpus`), rounded up; None if any.
+    """Return the container's CPU quota in cores (`docker run --cpus`), rounded up; None if unlimited.
 
-    Libraries count the cores they see. With more threads than this all of them stand still, time and again,
-    until the kernel's next period begins.
+    Libraries start one thread per visible core. With more threads than the quota, the kernel stops all of
+    them in every period once the quota is used up.
     """
     limit = CGROUP / "cpu.max"
     if not limit.exists():
@@ -96,15 +99,18 @@ def cpu_quota() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Return the bytes of memory this process may still take, its container's limit included, if known."""
+    """Return the bytes of memory that this process can still allocate, or None if unknown (macOS).
+
+    The limit of the container is included.
+    """
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
     lines = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and (most := limit.read_text(encoding="ascii").strip()) != "max":
-        free = min(free, int(most) - int(used.read_text(encoding="ascii")))
+    if limit.exists() and (limit_bytes := limit.read_text(encoding="ascii").strip()) != "max":
+        free = min(free, int(limit_bytes) - int(used.read_text(encoding="ascii")))
     return free
 
 
@@ -133,7 +139,7 @@ def _processor() -> str:
 
 @cache
 def _cpuinfo() -> dict[str, str]:
-    """Read the first processor's entries in /proc/cpuinfo; none where there is no such file (macOS)."""
+    """Return the entries of the first processor in /proc/cpuinfo; empty if it does not exist (macOS)."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return {}

@@ -1,6 +1,6 @@
-"""Every Prometheus metric of the service, on a registry of its own.
+"""All Prometheus metrics of the service, on a separate registry.
 
-Names are a contract with dashboards and alerts. Base units: seconds and bytes.
+Dashboards and alerts depend on the names. Units are base units: seconds and bytes.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ from resnet_service.errors import (
     UnsupportedMediaType,
 )
 
-# From a decoded thumbnail (1 ms) to the default deadline (30 s).
-_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+# From the decoding of a thumbnail (1 ms) to the default deadline (30 s).
+_DURATION_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _OUTCOMES: Final[dict[type[ServiceError], str]] = {
     InvalidImageError: "invalid",
     UnsupportedMediaType: "invalid",
@@ -40,14 +40,24 @@ _OUTCOMES: Final[dict[type[ServiceError], str]] = {
     ServiceUnavailable: "rejected",
     DeadlineExceededError: "expired",
 }
-_IMAGES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "cancelled")
+_REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "not_ready")
+_CONNECTION_REASONS: Final = (
+    "limit",
+    "header_timeout",
+    "header_too_large",
+    "malformed",
+    "pipelined",
+    "write_timeout",
+)
 
 
 class Metrics:
-    """One set of metrics; a process has one for each application it serves."""
+    """The metrics of one application. A process has one instance per application that it serves."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each one, of no use to anyone here
+        disable_created_metrics()  # a `_created` series per counter, which no dashboard or alert uses
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
@@ -57,81 +67,79 @@ class Metrics:
 
         self.request_seconds = histogram(
             "inference_request_seconds",
-            "Time from a request's head to the end of its answer.",
+            "Duration of requests, from the request headers to the end of the response.",
             ("route", "method", "status"),
-            buckets=_SECONDS,
+            buckets=_DURATION_BUCKETS_S,
         )
         self.stage_seconds = histogram(
             "inference_stage_seconds",
-            "Time of one stage: read (of a request), decode, queue, device (of an image).",
+            "Duration of a stage: `read` per request; `decode`, `queue` and `device` per image.",
             ("stage",),
-            buckets=_SECONDS,
+            buckets=_DURATION_BUCKETS_S,
         )
-        self.batch_size = histogram("inference_batch_size", "Images in a device batch.", buckets=_IMAGES)
+        self.batch_size = histogram(
+            "inference_batch_size", "Images per device batch.", buckets=_BATCH_SIZE_BUCKETS
+        )
         self.largest_batch = gauge(
             "inference_largest_batch",
-            "Images in the largest batch formed: more do not fit, or are no faster an image.",
+            "Batch size limit: larger batches do not fit the device or are not faster per image.",
         )
         self.batch_seconds = histogram(
             "inference_batch_seconds",
-            "Time of a device batch, those that failed included; its sum's rate is the busy instances.",
-            buckets=_SECONDS,
+            "Duration of device batches, including failed ones. `rate(_sum)` is the average number "
+            "of busy streams.",
+            buckets=_DURATION_BUCKETS_S,
         )
-        self.device_streams = gauge("inference_device_streams", "Batches that run at a time, at most.")
-        self.queue_depth = gauge("inference_queue_depth", "Images that wait for the device.")
-        self.queue_limit = gauge("inference_queue_limit", "Images that may wait; more are rejected.")
-        self.decode_threads = gauge("inference_decode_threads", "WorkerPool that decode images.")
+        self.device_streams = gauge("inference_device_streams", "Batches that can run at the same time.")
+        self.queue_depth = gauge("inference_queue_depth", "Images that wait for a device.")
+        self.queue_limit = gauge("inference_queue_limit", "Limit of waiting images; more are rejected.")
+        self.decode_threads = gauge("inference_decode_threads", "Threads that decode images.")
         self.decode_running = gauge("inference_decode_running", "Images being decoded.")
         self.decode_waiting = gauge("inference_decode_waiting", "Images that wait for a decoding thread.")
-        self.in_flight = gauge("inference_in_flight", "Images accepted and not yet answered.")
+        self.in_flight = gauge("inference_in_flight", "Images accepted and not finished.")
         self.images = counter(
             "inference_images_total",
-            "Images by outcome: ok, invalid, rejected, failed, expired, cancelled.",
+            f"Images by outcome: {', '.join(_IMAGE_OUTCOMES)}.",
             ("outcome",),
         )
-        for outcome in ("ok", "invalid", "rejected", "failed", "expired", "cancelled"):
-            self.images.labels(outcome)
         self.rejected = counter(
             "inference_rejected_total",
-            "Images rejected before any work: queue_full, deadline, memory, not_ready.",
+            f"Images rejected before decoding, by reason: {', '.join(_REJECTION_REASONS)}.",
             ("reason",),
         )
-        for reason in ("queue_full", "deadline", "memory", "not_ready"):
-            self.rejected.labels(reason)  # a rate needs the 0 before the first one
-        self.connections = gauge("inference_connections", "Open connections of clients.")
+        self.connections = gauge("inference_connections", "Open client connections.")
         self.connections_rejected = counter(
             "inference_connections_rejected_total",
-            "Connections cut off: limit, header_timeout, header_too_large, malformed, pipelined, write_timeout.",
+            f"Connections rejected or closed by the server, by reason: {', '.join(_CONNECTION_REASONS)}.",
             ("reason",),
         )
-        for reason in (
-            "limit",
-            "header_timeout",
-            "header_too_large",
-            "malformed",
-            "pipelined",
-            "write_timeout",
-        ):
-            self.connections_rejected.labels(reason)
-        self.upload_bytes = gauge("inference_upload_bytes", "Bytes of uploads held in memory.")
-        self.ready = gauge("inference_ready", "1 while /readyz says yes.")
+        self.upload_bytes = gauge("inference_upload_bytes", "Memory used by uploads, in bytes.")
+        self.ready = gauge("inference_ready", "1 while /readyz responds with 200, otherwise 0.")
         self.model_info = gauge(
             "inference_model_info",
-            "1, with what is served as labels.",
+            "Always 1; the labels describe the model in use.",
             ("model", "device", "precision", "runtime", "version"),
         )
         self.device_memory = gauge(
             "inference_device_memory_bytes",
-            "Bytes held on the device; 0 on the CPU, which has no own.",
+            "Device memory in use, in bytes; 0 on the CPU, which shares the host memory.",
             ("device",),
         )
         self.device_memory_limit = gauge(
-            "inference_device_memory_limit_bytes", "Bytes the device has; 0 on the CPU.", ("device",)
+            "inference_device_memory_limit_bytes", "Total device memory, in bytes; 0 on the CPU.", ("device",)
         )
+        # rate() needs the 0 before the first increment, so every labeled counter is created here.
+        for labeled, values in (
+            (self.images, _IMAGE_OUTCOMES),
+            (self.rejected, _REJECTION_REASONS),
+            (self.connections_rejected, _CONNECTION_REASONS),
+        ):
+            for value in values:
+                labeled.labels(value)
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
-        """Count an image by how the block ends."""
+        """Count one image by the outcome of the block: its exception, or ok."""
         outcome = "failed"
         try:
             yield

@@ -1,8 +1,14 @@
-"""What the service answers requests for images with; the server writes these bodies, clients read them."""
+"""The JSON bodies of responses: the server writes them, the client parses them.
 
-from typing import Any, Final
+Imports neither FastAPI nor torch, so that the client needs neither.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from resnet_service.machine import HardwareInfo
 
 _PREDICTION: Final = {"class_id": 5, "label": "dog", "probability": 0.535}
 _TIMING: Final = {"decode": 3.1, "queue": 0.1, "device": 2.4, "total": 6.0}
@@ -10,7 +16,7 @@ _PROBLEM: Final = {
     "type": "urn:resnet-service:problem:unsupported-media-type",
     "title": "Unsupported media type",
     "status": 415,
-    "detail": "not an image in a format the service reads (JPEG, PNG, WEBP, GIF, BMP, TIFF)",
+    "detail": "not an image in a supported format (JPEG, PNG, WEBP, GIF, BMP, TIFF)",
 }
 
 
@@ -19,30 +25,30 @@ def _example(**example: Any) -> ConfigDict:
 
 
 class ResponseModel(BaseModel):
-    """What every body is: frozen."""
+    """Base class of all response bodies: immutable, and fields may start with `model_`."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
 class Problem(ResponseModel):
-    """An error, as RFC 9457 describes it."""
+    """An error in the format of RFC 9457."""
 
     model_config = _example(**_PROBLEM)
 
-    type: str = Field(description="A URI that names the kind of error.")
+    type: str = Field(description="A URI that identifies the kind of error.")
     title: str = Field(description="The kind of error in words.")
-    status: int = Field(description="The HTTP status, repeated.")
-    detail: str = Field(description="What was wrong with this request.")
+    status: int = Field(description="The HTTP status code of the response.")
+    detail: str = Field(description="The cause of this error.")
 
 
 class V2Error(ResponseModel):
-    """An error, as the Open Inference Protocol describes it."""
+    """An error in the format of the Open Inference Protocol."""
 
-    error: str = Field(description="What was wrong with this request.")
+    error: str = Field(description="The cause of this error.")
 
 
 class Prediction(ResponseModel):
-    """One class of an answer."""
+    """One class of an image's ranking: its index, its label and its probability."""
 
     class_id: int = Field(ge=0)
     label: str
@@ -50,16 +56,18 @@ class Prediction(ResponseModel):
 
 
 class StageTimings(ResponseModel):
-    """Where the time went, in milliseconds."""
+    """Duration of each stage of a request, in milliseconds."""
 
-    decode: float = Field(description="From bytes to the crop, waiting for a decoding thread included.")
+    decode: float = Field(description="Decoding and preprocessing, including the wait for a decode thread.")
     queue: float = Field(description="Waiting for the device.")
-    device: float = Field(description="The batch on the device.")
-    total: float = Field(description="From the request's head to its answer, reading included.")
+    device: float = Field(description="Running the batch on the device.")
+    total: float = Field(
+        description="From the end of the request headers to the response, including reading the body."
+    )
 
 
 class PredictResponse(ResponseModel):
-    """The best classes of one image, best first."""
+    """The most probable classes of one image, most probable first."""
 
     model_config = _example(predictions=[_PREDICTION], model="bundled", device="cpu", timing_ms=_TIMING)
 
@@ -70,7 +78,7 @@ class PredictResponse(ResponseModel):
 
 
 class BatchPredictItem(ResponseModel):
-    """One image of a batch: its predictions, or its own error."""
+    """The result of one image of a batch: its predictions or its error."""
 
     filename: str | None = None
     predictions: list[Prediction] | None = None
@@ -93,3 +101,62 @@ class BatchPredictResponse(ResponseModel):
     results: list[BatchPredictItem]
     model: str
     device: str
+
+
+class HealthResponse(ResponseModel):
+    """The response of a health probe that succeeds."""
+
+    status: Annotated[str, Field(examples=["ok"])]
+
+
+class RequestLimits(ResponseModel):
+    """The limits that apply to requests."""
+
+    max_upload_bytes: int
+    max_pixels: int
+    max_images_per_request: int
+    max_batch: int
+    max_queue: int
+    request_timeout_s: float
+    formats: list[str] = Field(description="The supported image formats.")
+
+
+class InfoResponse(ResponseModel):
+    """The model, the device, the versions, the machine and the request limits."""
+
+    model: str
+    source: str = Field(description="The file or URL of the weights.")
+    labels: int = Field(description="The number of classes.")
+    input_size: int = Field(description="Width and height of the network's input, in pixels.")
+    device: str
+    precision: str
+    runtime: str
+    streams: int = Field(description="The number of batches that can run concurrently, over all devices.")
+    version: str
+    versions: dict[str, str]
+    hardware: HardwareInfo
+    limits: RequestLimits
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """Measurements of one batch size; latencies are in milliseconds per batch."""
+
+    batch_size: int
+    iterations: int
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    images_per_second: float
+
+
+class BenchResponse(ResponseModel):
+    """Measurements of the loaded model on the first device; latencies are per batch."""
+
+    model: str
+    device: str
+    precision: str
+    runtime: str
+    hardware: HardwareInfo
+    rows: list[BenchmarkRow]

@@ -1,7 +1,8 @@
-"""Every setting of `resnet-service serve`, declared once.
+"""Settings of `resnet-service serve`, declared once.
 
-Each field is an environment variable RESNET_RESNET_SERVICE_<NAME> and, but for secrets, a flag --<name>; the flag wins.
-Units are in the names.
+Each field of `Settings` is an environment variable RESNET_SERVICE_<NAME> and, except for secrets, a flag
+--<name>. The flag takes precedence. The `--help` text of `serve` and the table in docs/serving.md are
+generated from the descriptions. Units are part of the names.
 """
 
 from pathlib import Path
@@ -10,112 +11,155 @@ from typing import Final, Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+__all__ = ["ENVIRONMENT_ONLY", "Settings"]
+
 ENVIRONMENT_ONLY: Final = frozenset({"api_keys"})
-"""Fields without a flag, which every user of the machine could read."""
+"""Fields without a flag: every user of the machine can read a process's command line."""
 
 
 class Settings(BaseSettings):
-    """The service's configuration, checked at the start and never changed."""
+    """Configuration of the service, validated at construction and immutable.
+
+    Reads RESNET_SERVICE_* environment variables; keyword arguments take precedence. Raises
+    `pydantic.ValidationError` if a value is invalid.
+
+        settings = Settings(model="bundled", port=9000)
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="RESNET_SERVICE_", env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 lets the system choose one.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free port.")
 
-    model: str = Field("resnet50", description="A torchvision classifier, a checkpoint's path, or 'bundled'.")
-    weights: str | None = Field(
-        None, description="Weights for a torchvision classifier: a path, a URL, or a published set's name."
+    model: str = Field(
+        "bundled", description="Model to serve: a torchvision classifier, a checkpoint file, or bundled."
     )
-    devices: str = Field("auto", description="auto, cpu, mps, cuda, or several, as in cuda:0,cuda:1.")
+    weights: str | None = Field(
+        None,
+        description="Weights for a torchvision classifier: a file, a URL, or the name of a published set.",
+    )
+    device: str = Field(
+        "auto",
+        description="Device: auto, cpu, mps, cuda or cuda:N; several are separated by commas "
+        "(cuda:0,cuda:1).",
+    )
     streams_per_device: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="Batches at a time on each device; by default what is best there: 2 on a GPU.",
+        description="Batches that run concurrently on each device; by default 2 on a GPU, and on a CPU 1 "
+        "with torch or OpenVINO's recommendation with openvino.",
     )
     runtime: Literal["auto", "torch", "openvino"] = Field(
-        "auto", description="What runs the network; auto is OpenVINO on x86 CPUs where it is installed."
+        "auto",
+        description="Library that runs the network; auto is openvino on x86 CPUs if it is installed, else "
+        "torch.",
     )
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
-        "auto", description="Arithmetic of the network; auto is the fastest that costs no accuracy."
+        "auto",
+        description="Number format of the network; auto is the fastest one that does not reduce accuracy.",
     )
 
     compile: bool = Field(
-        False, description="Compile the network with torch.compile first; a CPU needs a C++ compiler for it."
+        False, description="Compile the network with torch.compile; on a CPU this needs a C++ compiler."
     )
-    cuda_graphs: bool = Field(True, description="Replay the network on an NVIDIA GPU as recorded graphs.")
+    cuda_graphs: bool = Field(True, description="Run the network as CUDA graphs on an NVIDIA GPU.")
 
     max_batch: int = Field(
-        32, ge=1, le=4096, description="Largest batch given to the device, as far as it pays."
+        32,
+        ge=1,
+        le=4096,
+        description="Maximum batch size; the service uses less if larger batches are not faster or do not "
+        "fit into memory.",
     )
     max_wait_ms: float = Field(
-        0.0, ge=0, le=10_000, description="Time to wait for a batch to fill, from its oldest image on."
+        0.0,
+        ge=0,
+        le=10_000,
+        description="Time to wait for more images before a batch starts, counted from its oldest image.",
     )
-    max_queue: int = Field(256, ge=1, description="Images that may wait; more are rejected with 429.")
+    max_queue: int = Field(
+        256, ge=1, description="Maximum number of queued images; more are rejected with 429."
+    )
     request_timeout_s: float = Field(
-        30.0, gt=0, description="Time for a request's answer, after its body was read; then 504."
+        30.0, gt=0, description="Time from the end of the request body to the response; then 504."
     )
-    read_timeout_s: float = Field(30.0, gt=0, description="Time for a client to send its request; then 408.")
+    read_timeout_s: float = Field(
+        30.0, gt=0, description="Time to receive a complete request from the client; then 408."
+    )
     drain_timeout_s: float = Field(
-        25.0, ge=4, description="Time to finish accepted work after SIGTERM; then it is given up."
+        25.0, ge=4, description="Time to finish accepted requests after SIGTERM; the rest are then aborted."
     )
     stall_timeout_s: float = Field(
         60.0,
         gt=0,
-        description="A batch longer than this makes /healthz fail; after twice this, the process ends.",
+        description="Batch duration after which /healthz fails; after twice this time the process exits.",
     )
 
     max_connections: int = Field(
-        16_384, ge=1, description="Open connections; beyond, the longest idle is closed for the new one."
+        16_384,
+        ge=1,
+        description="Maximum number of open connections; a new one beyond it closes the longest idle one.",
     )
     header_timeout_s: float = Field(
-        10.0, gt=0, description="Time for a client to send a request's head; then 408."
+        10.0, gt=0, description="Time to receive the request headers from the client; then 408."
     )
     upload_memory_mb: float = Field(
-        1000.0, gt=0, description="Uploads held in memory at once, in MB (10^6 bytes); more get 429."
+        1000.0,
+        gt=0,
+        description="Memory for all uploads together, in MB (10^6 bytes); more are rejected with 429.",
     )
-    max_upload_mb: float = Field(20.0, gt=0, description="Largest request body, in MB (10^6 bytes).")
-    max_megapixels: float = Field(50.0, gt=0, description="Largest image, in megapixels (10^6).")
-    max_images_per_request: int = Field(64, ge=1, description="Most images in one request.")
-    top_k: int = Field(5, ge=1, description="Classes in an answer when the request does not say.")
+    max_upload_mb: float = Field(20.0, gt=0, description="Maximum request body, in MB (10^6 bytes).")
+    max_megapixels: float = Field(50.0, gt=0, description="Maximum image size in megapixels (10^6).")
+    max_images_per_request: int = Field(64, ge=1, description="Maximum number of images in a request.")
+    top_k: int = Field(5, ge=1, description="Number of classes in a response if the request does not set it.")
     bench_max_images: int = Field(
-        4096, ge=1, description="Most images one /bench request may run through the device."
+        4096, ge=1, description="Maximum number of images that one /bench request may run on the device."
     )
 
     api_keys: SecretStr | None = Field(
         None,
-        description="Keys without which only the probes answer, with commas between: KEY opens all but "
-        "/reload; KEY predict metrics 10/s these parts, at most so often.",
+        description="Comma-separated API keys. If set, every endpoint except the health probes requires one. "
+        "Format: KEY [scope ...] [N/s]; without scopes a key grants everything except admin.",
     )
     api_keys_file: Path | None = Field(
-        None, description="A file of such keys, one a line; # begins a comment."
+        None,
+        description="File with API keys, one per line, in the format of RESNET_SERVICE_API_KEYS; # starts a "
+        "comment.",
     )
     public_scopes: str = Field(
-        "", description="Parts that need no key, of predict, docs, metrics, bench; as in docs,metrics."
+        "",
+        description="Comma-separated scopes that need no API key: predict, docs, metrics, bench.",
     )
     rate_limit: float | None = Field(
-        None, gt=0, description="Requests per second with one key, where the key does not say; then 429."
+        None,
+        gt=0,
+        description="Requests per second for each API key that does not set its own rate; then 429.",
     )
     cors_origins: str = Field(
-        "", description="Sites whose pages may read answers, with commas between; * for all. None by default."
+        "", description="Comma-separated origins that browsers may call the API from; * for all."
     )
 
     decode_threads: int | None = Field(
-        None, ge=1, description="WorkerPool that decode images; by default one for each core."
+        None, ge=1, description="Number of threads that decode images; by default one per CPU core."
     )
     model_threads: int | None = Field(
-        None, ge=1, description="WorkerPool of the network on the CPU; by default the runtime's own choice."
+        None,
+        ge=1,
+        description="Number of CPU threads that run the network; by default the runtime decides.",
     )
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
-    log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="auto is readable on a terminal and JSON elsewhere."
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Minimum level of the messages that are logged."
     )
-    access_log: bool = Field(True, description="Log one line for each request.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Log format; auto is console on a terminal and json otherwise."
+    )
+    access_log: bool = Field(True, description="Log one line per request.")
     traces_url: str | None = Field(
         None,
-        description="OpenTelemetry collector for spans of requests and stages, OTLP over HTTP, as in "
+        description="OpenTelemetry collector that receives spans (OTLP over HTTP), for example "
         "http://localhost:4318/v1/traces; needs the extra 'traces'.",
     )

@@ -1,6 +1,6 @@
-"""Spans of requests and their stages for an OpenTelemetry collector; an extra of the package.
+"""Export spans of requests and their stages to an OpenTelemetry collector; needs the extra `traces`.
 
-Nothing is traced while a request runs: its spans are made from the times that were measured anyway.
+A request is not instrumented while it runs. Its spans are created afterwards from the measured times.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class RequestTracer:
-    """Sends spans to one collector, in batches from a thread of its own, until `close`.
+    """Sends spans to one collector, in batches from a background thread, until `close`.
 
-    Sampling follows the caller's `traceparent`, and without one OpenTelemetry's own variables
-    (OTEL_TRACES_SAMPLER); so do headers and time limits (OTEL_EXPORTER_OTLP_HEADERS, ..._TIMEOUT).
+    The caller's `traceparent` decides about sampling; without one, OTEL_TRACES_SAMPLER does. Headers and time
+    limits are set by OTEL_EXPORTER_OTLP_HEADERS and OTEL_EXPORTER_OTLP_TIMEOUT.
     """
 
     def __init__(self, endpoint: str) -> None:
-        """Prepare to send to `endpoint`, the URL of OTLP over HTTP, which is not asked yet.
+        """Create an exporter to `endpoint`, an OTLP/HTTP URL; it connects with the first span.
 
-        Raises MissingDependencyError where the extra `traces` is not installed.
+        Raises MissingDependencyError if the extra `traces` is not installed.
         """
         if find_spec("opentelemetry") is None:
             raise MissingDependencyError("traces need OpenTelemetry: pip install 'resnet-service[traces]'")
@@ -45,27 +45,28 @@ class RequestTracer:
         stages: Mapping[str, float],
         *,
         headers: Mapping[str, str],
-        began_ns: int,
+        started_at_ns: int,
         seconds: float,
     ) -> None:
-        """Send a request's span and, under it, one for each stage, whose seconds follow each other.
+        """Export the span of a request, with one child span per stage.
 
-        `headers` may hold the caller's traceparent; `began_ns` is in nanoseconds since 1970.
+        `stages` maps names to seconds; the stages run one after the other. `headers` may contain the caller's
+        traceparent. `started_at_ns` is in nanoseconds since the Unix epoch.
         """
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         parent = TraceContextTextMapPropagator().extract(headers)
-        span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes, start_time=began_ns)
-        inside, at_ns = set_span_in_context(span), began_ns
-        for stage, took in stages.items():
-            child = self._tracer.start_span(stage, inside, start_time=at_ns)
-            at_ns += round(took * 1e9)
-            child.end(at_ns)
+        span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes, start_time=started_at_ns)
+        context, stage_start_ns = set_span_in_context(span), started_at_ns
+        for stage, stage_s in stages.items():
+            child = self._tracer.start_span(stage, context, start_time=stage_start_ns)
+            stage_start_ns += round(stage_s * 1e9)
+            child.end(stage_start_ns)
         if int(str(attributes.get("http.response.status_code", 0))) >= 500:
             span.set_status(Status(StatusCode.ERROR))
-        span.end(began_ns + round(seconds * 1e9))
+        span.end(started_at_ns + round(seconds * 1e9))
 
     def close(self) -> None:
-        """Send what is left; this blocks, for the exporter's time limit where nobody answers."""
+        """Export the remaining spans. Blocks up to its time limit if the collector is down."""
         self._provider.shutdown()

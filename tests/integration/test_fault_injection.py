@@ -158,7 +158,7 @@ def test_a_model_that_hangs(jpeg: bytes) -> None:
             pass
         assert health.status_code == 503
         assert "too long" in health.json()["detail"]
-        until(log, "a batch or the decoding of an image never ends; ending")
+        until(log, "engine_stuck")
         assert process.wait(30) == 1
 
 

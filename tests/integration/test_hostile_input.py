@@ -1,4 +1,4 @@
-"""Bad input: images that are none, damaged, or bombs, and requests that no client would make."""
+"""Hostile input: images that are invalid, damaged or decompression bombs, and malformed request bodies."""
 
 import random
 import sys
@@ -10,30 +10,30 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from load_tests.fuzz import parser_properties as parsing
-from load_tests.fuzz import strategies
+from load_tests.fuzz import parser_properties, strategies
 from load_tests.fuzz.corpus import corpus
 from resnet_service.errors import InvalidImageError, PayloadTooLarge, UnsupportedMediaType
 from resnet_service.images import Preprocessing, decode_image
-from resnet_service.models import load_model
+from resnet_service.models import Model
+from resnet_service.models.networks import NETWORKS
 from tests.support.server import Running
 
 SMALL = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-MODEL = load_model("bundled")
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "heic", "exe", "")
-BATCH = 64
+MODEL = Model("test", NETWORKS["lenet"](10), tuple("abcdefghij"), SMALL, "test")
+FILE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "heic", "exe", "")
+BATCH_SIZE = 64
 
 
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, bytes]:
-    """The whole corpus, by name."""
+    """Return the corpus by name."""
     return dict(corpus())
 
 
-def few(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Try so many examples, the same each time, and leave nothing behind."""
+def examples(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run `count` examples, the same each time, without hypothesis' database."""
     return settings(
-        max_examples=examples,
+        max_examples=count,
         deadline=None,
         database=None,
         derandomize=True,
@@ -41,15 +41,15 @@ def few(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     )
 
 
-def test_the_corpus_is_the_same_each_time(inputs: dict[str, bytes]) -> None:
-    """Thousands of inputs, each with a name of its own, and a failure's name leads to it again."""
-    again = list(corpus())
-    assert len(again) == len(inputs) > 5000
-    assert dict(again) == inputs
+def test_corpus_is_deterministic_with_unique_names(inputs: dict[str, bytes]) -> None:
+    """The corpus has over 5,000 inputs with unique names, and the same content each time."""
+    second = list(corpus())
+    assert len(second) == len(inputs) > 5000
+    assert dict(second) == inputs
 
 
-def test_every_input_is_an_image_or_a_typed_error(inputs: dict[str, bytes]) -> None:
-    """Whatever the bytes, decoding gives a crop or says in one of three ways why there is none."""
+def test_each_input_decodes_or_raises_typed_error(inputs: dict[str, bytes]) -> None:
+    """Decoding returns a crop or raises one of three errors, whatever the data."""
     unexpected = {}
     for name, data in inputs.items():
         try:
@@ -61,8 +61,8 @@ def test_every_input_is_an_image_or_a_typed_error(inputs: dict[str, bytes]) -> N
     assert not unexpected
 
 
-def test_sound_images_are_read(inputs: dict[str, bytes]) -> None:
-    """Of the corpus' whole images only those of 32-bit samples are rejected: it is not bad all over."""
+def test_valid_images_of_the_corpus_are_decoded(inputs: dict[str, bytes]) -> None:
+    """All valid images of the corpus are decoded, except those with 32-bit samples."""
     rejected = set()
     for name, data in inputs.items():
         if name.startswith("whole/"):
@@ -73,14 +73,14 @@ def test_sound_images_are_read(inputs: dict[str, bytes]) -> None:
     assert rejected == {"whole/tiff/I", "whole/tiff/F"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see the most memory held")
-def test_a_bomb_takes_no_memory(inputs: dict[str, bytes]) -> None:
-    """What would expand to gigabytes is rejected, or left unexpanded, within 100 MB."""
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc for the peak memory")
+def test_decompression_bombs_take_under_100_mb(inputs: dict[str, bytes]) -> None:
+    """Files that would expand to gigabytes are rejected, or are not expanded."""
     process = Path("/proc/self")
     for name, data in inputs.items():
         if not name.startswith("bomb/"):
             continue
-        (process / "clear_refs").write_text("5", encoding="ascii")  # forget the most held so far
+        (process / "clear_refs").write_text("5", encoding="ascii")  # resets the peak
         before_kb = memory_kb(process, "VmRSS")
         with suppress(InvalidImageError, PayloadTooLarge, UnsupportedMediaType):
             decode_image(data, SMALL, max_pixels=2_000_000)
@@ -92,47 +92,52 @@ def memory_kb(process: Path, name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def test_a_service_bears_the_corpus(server: Running, inputs: dict[str, bytes], jpeg: bytes) -> None:
-    """Under wrong names and among others each input is answered by itself, never as the service's fault."""
-    chance = random.Random(0)
+def test_corpus_over_http_returns_one_result_per_input(
+    server: Running, inputs: dict[str, bytes], jpeg: bytes
+) -> None:
+    """With any file suffix and in any order, each input has predictions or a client error (413, 415, 422)."""
+    generator = random.Random(0)
     names = list(inputs)
-    chance.shuffle(names)
-    for start in range(0, len(names), BATCH):
-        batch = names[start : start + BATCH]
-        parts = [("file", (f"{n}.{chance.choice(EXTENSIONS)}", inputs[name])) for n, name in enumerate(batch)]
-        answer = server.client.post("/predict/batch?top_k=1", files=parts)
-        assert answer.status_code == 200, (batch, answer.text)
-        results = answer.json()["results"]
+    generator.shuffle(names)
+    for start in range(0, len(names), BATCH_SIZE):
+        batch = names[start : start + BATCH_SIZE]
+        parts = [
+            ("file", (f"{number}.{generator.choice(FILE_SUFFIXES)}", inputs[name]))
+            for number, name in enumerate(batch)
+        ]
+        response = server.client.post("/predict/batch?top_k=1", files=parts)
+        assert response.status_code == 200, (batch, response.text)
+        results = response.json()["results"]
         assert [result["filename"] for result in results] == [filename for _, (filename, _) in parts]
         for name, result in zip(batch, results, strict=True):
             assert "predictions" in result or result["error"]["status"] in (413, 415, 422), (name, result)
-    good = server.client.post("/predict", files={"file": ("good.jpg", jpeg)})
-    assert good.status_code == 200, good.text
+    response = server.client.post("/predict", files={"file": ("valid.jpg", jpeg)})
+    assert response.status_code == 200, response.text
 
 
-@few(150)
-@given(parsing.cut_forms())
-def test_a_form_is_read_alike_in_any_chunks(sent: Any) -> None:
-    """However the network cuts a valid form, its images are the same: names, file names and bytes."""
-    parsing.a_form_is_read_alike_in_any_chunks(sent)
+@examples(150)
+@given(parser_properties.chunked_forms())
+def test_form_is_parsed_equally_in_any_chunks(example: Any) -> None:
+    """However a valid form is split into chunks, its images have the same names, file names and bytes."""
+    parser_properties.check_chunked_form(example)
 
 
-@few(300)
-@given(parsing.bad_forms())
-def test_a_bad_form_is_rejected_or_read(sent: Any) -> None:
-    """A damaged form, or what is none, gives images or an error that is the sender's."""
-    parsing.a_bad_form_is_rejected_or_read(sent)
+@examples(300)
+@given(parser_properties.malformed_forms())
+def test_malformed_form_is_parsed_or_rejected(example: Any) -> None:
+    """A damaged form, or other data, returns images or raises a client error."""
+    parser_properties.check_malformed_form(example)
 
 
-@few(100)
-@given(strategies.tensors(MODEL))
-def test_a_request_has_its_images(sent: strategies.Tensors) -> None:
-    """A valid request of the Open Inference Protocol, in JSON or binary, gives as many crops as it says."""
-    parsing.a_request_has_its_images(sent, MODEL)
+@examples(100)
+@given(strategies.tensor_requests(MODEL))
+def test_tensor_request_returns_its_images(request_example: strategies.TensorRequest) -> None:
+    """A valid request of the Open Inference Protocol, JSON or binary, returns the declared number of crops."""
+    parser_properties.check_tensor_request(request_example, MODEL)
 
 
-@few(400)
-@given(parsing.bad_requests(MODEL))
-def test_a_bad_request_is_rejected_or_read(sent: Any) -> None:
-    """Damaged JSON, lengths that lie and tensors that are none give an error that is the sender's."""
-    parsing.a_bad_request_is_rejected_or_read(sent, MODEL)
+@examples(400)
+@given(parser_properties.malformed_tensor_requests(MODEL))
+def test_malformed_tensor_request_is_parsed_or_rejected(example: Any) -> None:
+    """Damaged JSON, wrong lengths and invalid tensors return crops or raise a client error."""
+    parser_properties.check_malformed_tensor_request(example, MODEL)

@@ -1,217 +1,189 @@
-"""Replacing the model while it serves: nothing is lost, and a model that is no good changes nothing."""
+"""Reload the model of a real server: no request is lost, and a failed reload changes nothing."""
 
 import gc
-import signal
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-import torch
 
 from resnet_service.errors import InferenceError
 from resnet_service.inference.engine import Engine
-from resnet_service.models import checkpoint
+from resnet_service.models.checkpoint import load_checkpoint
 from resnet_service.settings import Settings
-from tests.support import REPOSITORY
-from tests.support.processes import started, until
+from tests.support.models import write_checkpoint
 from tests.support.server import Running, serving
 
-BUNDLED = REPOSITORY / "service" / "resnet_service" / "models" / "bundled" / "cifar10.safetensors"
 KEY = "administrator-0123456789"
-ADMIN = {"Authorization": f"Bearer {KEY}"}
 
 
-def write_model(path: Path, prefix: str = "", scale: float = 1.0) -> None:
-    """Write the bundled model with other labels and, where `scale` is no number, broken weights."""
-    model = checkpoint.load_checkpoint(BUNDLED)
-    labels = tuple(f"{prefix}{label}" for label in model.labels)
-    state = {
-        name: tensor * torch.tensor(scale, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state.items()
-    }
-    checkpoint.save_checkpoint(replace(model, labels=labels, state=state), path)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A model's file that a test may replace."""
-    path = tmp_path / "model.safetensors"
-    write_model(path)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the checkpoint that the server serves, which tests may replace."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    write_checkpoint(path)
     return path
 
 
-@pytest.fixture
-def reloadable(model: Path) -> Iterator[Running]:
-    """A server that answers from that file, and its administrator's key."""
-    keys = f"{KEY} admin predict metrics"
-    with serving(
-        Settings(model=str(model), api_keys=keys, public_scopes="predict,metrics,docs,bench")
-    ) as running:
+@pytest.fixture(scope="module")
+def module_server(model: Path) -> Iterator[Running]:
+    """Yield a server with this checkpoint and an API key for reloads."""
+    settings = Settings(model=str(model), api_keys=f"{KEY} admin", public_scopes="predict,metrics,docs,bench")
+    with serving(settings) as running:
         yield running
 
 
+@pytest.fixture
+def server(module_server: Running, model: Path) -> Running:
+    """Return the server with the original checkpoint loaded."""
+    write_checkpoint(model)
+    if module_server.service.engine.model.labels != load_checkpoint(model).labels:
+        assert reload(module_server).status_code == 200
+    return module_server
+
+
+def reload(server: Running) -> httpx.Response:
+    return server.client.post("/reload", headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+
+
 def first_label(server: Running, image: bytes) -> str:
-    answer = server.client.post("/predict", files={"file": image})
-    assert answer.status_code == 200
-    label: str = answer.json()["predictions"][0]["label"]
+    response = server.client.post("/predict", files={"file": image})
+    assert response.status_code == 200
+    label: str = response.json()["predictions"][0]["label"]
     return label
 
 
-def test_a_new_model_takes_the_place_of_the_old(reloadable: Running, model: Path, jpeg: bytes) -> None:
-    """After a reload the new file answers, the metrics tell of it, and the old one's memory is free."""
-    before = first_label(reloadable, jpeg)
-    old = weakref.ref(reloadable.service.engine)
-    write_model(model, "new-")
-    answer = reloadable.client.post("/reload", headers=ADMIN)
-    assert answer.status_code == 200
-    assert answer.json()["labels"] == 10
-    assert first_label(reloadable, jpeg) == f"new-{before}"
-    assert reloadable.metric("inference_ready") == 1
-    assert reloadable.metric("inference_queue_limit") == 256
-    gc.disable()  # it must not need the collector, which a server's long-lived objects are hidden from
+def test_reload_replaces_the_model_and_frees_the_previous_one(
+    server: Running, model: Path, jpeg: bytes
+) -> None:
+    """After a reload, requests and metrics use the new model, and the previous engine is garbage."""
+    label = first_label(server, jpeg)
+    previous = weakref.ref(server.service.engine)
+    write_checkpoint(model, label_prefix="new-")
+    response = reload(server)
+    assert response.status_code == 200
+    assert response.json()["labels"] == 10
+    assert first_label(server, jpeg) == f"new-{label}"
+    assert server.metric("inference_ready") == 1
+    assert server.metric("inference_queue_limit") == 256
+    gc.disable()  # reference counts must suffice: in a real process the collector skips frozen objects
     try:
-        reloadable.wait_for(lambda: old() is None)
+        server.wait_for(lambda: previous() is None)
     finally:
         gc.enable()
 
 
-def test_no_request_is_lost_in_a_reload(reloadable: Running, model: Path, jpeg: bytes) -> None:
-    """Under load, through several reloads, every image is answered, by one of the two models."""
-    ended = threading.Event()
+def test_no_request_is_lost_during_reloads(server: Running, model: Path, jpeg: bytes) -> None:
+    """Under load and through several reloads, each image is classified by the previous or the new model."""
+    is_done = threading.Event()
 
-    def ask() -> list[int | str]:
-        answers: list[int | str] = []
-        while not ended.is_set():
-            answer = reloadable.client.post("/predict", files={"file": jpeg})
-            status = answer.status_code
-            answers.append(answer.json()["predictions"][0]["label"] if status == 200 else status)
-        return answers
+    def send_requests() -> list[int | str]:
+        results: list[int | str] = []
+        while not is_done.is_set():
+            response = server.client.post("/predict", files={"file": jpeg})
+            status = response.status_code
+            results.append(response.json()["predictions"][0]["label"] if status == 200 else status)
+        return results
 
     with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask) for _ in range(4)]
+        clients = [pool.submit(send_requests) for _ in range(4)]
         try:
             for prefix in ("b-", "c-", "d-"):
-                write_model(model, prefix)
-                assert reloadable.client.post("/reload", headers=ADMIN, timeout=60).status_code == 200
+                write_checkpoint(model, label_prefix=prefix)
+                assert reload(server).status_code == 200
         finally:
-            ended.set()
-        answers = [answer for each in asking for answer in each.result()]
-    assert not [answer for answer in answers if isinstance(answer, int)]
-    assert len({str(answer).rpartition("-")[2] for answer in answers}) == 1
-    assert any(str(answer).startswith("c-") for answer in answers)
+            is_done.set()
+        results = [result for client in clients for result in client.result()]
+    assert not [status for status in results if isinstance(status, int)]
+    assert len({str(label).rpartition("-")[2] for label in results}) == 1
+    assert any(str(label).startswith("c-") for label in results)
 
 
-def test_a_request_keeps_to_the_model_it_began_with(reloadable: Running, model: Path, jpeg: bytes) -> None:
-    """An image on the device during a reload is answered by the old model, with the old labels."""
-    label = first_label(reloadable, jpeg)
-    [old] = reloadable.runtimes
-    with ThreadPoolExecutor(1) as pool, old.held():
+def test_request_keeps_the_model_it_started_with(server: Running, model: Path, jpeg: bytes) -> None:
+    """A request whose images are on the device during a reload gets the labels of the previous model."""
+    label = first_label(server, jpeg)
+    previous = server.runtimes[-1]
+    with ThreadPoolExecutor(1) as pool, previous.held():
         parts = [("file", (f"{number}.jpg", jpeg)) for number in range(64)]
-        waiting = pool.submit(reloadable.client.post, "/predict/batch", files=parts)
-        assert old.begun.acquire(timeout=30)
-        write_model(model, "new-")
-        assert reloadable.client.post("/reload", headers=ADMIN).status_code == 200
-        assert first_label(reloadable, jpeg) == f"new-{label}"
-        old.release()
+        waiting = pool.submit(server.client.post, "/predict/batch", files=parts)
+        assert previous.begun.acquire(timeout=30)
+        write_checkpoint(model, label_prefix="new-")
+        assert reload(server).status_code == 200
+        assert first_label(server, jpeg) == f"new-{label}"
+        previous.release()
         results = waiting.result().json()["results"]
     assert [result["predictions"][0]["label"] for result in results] == [label] * 64
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("damage", "reason"),
     [
-        (lambda path: path.write_bytes(b"no checkpoint"), "not a readable checkpoint"),
-        (lambda path: path.unlink(), "there is no file"),
-        (lambda path: write_model(path, scale=float("nan")), "not numbers"),
+        (lambda path: path.write_bytes(b"not a checkpoint"), "not a readable checkpoint"),
+        (lambda path: path.unlink(), "file not found"),
+        (partial(write_checkpoint, scale=float("nan")), "not finite"),
     ],
-    ids=["broken", "missing", "not numbers"],
+    ids=["unreadable", "missing", "not finite"],
 )
-def test_a_model_that_is_no_good_changes_nothing(
-    reloadable: Running, model: Path, jpeg: bytes, make: object, words: str
+def test_unusable_model_leaves_the_current_one_serving(
+    server: Running, model: Path, jpeg: bytes, damage: Callable[[Path], object], reason: str
 ) -> None:
-    """A broken file, none, or one whose answers are no numbers: the old model goes on, and 500 says why."""
-    label = first_label(reloadable, jpeg)
-    assert callable(make)
-    make(model)
-    answer = reloadable.client.post("/reload", headers=ADMIN)
-    assert answer.status_code == 500
-    assert answer.json()["type"].endswith("reload-failed")
-    assert "the old model goes on" in answer.json()["detail"]
-    assert words in answer.json()["detail"]
-    assert first_label(reloadable, jpeg) == label
-    assert reloadable.client.get("/readyz").status_code == 200
+    """If the checkpoint cannot be used, the reload fails with the reason, and the current model serves on."""
+    label = first_label(server, jpeg)
+    damage(model)
+    response = reload(server)
+    assert response.status_code == 500
+    assert response.json()["type"].endswith("reload-failed")
+    assert "still serving the previous model" in response.json()["detail"]
+    assert reason in response.json()["detail"]
+    assert first_label(server, jpeg) == label
+    assert server.client.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "reason"),
     [
-        (InferenceError("the kernels do not fit"), "the kernels do not fit"),
-        (ValueError("secret"), "log says why"),
+        (InferenceError("not enough shared memory"), "not enough shared memory"),
+        (ValueError("secret"), "see the log"),
     ],
 )
-def test_a_model_that_fails_its_warm_up_changes_nothing(
-    reloadable: Running, jpeg: bytes, error: Exception, words: str
+def test_failed_warm_up_leaves_the_current_model_serving(
+    server: Running, jpeg: bytes, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
-    """A model that loads and cannot run never gets a request; an unknown error's words stay inside."""
-    load_engine = reloadable.service.load_engine
+    """A model that fails its warm-up gets no requests; the message of an unexpected error is not shown."""
+    load_engine = server.service.engines.load_engine
 
-    def broken() -> Engine:
+    def load_failing_engine() -> Engine:
         engine = load_engine()
-        reloadable.runtimes[-1].error = error
+        server.runtimes[-1].error = error
         return engine
 
-    reloadable.service.load_engine = broken
-    answer = reloadable.client.post("/reload", headers=ADMIN)
-    assert answer.status_code == 500
-    assert words in answer.json()["detail"]
-    assert "secret" not in answer.text
-    assert first_label(reloadable, jpeg)
-    assert reloadable.metric("inference_ready") == 1
+    monkeypatch.setattr(server.service.engines, "load_engine", load_failing_engine)
+    response = reload(server)
+    assert response.status_code == 500
+    assert reason in response.json()["detail"]
+    assert "secret" not in response.text
+    assert first_label(server, jpeg)
+    assert server.metric("inference_ready") == 1
 
 
-def test_one_reload_at_a_time(reloadable: Running) -> None:
-    """While a model is being loaded another reload gets 409."""
-    loading, go_on = threading.Event(), threading.Event()
-    load_engine = reloadable.service.load_engine
+def test_second_reload_at_the_same_time_is_409(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a reload runs, another one is rejected, and the first one succeeds."""
+    is_loading, may_finish = threading.Event(), threading.Event()
+    load_engine = server.service.engines.load_engine
 
-    def slow() -> Engine:
-        loading.set()
-        assert go_on.wait(30)
+    def load_slowly() -> Engine:
+        is_loading.set()
+        assert may_finish.wait(30)
         return load_engine()
 
-    reloadable.service.load_engine = slow
+    monkeypatch.setattr(server.service.engines, "load_engine", load_slowly)
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(reloadable.client.post, "/reload", headers=ADMIN)
-        assert loading.wait(30)
-        assert reloadable.client.post("/reload", headers=ADMIN).status_code == 409
-        go_on.set()
+        first = pool.submit(reload, server)
+        assert is_loading.wait(30)
+        assert reload(server).status_code == 409
+        may_finish.set()
         assert first.result().status_code == 200
-
-
-def test_sighup_reloads_the_model_and_the_keys(model: Path, tmp_path: Path, jpeg: bytes) -> None:
-    """The signal that daemons know: a new model and new keys, or the old ones and the reason in the log."""
-    keys = tmp_path / "keys"
-    keys.write_text("the-first-key-of-all\n")
-    with started("--model", str(model), "--api-keys-file", str(keys)) as (process, log, url):
-
-        def ask(key: str) -> httpx.Response:
-            return httpx.post(f"{url}/predict", files={"file": jpeg}, headers={"X-API-Key": key})
-
-        label = ask("the-first-key-of-all").json()["predictions"][0]["label"]
-        write_model(model, "new-")
-        keys.write_text("the-second-key-of-all\n")
-        process.send_signal(signal.SIGHUP)
-        until(log, "reloaded")
-        assert ask("the-first-key-of-all").status_code == 401
-        assert ask("the-second-key-of-all").json()["predictions"][0]["label"] == f"new-{label}"
-        keys.write_text("short\n")
-        process.send_signal(signal.SIGHUP)
-        assert "fewer than 16" in until(log, "not reloaded")["reason"]
-        assert ask("the-second-key-of-all").status_code == 200
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0

@@ -1,8 +1,12 @@
-"""What several tests share: files made here, servers, processes, raw HTTP and a browser."""
+"""Helpers that several tests share: images, servers, processes, HTTP as bytes, and a browser."""
 
 import os
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parent.parent.parent
+REPOSITORY = Path(__file__).parents[2]
+
+PHOTOGRAPHS = REPOSITORY / "tests" / "data"
+"""Photographs that are part of the repository."""
+
 REAL_IMAGES = Path(os.environ.get("REAL_IMAGES", REPOSITORY.parent / "shared" / "data"))
-"""Photographs that are not part of the repository."""
+"""More photographs, which are not."""

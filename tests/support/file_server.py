@@ -27,7 +27,7 @@ class FileServer:
             ("127.0.0.1", 0), partial(Handler, directory=str(folder))
         )
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -1,43 +1,66 @@
-"""HTTP requests as bytes on a socket, for what no HTTP client would send."""
+"""HTTP requests as bytes on a socket, for requests that HTTP clients do not send."""
 
 import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import count
 from typing import Any
 
+import httpx
+
 from tests.support.server import Running
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+def assert_problem(response: httpx.Response, status: int, kind: str) -> str:
+    """Check that a response is a problem of this status and kind, and documented; return its detail."""
+    assert response.status_code == status, response.text
+    operation = _documented_paths(str(response.url.join("/")).rstrip("/"))[response.url.path]
+    assert str(status) in operation[response.request.method.lower()]["responses"]
+    assert response.headers["content-type"] == PROBLEM_MEDIA_TYPE
+    body = response.json()
+    assert body["status"] == status
+    assert body["type"].endswith(kind)
+    return str(body["detail"])
+
+
+@cache
+def _documented_paths(origin: str) -> dict[str, Any]:
+    return dict(httpx.get(f"{origin}/openapi.json").json()["paths"])
 
 
 def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    """Return a form with one `file` part per image, named 0.jpg, 1.jpg and so on, for httpx."""
     return [("file", (f"{number}.jpg", image)) for number, image in zip(count(), images, strict=False)]
 
 
 def send_only(server: Running, body: bytes, path: str = "/predict") -> socket.socket:
-    """Send a whole request and leave the answer unread."""
+    """Send a complete request without reading the response."""
     host, port = server.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
-    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    headers = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    connection.sendall(f"{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return connection
 
 
-def oversized(server: Running, head: str, chunk: bytes, chunks: int) -> bytes:
-    """Send a request that is too large, for as long as the server lets it, and return the answer."""
+def oversized(server: Running, headers: str, chunk: bytes, chunks: int) -> bytes:
+    """Send the headers and chunks of a request that is too large, and return the response."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(head.encode())
+        connection.sendall(headers.encode())
         for _ in range(chunks):
             connection.sendall(chunk)
-        answer = b""
+        response = b""
         while received := connection.recv(65536):
-            answer += received
-        return answer
+            response += received
+        return response
 
 
 class Client:
-    """A connection of its own, over which anything can be sent; answers are read whole, one by one."""
+    """A connection that sends arbitrary bytes and reads one response at a time."""
 
     def __init__(self, url: str, receive_buffer: int | None = None) -> None:
         host, port = url.removeprefix("http://").split(":")
@@ -52,13 +75,13 @@ class Client:
         self.socket.sendall(data)
 
     def send_until_cut_off(self, data: bytes) -> None:
-        """Send this again and again until nobody takes it."""
+        """Send the data repeatedly until the server closes the connection."""
         with suppress(BrokenPipeError, ConnectionResetError):
             while True:
                 self.send(data)
 
     def answer(self) -> tuple[int, dict[str, str], Any]:
-        """Read one answer: status, headers (names in lower case), body as JSON."""
+        """Read one response: status, headers (names in lower case), body as JSON."""
         status = self.status()
         lines = iter(self._file.readline, b"\r\n")
         headers = {
@@ -67,21 +90,21 @@ class Client:
         return status, headers, json.loads(self._file.read(int(headers["content-length"])))
 
     def has_answer(self) -> bool:
-        """Wait for the socket's timeout, or for a byte, which is left there."""
+        """Return whether a byte arrives before the socket's timeout; the byte is not consumed."""
         try:
             return bool(self.socket.recv(1, socket.MSG_PEEK))
         except TimeoutError:
             return False
 
     def status(self) -> int:
-        """Read the status of an answer, and no more of it."""
+        """Read the status line of a response and return the status."""
         return int(self._file.readline().split()[1])
 
     def skip_line(self) -> None:
         self._file.readline()
 
     def is_closed(self) -> bool:
-        """Wait for the next byte: true if there is none, but the end."""
+        """Wait for the next byte, and return whether the server has closed the connection instead."""
         try:
             return self._file.read(1) == b""
         except ConnectionResetError:
@@ -102,7 +125,7 @@ def connected(url: str, **options: int) -> Iterator[Client]:
 
 
 def post(image: bytes, *headers: str, path: str = "/predict") -> bytes:
-    """Return a whole request."""
+    """Return a complete request with this image as its body."""
     lines = [
         f"POST {path} HTTP/1.1",
         "Host: x",

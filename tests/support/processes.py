@@ -1,4 +1,4 @@
-"""`resnet-service serve` as a process of its own."""
+"""Run `resnet-service serve` as a process and read its log."""
 
 import json
 import os
@@ -7,32 +7,35 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from tests.support.commands import run_command
 
 COMMAND = [sys.executable, "-m", "resnet_service", "serve"]
 
-
 Log = Iterator[dict[str, Any]]
 
-
 Started = tuple["subprocess.Popen[str]", Log, str]
-"""The process, the rest of its log, and its URL."""
+"""The process, the remaining events of its log, and its URL."""
 
 
 def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of this process without settings that affect the service, plus `variables`."""
     others = ("RESNET_SERVICE_", "MALLOC_", "GLIBC_TUNABLES")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return {**clean, **variables}
 
 
 def events(process: "subprocess.Popen[str]") -> Log:
-    """Yield the lines of the process's log as they come; a download's progress bar is among them."""
+    """Yield the events of the log; a line that is not JSON, such as a progress bar, becomes an event."""
     assert process.stderr is not None
     for line in process.stderr:
         yield json.loads(line) if line.startswith("{") else {"event": line}
 
 
 def until(log: Log, name: str) -> dict[str, Any]:
+    """Read the log until the event with this name, and return it."""
     return next(event for event in log if event["event"] == name)
 
 
@@ -40,11 +43,12 @@ def until(log: Log, name: str) -> dict[str, Any]:
 def started(
     *flags: str, program: str | None = None, limit: tuple[int, int] | None = None, **variables: str
 ) -> Iterator[Started]:
-    """Start the service, with the bundled model unless told otherwise, and wait until it is ready.
+    """Start the service, by default with the bundled model, and wait until it is ready.
 
-    `program` is Python to run in its place; `limit` is a resource of the process and its most.
+    `program` is Python code to run instead of the command; `limit` is a resource (resource.RLIMIT_...) and
+    its limit.
     """
-    flags = ("--model", "bundled", "--port", "0", "--no-access-log", *flags)  # the last word counts
+    flags = ("--model", "bundled", "--port", "0", "--no-access-log", *flags)  # the last of equal flags counts
     command = [*COMMAND, *flags] if program is None else [sys.executable, "-c", program]
     with subprocess.Popen(
         command,
@@ -63,15 +67,8 @@ def started(
 
 
 def rejected(*flags: str, status: int, **variables: str) -> str:
-    """Run the command, which must end by itself with this status, and return what it says."""
-    result = subprocess.run(
-        [*COMMAND, *flags],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(**variables),
-        check=False,
-    )
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr
+    """Run `serve`, which must exit with this status without a traceback, and return its output."""
+    actual, output = run_command(["serve", *flags], Path.cwd(), environment(**variables), timeout_s=120)
+    assert actual == status, output
+    assert "Traceback" not in output
+    return output

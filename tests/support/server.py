@@ -1,4 +1,4 @@
-"""A real server in a thread of the test process, whose device can be paused."""
+"""A real server in a thread of the test process, with a device that tests can pause."""
 
 import re
 import socket
@@ -13,13 +13,14 @@ import uvicorn
 
 from resnet_service.images import Crop
 from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult
-from resnet_service.server.run import Server, uvicorn_config
+from resnet_service.server.run import uvicorn_config
 from resnet_service.server.state import AppState, build_app_state
+from resnet_service.server.uvicorn_server import InferenceServer
 from resnet_service.settings import Settings
 
 
 class GatedRuntime:
-    """A real runtime whose batches can be held on the device; `begun` counts those that got there."""
+    """A real runtime that can hold batches on the device; `begun` counts the batches that have reached it."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -31,7 +32,7 @@ class GatedRuntime:
 
     def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
         self.begun.release()
-        assert self._gate.wait(30), "the test never opened the gate"
+        assert self._gate.wait(30), "the test did not release the device"
         if self.error is not None:
             raise self.error
         return self._runtime.run(crops, k)
@@ -44,9 +45,9 @@ class GatedRuntime:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold every batch from now until `release` or the end of the block."""
+        """Hold all batches from now until `release` or the end of the block."""
         while self.begun.acquire(blocking=False):
-            pass  # batches of earlier requests
+            pass  # forget the batches of earlier requests
         self._gate.clear()
         try:
             yield
@@ -67,34 +68,34 @@ class Running:
 
     @property
     def runtime(self) -> GatedRuntime:
-        """The only runtime."""
+        """The runtime of a server that has exactly one."""
         [runtime] = self.runtimes
         return runtime
 
     def stop(self) -> None:
-        """End the server now, as at the end of `serving`."""
+        """Stop the server before the end of `serving`."""
         self.server.should_exit = True
         self.thread.join(30)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return a sample of /metrics by its name and labels; 0 where it does not exist yet."""
+        """Return the value of the sample of /metrics with this name and these labels; 0 if it is missing."""
         text = self.client.get("/metrics").text
-        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        required = {f'{key}="{value}"' for key, value in labels.items()}
         for line in text.splitlines():
-            found = re.match(rf"{name}(?:{{(.*)}})? (\S+)$", line)
-            if found and wanted <= set((found[1] or "").split(",")):
-                return float(found[2])
+            match = re.match(rf"{name}(?:{{(.*)}})? (\S+)$", line)
+            if match and required <= set((match[1] or "").split(",")):
+                return float(match[2])
         return 0.0
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Ask the server until the condition holds; each question is a request, so nothing sleeps."""
-        ends = time.monotonic() + 20
+        """Send requests until the condition holds; they take the place of sleeping."""
+        deadline = time.monotonic() + 20
         while not condition():
-            assert time.monotonic() < ends, "the condition never came true"
+            assert time.monotonic() < deadline, "the condition did not become true within 20 s"
             self.client.get("/healthz")
 
 
-class _ThreadedServer(Server):
+class _ThreadedServer(InferenceServer):
     def __init__(self, service: AppState, config: uvicorn.Config) -> None:
         super().__init__(service, config)
         self.listening = threading.Event()
@@ -109,14 +110,14 @@ class _ThreadedServer(Server):
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[Running]:
-    """Serve for real, on a port that the system chooses, until the block ends."""
+    """Yield a server on a free port, ready for requests, and stop it at the end of the block."""
     runtimes: list[GatedRuntime] = []
 
     def gated(runtime: Runtime) -> GatedRuntime:
         runtimes.append(GatedRuntime(runtime))
         return runtimes[-1]
 
-    # On a busy machine OpenVINO may find that two are best.
+    # One stream, unless the test sets more: on a busy machine OpenVINO may select two.
     service = build_app_state(
         settings.model_copy(update={"streams_per_device": settings.streams_per_device or 1}), gated
     )

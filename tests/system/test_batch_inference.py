@@ -89,7 +89,7 @@ def test_a_folder_becomes_a_table(photos: Path, tmp_path: Path) -> None:
     """The command writes a row for each image, an unreadable one's with its error, and sums them up."""
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "resnet_service", "batch", str(photos), str(tmp_path / "answers")),
+            *(sys.executable, "-m", "resnet_service", "batch", str(photos), "--output", str(tmp_path / "answers")),
             *("--model", "bundled", "--top-k", "2", "--json"),
         ],
         capture_output=True,
@@ -334,6 +334,7 @@ def test_a_cluster_that_runs_already(photos: Path, tmp_path: Path) -> None:
                 "resnet_service",
                 "batch",
                 str(photos),
+                "--output",
                 str(tmp_path / "answers"),
             ]
             arguments = ["--model", "bundled", "--limit", "40", "--address", f"127.0.0.1:{port}"]
@@ -362,13 +363,13 @@ def test_a_cluster_that_is_away() -> None:
 def test_mistakes_on_the_command_line(photos: Path, tmp_path: Path) -> None:
     """A missing device or folder is a message and status 1, a wrong option status 2."""
     for options, status, words in (
-        (["--device", "toaster"], 1, "no device"),
+        (["--device", "toaster"], 1, "unknown device"),
         (["--model", "resnet5000"], 1, "did you mean"),
         (["--model", "bundled", "--address", f"127.0.0.1:{free_port()}"], 1, "no Ray cluster answers"),
         (["--actors", "0"], 2, "actors"),
         (["--device", "cuda:0"], 2, "Ray gives each actor its GPU"),
     ):
-        result = CliRunner().invoke(main, ["batch", str(photos), str(tmp_path / "answers"), *options])
+        result = CliRunner().invoke(main, ["batch", str(photos), "--output", str(tmp_path / "answers"), *options])
         assert result.exit_code == status, result.output
         assert words in result.stderr
         assert isinstance(result.exception, SystemExit)

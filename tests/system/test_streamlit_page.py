@@ -24,7 +24,7 @@ def page_server(service: str, log: Path) -> Iterator[str]:
     """Start the page's own server, which asks this service; yield its URL."""
     pytest.importorskip("streamlit", reason="needs the extra ui")
     port = str(free_port())
-    command = [sys.executable, "-m", "resnet_service", "ui", "--service", service, "--port", port]
+    command = [sys.executable, "-m", "resnet_service", "ui", "--url", service, "--port", port]
     with (
         log.open("w") as written,
         subprocess.Popen(
@@ -90,7 +90,7 @@ def test_a_service_that_is_away(tmp_path: Path) -> None:
 
 def test_without_streamlit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra the command says what to install."""
-    monkeypatch.setattr(sys.modules["resnet_service.cli.ui"], "find_spec", lambda _: None)
+    monkeypatch.setattr(sys.modules["resnet_service.cli.serve"], "find_spec", lambda _: None)
     result = CliRunner().invoke(main, ["ui"])
     assert result.exit_code == 1
     assert "resnet-service[ui]" in result.stderr

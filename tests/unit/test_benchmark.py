@@ -13,7 +13,7 @@ from resnet_service.benchmark.results import Variant
 from resnet_service.cli import main
 from resnet_service.errors import BenchmarkError, DeviceOutOfMemoryError
 from resnet_service.images import Crop
-from resnet_service.models import load_model
+from resnet_service.models import load_model, weights_path
 from resnet_service.runtimes import TopKResult
 from tests.support.images import encode, make_image
 
@@ -29,7 +29,7 @@ def test_each_combination_is_measured(tmp_path: Path) -> None:
     kept = tmp_path / "here.json"
     result = run(
         *("bench", *QUICK, "--runtime", "torch", "--precision", "fp32,bf16"),
-        *("--memory-format", "channels_last,contiguous", "--out", str(kept)),
+        *("--memory-format", "channels_last,contiguous", "--output", str(kept)),
     )
     assert result.exit_code == 0, result.output
     for words in ("torch fp32", "torch bf16 contiguous", "speed-up"):
@@ -47,14 +47,14 @@ def test_each_combination_is_measured(tmp_path: Path) -> None:
 def test_int8_is_made_for_the_measurement() -> None:
     """A model in floating point is quantized, with what is needed for that, and measured in int8."""
     pytest.importorskip("nncf", reason="needs the extra quantize")
-    result = run("bench", *QUICK, "--devices", "cpu", "--precision", "int8", "--json")
+    result = run("bench", *QUICK, "--device", "cpu", "--precision", "int8", "--json")
     assert result.exit_code == 0, result.output
     assert {row["variant"]["precision"] for row in json.loads(result.stdout)["model"]} == {"int8"}
 
 
 def test_what_cannot_be_combined_is_named_and_the_rest_measured() -> None:
     """fp16 on a CPU is rejected with the reason, the status is 1, and fp32 has its rows."""
-    result = run("bench", *QUICK, "--devices", "cpu", "--precision", "fp16,fp32", "--json")
+    result = run("bench", *QUICK, "--device", "cpu", "--precision", "fp16,fp32", "--json")
     assert result.exit_code == 1
     assert "fp16 is not supported on the CPU" in result.stderr
     assert {row["variant"]["precision"] for row in json.loads(result.stdout)["model"]} == {"fp32"}
@@ -63,11 +63,11 @@ def test_what_cannot_be_combined_is_named_and_the_rest_measured() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["--batch-sizes", "1,x"], 2, "'x' is no number"),
+        (["--batch-sizes", "1,x"], 2, "'x' is not a positive integer"),
         (["--precision", "fp31"], 2, "fp31"),
-        (["--batch-size", "8"], 2, "means nothing without"),
-        (["--out", "no/such/folder/here.json"], 2, "there is no folder"),
-        (["--devices", "cuda:99"], 1, "cuda"),
+        (["--batch-size", "8"], 2, "has no effect without"),
+        (["--output", "no/such/folder/here.json"], 2, "does not exist"),
+        (["--device", "cuda:99"], 1, "cuda"),
         (["--model", "resnet5000"], 1, "did you mean"),
     ],
 )
@@ -106,20 +106,20 @@ def test_a_batch_that_does_not_fit_is_not_measured_as_a_smaller_one() -> None:
                 raise DeviceOutOfMemoryError("the device is out of memory")
             return runtime.run(crops, k)
 
-    with pytest.raises(BenchmarkError, match="going on with 4 would measure something else"):
+    with pytest.raises(BenchmarkError, match="continuing with batches of 4 would measure something else"):
         end_to_end.benchmark_end_to_end(model, Small(), variant, images=8, batch_size=8, workers=1)
 
 
 def test_machines_side_by_side(tmp_path: Path) -> None:
     """Results of two machines become one table, with a plot for the model."""
     here, there = tmp_path / "here.json", tmp_path / "there.json"
-    assert run("bench", *QUICK, "--precision", "fp32", "--out", str(here)).exit_code == 0
+    assert run("bench", *QUICK, "--precision", "fp32", "--output", str(here)).exit_code == 0
     other: dict[str, Any] = json.loads(here.read_text())
     other["hardware"]["processor"] = "Another"
     for row in other["model"]:
         row["images_per_second"] *= 2
     there.write_text(json.dumps(other))
-    result = run("bench", "report", str(here), str(there), "--out", str(tmp_path / "report"))
+    result = run("bench", "report", str(here), str(there), "--output", str(tmp_path / "report"))
     assert result.exit_code == 0, result.output
     report = (tmp_path / "report" / "report.md").read_text()
     assert "Another" in report
@@ -130,7 +130,7 @@ def test_machines_side_by_side(tmp_path: Path) -> None:
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:
     """Something else than results is named."""
     (tmp_path / "x.json").write_text("{}")
-    result = run("bench", "report", str(tmp_path / "x.json"), "--out", str(tmp_path / "report"))
+    result = run("bench", "report", str(tmp_path / "x.json"), "--output", str(tmp_path / "report"))
     assert result.exit_code == 1
     assert "x.json is no result" in result.stderr
 
@@ -142,7 +142,7 @@ def test_models_side_by_side(tmp_path: Path, real_images: Path) -> None:
     (folder / "dog.jpg").write_bytes((real_images / "dog.jpg").read_bytes())
     (folder / "frog_1.png").write_bytes(encode(make_image(), "PNG"))
     (folder / "unknown.png").write_bytes(encode(make_image(), "PNG"))
-    arguments = ("compare", "bundled", "bundled", "--images", str(folder))
+    arguments = ("compare", str(folder), "--model", f"bundled,{weights_path('bundled')}")
     result = run(*arguments, "--json", "--plot", str(tmp_path / "plot.png"))
     assert result.exit_code == 0, result.output
     first, second = map(json.loads, result.stdout.splitlines())
@@ -160,6 +160,6 @@ def test_models_side_by_side(tmp_path: Path, real_images: Path) -> None:
 
 def test_a_comparison_of_nothing(tmp_path: Path) -> None:
     """A folder without an image is a message."""
-    result = run("compare", "bundled", "--images", str(tmp_path))
+    result = run("compare", str(tmp_path), "--model", "bundled")
     assert result.exit_code == 1
     assert "holds no images" in result.stderr

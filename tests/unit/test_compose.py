@@ -1,76 +1,91 @@
-"""Dockerfiles and the compose file, as far as they can be checked without building (see image_test.py)."""
+"""Dockerfiles and compose files, checked without building images; test_container_build.py builds them."""
 
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import yaml
 
 from tests.support import REPOSITORY
 
-COMPOSE = REPOSITORY / "docker-compose.yml"
-COMPOSE_CPU = REPOSITORY / "docker-compose.cpu.yml"
+COMPOSE: Final = REPOSITORY / "docker-compose.yml"
+COMPOSE_CPU: Final = REPOSITORY / "docker-compose.cpu.yml"
 
 
 class ComposeLoader(yaml.SafeLoader):
-    """YAML with the tag by which one compose file takes something out of another."""
+    """YAML with Compose's tag `!reset`, which removes a value in an override file."""
 
 
 class Reset:
-    """What `!reset` leaves of the value under it."""
+    """The value of a key that is tagged with `!reset`."""
 
 
 ComposeLoader.add_constructor("!reset", lambda _loader, _node: Reset)
 
 
-def laid_over(below: Any, above: Any) -> Any:
-    """Merge two compose files as far as these need it."""
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
+def merge(base: Any, override: Any) -> Any:
+    """Merge two compose files; supports only what these files use."""
+    if not (isinstance(base, dict) and isinstance(override, dict)):
+        return override
     merged = {
-        key: laid_over(below.get(key), above[key]) if key in above else below[key] for key in below | above
+        key: merge(base.get(key), override[key]) if key in override else base[key] for key in base | override
     }
     return {key: value for key, value in merged.items() if value is not Reset}
 
 
-def composed(*files: Path) -> Any:
+def load_compose(*files: Path) -> Any:
     result: Any = {}
     for file in files:
-        result = laid_over(result, yaml.load(file.read_text(), ComposeLoader))
+        result = merge(result, yaml.load(file.read_text(), ComposeLoader))
     return result
 
 
-def command(name: str) -> str:
-    """Return the path of a program that pip put beside this Python."""
+def program(name: str) -> str:
+    """Return the path of a program that pip installed next to this Python."""
     return str(Path(sys.executable).parent / name)
 
 
 @pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])
-def test_hadolint_finds_nothing(name: str) -> None:
+def test_dockerfiles_pass_hadolint(name: str) -> None:
     """The Dockerfiles follow hadolint's rules."""
-    result = subprocess.run(
-        [command("hadolint"), str(REPOSITORY / name)], capture_output=True, text=True, check=False
-    )
+    command = [program("hadolint"), str(REPOSITORY / name)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])
+def test_the_build_context_contains_every_copied_file(name: str) -> None:
+    """Every COPY source exists, and .dockerignore does not exclude it."""
+    included = {
+        line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    lines = (REPOSITORY / name).read_text().splitlines()
+    sources = {
+        source
+        for line in lines
+        if line.startswith("COPY ") and not line.startswith("COPY --from")
+        for source in line.split()[1:-1]
+    }
+    assert sources
+    assert {source for source in sources if not (REPOSITORY / source).exists()} == set()
+    assert sources <= included
+
+
 @pytest.mark.parametrize("files", [[COMPOSE], [COMPOSE, COMPOSE_CPU]], ids=["cuda", "cpu"])
-def test_the_compose_file_follows_its_specification(files: list[Path], tmp_path: Path) -> None:
-    """The compose file, alone and under the override for CPUs, is valid by the specification's schema."""
+def test_compose_files_match_the_specification(files: list[Path], tmp_path: Path) -> None:
+    """The compose file is valid by the schema of the specification, with and without the CPU override."""
     merged = tmp_path / "docker-compose.yml"
-    merged.write_text(yaml.safe_dump(composed(*files)))
-    schema = ["--builtin-schema", "vendor.compose-spec"]
-    result = subprocess.run(
-        [command("check-jsonschema"), *schema, str(merged)], capture_output=True, text=True, check=False
-    )
+    merged.write_text(yaml.safe_dump(load_compose(*files)))
+    command = [program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(merged)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
-def test_only_the_cuda_host_reserves_a_gpu() -> None:
-    """The override takes the GPU away and builds the other Dockerfile, and nothing else changes."""
-    cuda, cpu = composed(COMPOSE), composed(COMPOSE, COMPOSE_CPU)
+def test_the_cpu_override_removes_the_gpu_only() -> None:
+    """The override removes the GPU and selects the other Dockerfile; everything else is unchanged."""
+    cuda, cpu = load_compose(COMPOSE), load_compose(COMPOSE, COMPOSE_CPU)
     [device] = cuda["services"]["service"]["deploy"]["resources"].pop("reservations")["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     cuda["services"]["service"]["image"] = "resnet-service:cpu"
@@ -79,9 +94,9 @@ def test_only_the_cuda_host_reserves_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("name", ["service", "prometheus", "grafana"])
-def test_every_container_is_hardened(name: str) -> None:
+def test_containers_are_hardened(name: str) -> None:
     """Each has a pinned version, limits, a restart policy, a read-only root and no new privileges."""
-    service = composed(COMPOSE)["services"][name]
+    service = load_compose(COMPOSE)["services"][name]
     assert service["read_only"]
     assert service["restart"] == "unless-stopped"
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -92,15 +107,15 @@ def test_every_container_is_hardened(name: str) -> None:
     assert ":" in service["image"]
 
 
-def test_mounted_files_exist_and_services_find_each_other() -> None:
-    """What compose mounts is in the repository, and Prometheus and Grafana use compose's names."""
-    services = composed(COMPOSE)["services"]
+def test_mounted_files_exist_and_service_names_match() -> None:
+    """Mounted paths are in the repository, and Prometheus and Grafana use the service names of compose."""
+    services = load_compose(COMPOSE)["services"]
     mounts = [volume.split(":")[:2] for service in services.values() for volume in service["volumes"]]
     missing = {source for source, _ in mounts if source[0] == "." and not (REPOSITORY / source).exists()}
-    assert missing <= {"./models"}  # the user's own, made by Docker where it is missing
+    assert missing <= {"./models"}  # for the user's checkpoints; Docker creates it
     monitoring = REPOSITORY / "monitoring"
-    scraped = yaml.safe_load((monitoring / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
-    assert scraped[0]["static_configs"] == [{"targets": ["service:8000"]}]
-    provisioning = monitoring / "grafana" / "provisioning"
-    [provider] = yaml.safe_load((provisioning / "dashboards" / "resnet-service.yml").read_text())["providers"]
+    scrape_configs = yaml.safe_load((monitoring / "prometheus/prometheus.yml").read_text())["scrape_configs"]
+    assert scrape_configs[0]["static_configs"] == [{"targets": ["service:8000"]}]
+    provisioning = monitoring / "grafana/provisioning"
+    [provider] = yaml.safe_load((provisioning / "dashboards/resnet-service.yml").read_text())["providers"]
     assert provider["options"]["path"] in dict(mounts).values()

@@ -54,7 +54,7 @@ def test_a_problem_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.
 
 
 def inspected(*arguments: str) -> dict[str, Any]:
-    result = run("inspect", *arguments, "--json")
+    result = run("inspect", "--model", *arguments, "--json")
     assert result.exit_code == 0, result.output
     facts: dict[str, Any] = json.loads(result.stdout)
     return facts
@@ -77,7 +77,7 @@ def test_resnet50_is_what_it_is_known_to_be(tmp_path: Path, monkeypatch: pytest.
 def test_a_models_facts_for_people() -> None:
     """The bundled model: its input, outputs and size on disk in a table."""
     assert 1_000_000 < inspected("bundled")["file_bytes"] < 25_000_000
-    result = run("inspect", "bundled")
+    result = run("inspect", "--model", "bundled")
     assert result.exit_code == 0, result.output
     for words in ("[N, 3, 32, 32]", "[N, 10]", "airplane", "MB", "Conv2d", "multiply-adds"):
         assert words in result.stdout
@@ -87,6 +87,6 @@ def test_what_cannot_be_inspected_is_a_message(tmp_path: Path) -> None:
     """A file that is no checkpoint, a name that is no model."""
     (tmp_path / "dog.safetensors").write_bytes(encode(make_image()))
     for name in (str(tmp_path / "dog.safetensors"), "resnet5000"):
-        result = run("inspect", name)
+        result = run("inspect", "--model", name)
         assert result.exit_code == 1
         assert "cannot load" in result.stderr

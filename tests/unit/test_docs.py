@@ -1,13 +1,16 @@
-"""The documentation cannot drift: what it shows is compared with the code, or made from it.
+"""The documentation is compared with the code, and its tables are generated from it.
 
-`python -m tests.unit.test_docs` writes the tables in docs/ anew.
+`python -m tests.unit.test_docs` updates the tables in docs/.
 """
 
+import itertools
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Final
 
 import httpx
 import pytest
@@ -22,51 +25,62 @@ from resnet_service.training.trainer import TrainingConfig
 from tests.support import REPOSITORY
 from tests.support.server import Running
 
-SERVING, TRAINING = REPOSITORY / "docs/serving.md", REPOSITORY / "docs/training.md"
-PAGES = [
+PACKAGE: Final = REPOSITORY / "service/resnet_service"
+README: Final = REPOSITORY / "README.md"
+CONTRIBUTING: Final = REPOSITORY / "CONTRIBUTING.md"
+SERVING: Final = REPOSITORY / "docs/serving.md"
+TRAINING: Final = REPOSITORY / "docs/training.md"
+PAGES: Final = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
+_UNWANTED: Final = re.compile(r"\b(nobody|whoever|everybody)\b|refus|\bis no\b|\bpictures?\b", re.IGNORECASE)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _page_id(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
 
 
 def settings_table() -> str:
     lines = ["| setting | default | |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         flag = "" if name in ENVIRONMENT_ONLY else f"`--{name.replace('_', '-')}`<br>"
-        default = "" if field.default is None else f"`{str(field.default).lower()}`"
+        default = "" if field.default in (None, "") else f"`{str(field.default).lower()}`"
         lines.append(f"| {flag}`RESNET_SERVICE_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines)
 
 
 def errors_table() -> str:
     lines = ["| status | kind | when |", "|---|---|---|"]
-    for kind, status in sorted(
-        ((kind, type_.status) for kind, type_ in PROBLEM_TYPES.items()), key=lambda pair: pair[1]
-    ):
-        arguments: dict[type[errors.ServiceError], tuple[object, ...]] = {
-            errors.OverloadedError: ("queue_full", 0),
-            errors.TooManyRequests: (0,),
-        }
+    arguments: dict[type[errors.ServiceError], tuple[object, ...]] = {
+        errors.OverloadedError: ("queue_full", 0),
+        errors.TooManyRequests: (0,),
+    }
+    for kind, problem_type in sorted(PROBLEM_TYPES.items(), key=lambda pair: pair[1].status):
         problem = to_problem(kind("", *arguments.get(kind, ())))
-        first = (kind.__doc__ or "").splitlines()[0]
-        lines.append(f"| {status} | `{problem.type.rsplit(':', 1)[1]}` | {first} |")
+        summary = (kind.__doc__ or "").splitlines()[0]
+        lines.append(f"| {problem_type.status} | `{problem.type.rsplit(':', 1)[1]}` | {summary} |")
     return "\n".join(lines)
 
 
-def own_metrics() -> list[Metric]:
+def inference_metrics() -> list[Metric]:
     return [metric for metric in Metrics().registry.collect() if metric.name.startswith("inference_")]
 
 
 def metrics_table() -> str:
     lines = ["| metric | |", "|---|---|"]
-    for metric in own_metrics():
+    for metric in inference_metrics():
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
         lines.append(f"| `{name}` | {metric.documentation} |")
     return "\n".join(lines)
 
 
 def recipes_table() -> str:
-    columns = {**RECIPES, "another from scratch": FROM_SCRATCH, "`--pretrained`, `--weights`": FINE_TUNING}
+    columns = {**RECIPES, "other, from scratch": FROM_SCRATCH, "`--pretrained`, `--weights`": FINE_TUNING}
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for field in fields(TrainingConfig):
         if field.name != "seed":
@@ -75,95 +89,148 @@ def recipes_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {
+TABLES: Final[dict[Path, dict[str, Callable[[], str]]]] = {
     SERVING: {"settings": settings_table, "errors": errors_table, "metrics": metrics_table},
     TRAINING: {"recipes": recipes_table},
 }
 
 
-def rewritten(page: Path) -> str:
-    """Return a page with its tables made anew."""
-    text = page.read_text(encoding="utf-8")
+def with_current_tables(page: Path) -> str:
+    """Return the text of a page with its tables generated from the code."""
+    text = _read(page)
     for name, table in TABLES[page].items():
         before, rest = text.split(f"<!-- {name} -->\n")
         text = f"{before}<!-- {name} -->\n{table()}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
     return text
 
 
-def test_the_tests_that_a_page_names_exist() -> None:
-    """What a page says is shown by a test is shown by one."""
-    files = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").glob("test_*.py")}
-    defined = {
+def test_tests_named_in_the_docs_exist() -> None:
+    """Every test function and test file that a page names exists."""
+    paths = list((REPOSITORY / "tests").rglob("test_*.py"))
+    functions = {
         name
-        for text in files.values()
-        for name in re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE)
+        for path in paths
+        for name in re.findall(r"^(?:async )?def (test_\w+)", _read(path), re.MULTILINE)
     }
-    pages = (page.read_text(encoding="utf-8") for page in PAGES)
-    named = {name for text in pages for name in re.findall(r"\btest_\w+(?:\.py)?", text)}
-    assert len(named) > 50
-    assert named <= defined | set(files)
+    modules = {name for path in paths for name in (path.name, path.stem)}
+    cited = {name for page in PAGES for name in re.findall(r"\btest_\w+(?:\.py)?", _read(page))}
+    assert len(cited) > 50
+    assert cited <= functions | modules
 
 
-@pytest.mark.parametrize("page", TABLES, ids=lambda page: page.name)
-def test_the_tables_are_in_step(page: Path) -> None:
-    """Settings, errors, metrics and recipes are documented as the code has them."""
-    assert page.read_text(encoding="utf-8") == rewritten(page), (
-        "run: .venv/bin/python -m tests.unit.test_docs"
-    )
+def test_paths_named_in_the_docs_exist() -> None:
+    """Every path of a source or test file that a page names exists."""
+    pattern = r"\b((?:service|tests|load_tests|monitoring|deploy)/[\w./-]*\w\.(?:py|md|ya?ml|jpg))\b"
+    cited = {path for page in PAGES for path in re.findall(pattern, _read(page))}
+    assert {path for path in cited if not (REPOSITORY / path).exists()} == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link names a file that is there."""
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+def _table_rows(page: Path, heading: str) -> list[list[str]]:
+    """Return the rows of the table whose header row is `heading`, without code marks."""
+    after = _read(page).split(f"{heading}\n", 1)[1].splitlines()[1:]
+    rows = itertools.takewhile(lambda line: line.strip().startswith("|"), after)
+    return [[cell.strip(" `") for cell in line.strip().strip("|").split("|")] for line in rows]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_nothing_is_left_to_fill_in(page: Path) -> None:
-    """Outside of code there is no name in capitals that stands for a figure to come."""
-    text = re.sub(
-        r"```.*?```|`[^`]*`|^    .*$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
-    )
+def test_contributing_lists_every_module() -> None:
+    """The table of modules in CONTRIBUTING.md contains all parts of the package, by layer."""
+    rows = _table_rows(CONTRIBUTING, "| layer | module | responsibility | may also import |")
+    parts = {
+        path.name.removesuffix(".py")
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert {row[1] for row in rows} == parts - {"__init__", "__main__"}
+    layers = [int(row[0]) for row in rows]
+    assert layers == sorted(layers, reverse=True)
+
+
+def test_contributing_lists_every_broad_exception_handler() -> None:
+    """The table of `except Exception` in CONTRIBUTING.md names exactly the modules that have one."""
+    broad = re.compile(r"^ *except \(?(?:Exception|BaseException)\b", re.MULTILINE)
+    modules = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if broad.search(_read(path))}
+    assert {row[0] for row in _table_rows(CONTRIBUTING, "  | module | reason |")} == modules
+
+
+@pytest.mark.parametrize("page", TABLES, ids=_page_id)
+def test_tables_match_the_code(page: Path) -> None:
+    """The tables of settings, errors, metrics and recipes match the code."""
+    assert _read(page) == with_current_tables(page), "run: .venv/bin/python -m tests.unit.test_docs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_page_id)
+def test_links_resolve(page: Path) -> None:
+    """Every relative link names an existing file, and its fragment an existing heading."""
+    for target in re.findall(r"\]\(([^)]+)\)", _read(page)):
+        if target.startswith("http"):
+            continue
+        name, _, fragment = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if fragment:
+            headings = re.findall(r"^#+ (.+)$", _read(file), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in headings}
+            assert fragment in anchors, target
+
+
+def test_every_page_is_in_the_index() -> None:
+    """docs/README.md links to every other page of docs/."""
+    index = REPOSITORY / "docs/README.md"
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", _read(index))}
+    assert {path.name for path in index.parent.glob("*.md")} - {index.name} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_page_id)
+def test_pages_have_no_placeholders(page: Path) -> None:
+    """Text outside of code contains no capitalized placeholder for a result."""
+    text = re.sub(r"```.*?```|`[^`]*`|^    .*$", "", _read(page), flags=re.DOTALL | re.MULTILINE)
     assert not re.findall(r"\b[A-Z]{3,}(?:_[A-Z0-9]+)+\b|\bTODO\b|\bXXX\b", text)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=_page_id)
+def test_pages_use_the_standard_words(page: Path) -> None:
+    """Pages say image and reject. The changelog also contains the previous names."""
+    assert _UNWANTED.findall(_read(page)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_page_id)
 def test_commands_exist(page: Path) -> None:
-    """Each make target and each resnet-service command and flag that is shown exists."""
-    text = page.read_text(encoding="utf-8")
+    """Every make target and every resnet-service command and flag in a page exists."""
+    text = _read(page)
     for target in re.findall(r"^    make ([a-z-]+)", text, re.MULTILINE):
-        command = ["make", "--dry-run", "--always-make", target]
-        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
-    for line in re.findall(r"resnet-service ([a-z]+ --.*)", text):
+        command_line = ["make", "--dry-run", "--always-make", target]
+        subprocess.run(command_line, cwd=REPOSITORY, check=True, capture_output=True)
+    for line in re.findall(r"resnet-service ([a-z]+ .*--.*)", text):
         name, *words = line.split()
-        command_ = cli.main.commands[name]
-        parameters = command_.get_params(command_.make_context(name, [], resilient_parsing=True))
-        known = {option for parameter in parameters for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known, line
+        command = cli.main.commands[name]
+        parameters = command.get_params(command.make_context(name, [], resilient_parsing=True))
+        options = {option for parameter in parameters for option in parameter.opts + parameter.secondary_opts}
+        assert {word for word in words if re.match(r"--\w", word)} <= options, line
 
 
-def test_the_readmes_answer_is_the_services(server: Running, jpeg: bytes) -> None:
-    """The answer shown in the README has the shape of a real one."""
-    shown = json.loads(re.findall(r"```json\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)[0])
-    answer = server.client.post("/predict?top_k=2", files={"file": jpeg}).json()
-    assert _shape(shown) == _shape(answer)
+def test_the_readme_shows_the_response_of_the_service(server: Running) -> None:
+    """The response in the README has the form and the best class of the response to its command."""
+    text = _read(README)
+    shown = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
+    [image] = re.findall(r"curl -F file=@(\S+)", text)
+    response = server.client.post("/predict", files={"file": (REPOSITORY / image).read_bytes()}).json()
+    assert _form(shown) == _form(response)
+    assert shown["predictions"][0]["label"] == response["predictions"][0]["label"]
 
 
-def _shape(value: object) -> object:
+def _form(value: object) -> object:
+    """Return the keys and types of a JSON value."""
     if isinstance(value, dict):
-        return {key: _shape(inner) for key, inner in value.items()}
-    return [_shape(inner) for inner in value] if isinstance(value, list) else type(value)
+        return {key: _form(inner) for key, inner in value.items()}
+    return [_form(inner) for inner in value] if isinstance(value, list) else type(value)
 
 
-def test_the_documented_endpoints_are_the_services(server: Running) -> None:
-    """Each endpoint in the table is there, and none is missing from it."""
-    page = SERVING.read_text(encoding="utf-8")
-    shown = set(re.findall(r"(?:^\| |<br>)`(?:GET|POST) (/[^`]*)`", page, re.MULTILINE))
-    assert shown - {"/docs"} == set(httpx.get(f"{server.url}/openapi.json").json()["paths"])
+def test_the_table_of_endpoints_is_complete(server: Running) -> None:
+    """The table contains every endpoint of the service, and only those."""
+    paths = set(re.findall(r"(?:^\| |<br>)`(?:GET|POST) (/[^`]*)`", _read(SERVING), re.MULTILINE))
+    assert paths - {"/docs"} == set(httpx.get(f"{server.url}/openapi.json").json()["paths"])
 
 
 if __name__ == "__main__":
-    for changed in TABLES:
-        changed.write_text(rewritten(changed), encoding="utf-8")
+    for path in TABLES:
+        path.write_text(with_current_tables(path), encoding="utf-8")

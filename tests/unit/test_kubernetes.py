@@ -1,9 +1,9 @@
-"""deploy/kubernetes: valid by Kubernetes' own schemas, and in step with the service."""
+"""deploy/kubernetes: manifests are valid by the Kubernetes schemas and consistent with the service."""
 
 import re
 import shutil
 import subprocess
-from typing import Any
+from typing import Any, Final
 
 import kubernetes_validate
 import pytest
@@ -14,13 +14,13 @@ from resnet_service.settings import Settings
 from tests.support import REPOSITORY
 from tests.support.server import Running
 
-MANIFESTS = REPOSITORY / "deploy/kubernetes"
-BASE = {
+MANIFESTS: Final = REPOSITORY / "deploy/kubernetes"
+BASE: Final = {
     path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
     for path in sorted(MANIFESTS.glob("**/*.yaml"))
     if path.stem != "kustomization"
 }
-VERSION = "1.31"
+VERSION: Final = "1.31"
 
 
 def pod() -> dict[str, Any]:
@@ -34,13 +34,13 @@ def container() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", sorted(set(BASE) - {"servicemonitor"}))
-def test_they_are_valid(name: str) -> None:
-    """Each manifest of Kubernetes' own kinds follows the schema, with no field that there is not."""
+def test_manifests_match_the_kubernetes_schemas(name: str) -> None:
+    """Each manifest of a built-in kind is valid by its schema, without unknown fields."""
     kubernetes_validate.validate(BASE[name], VERSION, strict=True)
 
 
-def test_they_belong_together() -> None:
-    """Whoever selects pods selects these, and ports and names lead somewhere."""
+def test_selectors_ports_and_names_match() -> None:
+    """Selectors match the labels of the pods, and ports and names refer to existing objects."""
     labels = pod()["metadata"]["labels"]
     deployment, service = BASE["deployment"], BASE["service"]
     assert deployment["spec"]["selector"]["matchLabels"] == labels
@@ -48,56 +48,74 @@ def test_they_belong_together() -> None:
     assert BASE["disruption"]["spec"]["selector"]["matchLabels"] == labels
     monitor = BASE["servicemonitor"]["spec"]
     assert monitor["selector"]["matchLabels"] == service["metadata"]["labels"]
-    [port], [scraped] = service["spec"]["ports"], monitor["endpoints"]
-    assert scraped["port"] == port["name"]
-    assert port["targetPort"] in {opened["name"] for opened in container()["ports"]}
+    [port], [endpoint] = service["spec"]["ports"], monitor["endpoints"]
+    assert endpoint["port"] == port["name"]
+    assert port["targetPort"] in {container_port["name"] for container_port in container()["ports"]}
     target = BASE["autoscaling"]["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
 
 
-def test_they_are_in_step_with_the_service(server: Running) -> None:
-    """Probes and scrapes ask what there is, the autoscaler's metric is one, and draining has its time."""
+def test_probes_metrics_and_settings_exist_in_the_service(server: Running) -> None:
+    """Probes and scrapes use existing paths, the autoscaler an existing metric, and the drain fits."""
     paths = set(server.client.get("/openapi.json").json()["paths"])
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container()[probe]["httpGet"]["path"] in paths
     assert BASE["servicemonitor"]["spec"]["endpoints"][0]["path"] in paths
     [metric] = BASE["autoscaling"]["spec"]["metrics"]
-    known = {found.name for found in Metrics().registry.collect()}
-    assert metric["pods"]["metric"]["name"] in known
+    assert metric["pods"]["metric"]["name"] in {family.name for family in Metrics().registry.collect()}
     environment = {variable["name"]: variable.get("value") for variable in container()["env"]}
-    fields = {
+    settings = {
         name.removeprefix("RESNET_SERVICE_").lower()
         for name in environment
         if name.startswith("RESNET_SERVICE_")
     }
-    assert fields <= set(Settings.model_fields)
-    asleep = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
-    drain = float(environment["RESNET_SERVICE_DRAIN_TIMEOUT_S"])
-    assert pod()["spec"]["terminationGracePeriodSeconds"] > drain + asleep
+    assert settings <= set(Settings.model_fields)
+    pre_stop_s = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drain_timeout_s = float(environment["RESNET_SERVICE_DRAIN_TIMEOUT_S"])
+    assert pod()["spec"]["terminationGracePeriodSeconds"] > drain_timeout_s + pre_stop_s
 
 
-def test_they_run_as_the_images_do() -> None:
-    """The user is the one of the Dockerfiles, and may write nowhere but to /tmp."""
+def test_the_kubernetes_service_does_not_set_the_port() -> None:
+    """Kubernetes would set RESNET_SERVICE_PORT for a Service called resnet-service, so links are disabled."""
+    prefix = BASE["service"]["metadata"]["name"].upper().replace("-", "_")
+    assert f"{prefix}_PORT" == "RESNET_SERVICE_PORT"
+    assert pod()["spec"]["enableServiceLinks"] is False
+
+
+def test_pods_use_the_user_and_paths_of_the_images() -> None:
+    """The user is that of the Dockerfiles, and only /tmp is writable."""
     users = set()
     for name in ("Dockerfile.cpu", "Dockerfile.cuda"):
-        users |= set(
-            re.findall(r"^USER (\d+):", (REPOSITORY / name).read_text(encoding="utf-8"), re.MULTILINE)
-        )
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        users |= set(re.findall(r"^USER (\d+):", text, re.MULTILINE))
     assert users == {str(pod()["spec"]["securityContext"]["runAsUser"])}
-    own = container()["securityContext"]
-    assert own["readOnlyRootFilesystem"]
-    assert own["capabilities"] == {"drop": ["ALL"]}
+    security = container()["securityContext"]
+    assert security["readOnlyRootFilesystem"]
+    assert security["capabilities"] == {"drop": ["ALL"]}
     assert [mount["mountPath"] for mount in container()["volumeMounts"]] == ["/tmp"]
 
 
+def test_the_gpu_variant_only_patches_the_base() -> None:
+    """The GPU variant replaces the image tag, adds one GPU, and sets the device."""
+    overlay = yaml.safe_load((MANIFESTS / "gpu/kustomization.yaml").read_text(encoding="utf-8"))
+    assert overlay["resources"] == ["../base"]
+    assert overlay["images"] == [{"name": "resnet-service", "newTag": "cuda"}]
+    [patch] = overlay["patches"]
+    operations = {operation["path"]: operation["value"] for operation in yaml.safe_load(patch["patch"])}
+    containers = "/spec/template/spec/containers/0"
+    assert operations[f"{containers}/resources/limits/nvidia.com~1gpu"] == "1"
+    variable = operations[f"{containers}/env/-"]
+    assert variable == {"name": "RESNET_SERVICE_DEVICE", "value": "cuda"}
+    assert "device" in Settings.model_fields
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
 @pytest.mark.parametrize("folder", ["base", "gpu"])
-def test_kustomize_builds_them(folder: str) -> None:
-    """What kubectl apply -k would send is valid too, on GPUs with one for each replica."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("needs kubectl")
+def test_kustomize_output_is_valid(folder: str) -> None:
+    """The output of kubectl kustomize is valid, and the GPU variant has one GPU for each replica."""
     command = ["kubectl", "kustomize", str(MANIFESTS / folder)]
-    built = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for manifest in yaml.safe_load_all(built):
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for manifest in yaml.safe_load_all(output):
         if manifest["kind"] != "ServiceMonitor":
             kubernetes_validate.validate(manifest, VERSION, strict=True)
         if manifest["kind"] == "Deployment":

@@ -1,28 +1,42 @@
-"""`resnet-service quantize`: an int8 model out of images, and what it says of bad ones."""
+"""`resnet-service quantize`: creates an int8 checkpoint, and reports images that cannot be read."""
 
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from resnet_service.cli import main
 from resnet_service.errors import ModelLoadError
-from resnet_service.models import checkpoint, load_model
+from resnet_service.images import Preprocessing
+from resnet_service.models import load_model
+from resnet_service.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from resnet_service.models.networks import NETWORKS
 from tests.support.images import encode, make_image
 
-pytest.importorskip("nncf", reason="needs the extra quantize")
+pytest.importorskip("nncf", reason="requires the extra quantize")
+
+PREPROCESSING = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+LABELS = ("cat", "dog")
 
 
-def quantize(folder: Path, out: Path, *options: str) -> Result:
-    return CliRunner().invoke(
-        main, ["quantize", "bundled", "--images", str(folder), "--out", str(out), *options]
-    )
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint of a LeNet with random weights, which is quantized in seconds."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("original") / "original.safetensors"
+    save_checkpoint(Checkpoint("lenet", LABELS, PREPROCESSING, NETWORKS["lenet"](2).state_dict()), path)
+    return path
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an image, another one in a folder in it, and a file that is none."""
+    """Return a folder with one image, one in a subfolder, and a text file."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "a.jpg").write_bytes(encode(make_image()))
     (folder / "more").mkdir()
@@ -32,79 +46,90 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quantized(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("quantized") / "small.safetensors"
-    result = quantize(images, out)
+def quantized(original: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the quantized checkpoint."""
+    path = tmp_path_factory.mktemp("quantized") / "small.safetensors"
+    result = run("quantize", "--model", original, "--data", images, "--output", path)
     assert result.exit_code == 0, result.output
     assert "of 2 images" in result.output
     assert "notes.txt" in result.output
-    return out
+    return path
 
 
-def test_it_is_a_model_like_any_other(quantized: Path, tmp_path: Path) -> None:
-    """The file is a third of the fp16 one, says what it is, and is evaluated by its path, in int8."""
-    bundled = load_model("bundled")
-    loaded = load_model(str(quantized))
-    assert (loaded.name, loaded.labels) == ("small", bundled.labels)
-    assert loaded.preprocessing == bundled.preprocessing
-    assert checkpoint.load_checkpoint(quantized).training["quantized_from"] == "bundled"
+@pytest.fixture
+def labeled_images(tmp_path: Path) -> Path:
+    """Return a folder with one labeled image."""
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "a.png").write_bytes(encode(make_image(), "PNG"))
-    result = CliRunner().invoke(main, ["evaluate", str(quantized), "--data", str(tmp_path)])
+    return tmp_path
+
+
+def test_quantized_checkpoint_is_loaded_and_evaluated(
+    original: Path, quantized: Path, labeled_images: Path
+) -> None:
+    """The checkpoint has the original's labels and preprocessing and runs in int8."""
+    model = load_model(str(quantized))
+    assert (model.name, model.labels, model.preprocessing) == ("small", LABELS, PREPROCESSING)
+    assert load_checkpoint(quantized).training["quantized_from"] == str(original)
+    result = run("evaluate", "--model", quantized, "--data", labeled_images)
     assert result.exit_code == 0, result.output
-    assert "int8 on cpu" in result.output
+    assert "on cpu, int8" in result.output
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [(["--precision", "bf16"], "int8 is the precision"), (["--device", "tpu"], "no device")],
+    [
+        (["--precision", "bf16"], "supports only int8"),
+        (["--runtime", "torch"], "requires --runtime openvino"),
+        (["--device", "tpu"], "unknown device"),
+    ],
 )
-def test_what_it_cannot_do_is_a_clear_error(
-    quantized: Path, tmp_path: Path, options: list[str], reason: str
+def test_unsupported_options_are_rejected(
+    quantized: Path, labeled_images: Path, options: list[str], reason: str
 ) -> None:
-    """Another precision than int8 is rejected."""
-    (tmp_path / "dog").mkdir()
-    (tmp_path / "dog" / "a.png").write_bytes(encode(make_image(), "PNG"))
-    result = CliRunner().invoke(main, ["evaluate", str(quantized), "--data", str(tmp_path), *options])
+    """A quantized model supports only int8 and OpenVINO; the message says so."""
+    result = run("evaluate", "--model", quantized, "--data", labeled_images, *options)
     assert result.exit_code == 1
     assert reason in result.output
 
 
-def test_what_needs_the_network_says_so(quantized: Path, tmp_path: Path) -> None:
-    """Activation maps need a network, of which quantizing leaves a graph only."""
-    (tmp_path / "image.jpg").write_bytes(encode(make_image()))
-    command = ["activations", str(quantized), str(tmp_path / "image.jpg"), "--out", str(tmp_path / "maps")]
-    result = CliRunner().invoke(main, command)
+def test_activations_of_a_quantized_model_are_rejected(quantized: Path, tmp_path: Path) -> None:
+    """Activation maps require a network, which a quantized model does not have."""
+    image = tmp_path / "image.jpg"
+    image.write_bytes(encode(make_image()))
+    result = run("activations", image, "--model", quantized, "--output", tmp_path / "maps")
     assert result.exit_code == 1
     assert "is quantized" in result.output
 
 
-def test_half_a_graph_is_rejected(quantized: Path, tmp_path: Path) -> None:
-    """A file with the topology and no weights is no model."""
-    loaded = checkpoint.load_checkpoint(quantized)
+def test_incomplete_quantized_checkpoint_is_rejected(quantized: Path, tmp_path: Path) -> None:
+    """A file with OpenVINO's topology but without its weights cannot be loaded."""
+    checkpoint = load_checkpoint(quantized)
     state = {key: value for key, value in load_file(quantized).items() if key.endswith("xml")}
-    checkpoint.save_checkpoint(
-        checkpoint.Checkpoint(loaded.network, loaded.labels, loaded.preprocessing, state),
-        tmp_path / "half.safetensors",
-    )
-    with pytest.raises(ModelLoadError, match="and no others"):
-        load_model(str(tmp_path / "half.safetensors"))
+    path = tmp_path / "incomplete.safetensors"
+    save_checkpoint(Checkpoint(checkpoint.network, LABELS, PREPROCESSING, state), path)
+    with pytest.raises(ModelLoadError, match="exactly two"):
+        load_model(str(path))
 
 
-def test_no_images_is_a_clear_error(tmp_path: Path) -> None:
-    """An empty folder, or one of which nothing can be read, writes nothing."""
-    out = tmp_path / "out.safetensors"
-    (tmp_path / "images").mkdir()
-    assert "no images" in quantize(tmp_path / "images", out).output
-    (tmp_path / "images" / "a.jpg").write_bytes(b"broken")
-    result = quantize(tmp_path / "images", out)
+def test_folder_without_readable_images_is_rejected(original: Path, tmp_path: Path) -> None:
+    """An empty folder, and one without readable images, are reported, and no file is written."""
+    output, folder = tmp_path / "out.safetensors", tmp_path / "images"
+    folder.mkdir()
+    command = ("quantize", "--model", original, "--data", folder, "--output", output)
+    assert "contains no images" in run(*command).output
+    (folder / "a.jpg").write_bytes(b"broken")
+    result = run(*command)
     assert result.exit_code == 1
     assert "a.jpg" in result.output
-    assert not out.exists()
+    assert not output.exists()
 
 
-def test_a_folder_that_is_not_there_is_told_before_the_work(images: Path, tmp_path: Path) -> None:
-    """Where the result cannot be written nothing is begun."""
-    result = quantize(images, tmp_path / "nowhere" / "out.safetensors")
+def test_missing_output_folder_is_rejected_before_quantizing(
+    original: Path, images: Path, tmp_path: Path
+) -> None:
+    """If the output cannot be written, the command fails before it reads the images."""
+    output = tmp_path / "missing" / "out.safetensors"
+    result = run("quantize", "--model", original, "--data", images, "--output", output)
     assert result.exit_code == 2
-    assert "nowhere" in result.output
+    assert "missing" in result.output

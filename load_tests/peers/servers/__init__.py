@@ -1,1 +1,1 @@
-"""One module for each server, run as `python -m` or, for BentoML, by its own command: see `resnet`."""
+"""One module per server, each serving `resnet.Classifier`; run with `python -m` (BentoML: its own command)."""

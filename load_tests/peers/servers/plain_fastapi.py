@@ -1,4 +1,4 @@
-"""FastAPI by hand: a route that does everything, one image at a time in Starlette's threads."""
+"""Plain FastAPI: one route that decodes and classifies one image, in Starlette's thread pool."""
 
 from typing import Any
 

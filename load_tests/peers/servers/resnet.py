@@ -1,6 +1,6 @@
-"""What every one of them serves: torchvision's ResNet-50 in eager fp32, after its weights' own transforms.
+"""The classifier that all other servers serve: torchvision's ResNet-50 in eager fp32, with its transforms.
 
-The environment has PORT, WEIGHTS (a state dict) and, where nothing is to be computed, NOOP.
+Environment variables: PORT, WEIGHTS (file of a state dict), and NOOP to skip the network.
 """
 
 import os
@@ -16,7 +16,7 @@ MAX_BATCH = 8
 
 
 class NoOp(nn.Module):
-    """ResultsDirectory at once, so that what is left is decoding and serving."""
+    """Replaces the network, so that a measurement contains decoding and serving only."""
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, S, S] -> [N, 1000]."""
@@ -24,7 +24,7 @@ class NoOp(nn.Module):
 
 
 class Classifier:
-    """The network and what stands before and after it."""
+    """The network with its preprocessing and postprocessing."""
 
     def __init__(self) -> None:
         self._transforms = ResNet50_Weights.DEFAULT.transforms()
@@ -34,14 +34,14 @@ class Classifier:
         self._network.eval()
 
     def decode(self, file: Any) -> Tensor:
-        """Read one image: a file of JPEG, or an image of Pillow's -> [3, 224, 224]."""
+        """Decode and transform a JPEG file, or transform a Pillow image -> [3, 224, 224]."""
         image = file if isinstance(file, Image.Image) else Image.open(file)
         pixels: Tensor = self._transforms(image.convert("RGB"))
         return pixels
 
     @torch.inference_mode()
     def classify(self, images: Tensor) -> list[dict[str, Any]]:
-        """[N, 3, 224, 224] -> an answer for each, with the five best classes."""
+        """[N, 3, 224, 224] -> the five best classes of each image."""
         best = self._network(images).softmax(1).topk(5)
         return [
             {"class_ids": ids, "probabilities": probabilities}

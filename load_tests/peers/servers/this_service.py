@@ -1,4 +1,4 @@
-"""This service with a runtime that answers at once, so that what is left is decoding and serving."""
+"""This service with a runtime that does not compute, to measure decoding and serving only."""
 
 import os
 import sys
@@ -15,22 +15,24 @@ from resnet_service.settings import Settings
 
 
 class NoOpRuntime:
-    """ResultsDirectory at once."""
+    """Returns the first k classes without running the network."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
 
     def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
-        """Stack the batch, as any runtime must, and answer with the first classes."""
+        """Stack the batch, as every runtime does, and return classes 0 to k-1."""
         count = len(stack_crops(crops))
         return TopKResult(np.tile(np.arange(k), (count, 1)), np.zeros((count, k), np.float32))
 
     def memory(self) -> DeviceMemory | None:
-        """Return None: there is no device."""
+        """Return None: no device memory is used."""
         return None
 
 
 if __name__ == "__main__":
-    settings = Settings(weights=os.environ["WEIGHTS"], port=int(os.environ["PORT"]), access_log=False)
+    settings = Settings(
+        model="resnet50", weights=os.environ["WEIGHTS"], port=int(os.environ["PORT"]), access_log=False
+    )
     configure_logging(settings.log_level, settings.log_format)
     sys.exit(run_server(build_app_state(settings, NoOpRuntime)))

@@ -11,18 +11,18 @@ from load_tests.peers.servers.resnet import MAX_BATCH, PORT, Classifier
 
 
 class Api(litserve.LitAPI):  # type: ignore[misc]
-    """Decode each request, classify a batch, answer each."""
+    """Decodes each request and classifies batches."""
 
     def setup(self, _device: str) -> None:
-        """Load the network in the worker."""
+        """Load the network in the worker process."""
         self.classifier = Classifier()
 
     def decode_request(self, request: Request) -> Tensor:
-        """Read one upload; what comes is the parsed form, for which LitServe wants this type."""
+        """Decode one upload. LitServe requires the type Request but passes the parsed form."""
         return self.classifier.decode(request["file"].file)
 
     def batch(self, inputs: list[Tensor]) -> Tensor:
-        """Put images together."""
+        """Stack images."""
         return torch.stack(inputs)
 
     def predict(self, batch: Tensor) -> list[dict[str, Any]]:
@@ -30,11 +30,11 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
         return self.classifier.classify(batch)
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Take answers apart."""
+        """Return the results, which are separate already."""
         return output
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-        """Answer one request."""
+        """Return the response body of one request."""
         return output
 
 

@@ -1,4 +1,4 @@
-"""Mosec, with two processes that decode and one that classifies batches."""
+"""Mosec, with two processes that decode images and one that classifies batches."""
 
 import io
 import sys
@@ -17,21 +17,21 @@ class Decode(mosec.Worker):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        torch.set_num_threads(1)  # else the threads of three processes fight for the cores
+        torch.set_num_threads(1)  # otherwise the threads of three processes compete for the cores
         self.classifier = Classifier()
 
     def deserialize(self, data: bytes) -> bytes:
-        """Take the body as it is."""
+        """Return the body unchanged: it is an image, not JSON."""
         return data
 
     def forward(self, data: bytes) -> npt.NDArray[np.float32]:
-        """Read one image."""
+        """Decode one image."""
         pixels: npt.NDArray[np.float32] = self.classifier.decode(io.BytesIO(data)).numpy()
         return pixels
 
 
 class Classify(mosec.Worker):  # type: ignore[misc]
-    """A batch -> answers."""
+    """A batch -> results."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,14 +19,14 @@ class Resnet:
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.01)
     async def classify(self, bodies: list[bytes]) -> list[dict[str, Any]]:
-        """Read a batch and classify it."""
+        """Decode and classify a batch."""
         images = [self.classifier.decode(io.BytesIO(body)) for body in bodies]
         return self.classifier.classify(torch.stack(images))
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         """Classify one body."""
-        answer: dict[str, Any] = await self.classify(await request.body())
-        return answer
+        result: dict[str, Any] = await self.classify(await request.body())
+        return result
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Classify a whole data set with Ray Data: images from a folder or an object store, answers as Parquet.
+"""Classify a data set with Ray Data: images from a folder or an object store, results as Parquet files.
 
-Needs the extra `ray`: ask `require` before importing the modules.
+Needs the extra `ray`: call `require_ray` before importing the modules.
 """
 
 from importlib.util import find_spec
@@ -9,6 +9,8 @@ from resnet_service.errors import MissingDependencyError
 
 
 def require_ray() -> None:
-    """Raise MissingDependencyError where Ray or PyArrow is not installed."""
+    """Raise MissingDependencyError if Ray or PyArrow is not installed."""
     if find_spec("ray") is None or find_spec("pyarrow") is None:
-        raise MissingDependencyError("a data set needs Ray and PyArrow: pip install 'resnet-service[ray]'")
+        raise MissingDependencyError(
+            "batch inference needs Ray and PyArrow: pip install 'resnet-service[ray]'"
+        )

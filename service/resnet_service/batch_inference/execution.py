@@ -1,6 +1,6 @@
-"""Images through a model on Ray Data: tasks that read and decode, actors that hold the model.
+"""Run a model over a data set with Ray Data: tasks read and decode images, actors hold the model.
 
-Only crops, 150 KB each at 224x224, travel between processes; a full image stays in the task that reads it.
+Only crops, 150 KB each at 224x224, move between processes; the full image stays in the task that reads it.
 """
 
 import logging
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from resnet_service import errors
 from resnet_service.batch_inference.results import SCHEMA
-from resnet_service.batch_inference.storage import Location, read
+from resnet_service.batch_inference.storage import Location, read_image
 from resnet_service.devices import Precision, choose_device
 from resnet_service.errors import ClusterError, ServiceError, StorageError
 from resnet_service.images import Preprocessing
@@ -28,23 +28,25 @@ from resnet_service.machine import available_cpus
 from resnet_service.models import Model
 from resnet_service.runtimes.selection import RuntimeName, create_runtimes
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors make it warn of Ray Data
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports usage by default
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns about Ray Data's own actors
 
 import ray
 import ray.data
 
+_log: Final = logging.getLogger(__name__)
+
 Batch = dict[str, npt.NDArray[Any]]
 
-_BLOCK: Final = 128
-"""Images that one task decodes, at most: 19 MB of crops at 224x224."""
+_BLOCK_IMAGES: Final = 128
+"""The largest number of images that one task decodes: 19 MB of crops at 224x224."""
 
-_REJECTION: Final = ("rejection", "reason")
-_WITH_REJECTION: Final = pa.schema([*SCHEMA, *(pa.field(name, pa.string()) for name in _REJECTION)])
-"""A worker's own error travels as a row: of one that is raised Ray brings the traceback's text only."""
+_ERROR_COLUMNS: Final = ("error_class", "error_message")
+_SCHEMA_WITH_ERRORS: Final = pa.schema([*SCHEMA, *(pa.field(name, pa.string()) for name in _ERROR_COLUMNS)])
+"""A worker returns its ServiceError as a row: of an exception, Ray transmits only the traceback's text."""
 
-_READERS: Final = 16
-"""WorkerPool in which a task waits for an object store."""
+_READER_THREADS: Final = 16
+"""Threads per task for an object store, which spend their time waiting."""
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 
@@ -53,8 +55,16 @@ _CONNECT_TIMEOUT_S: Final = 5.0
 class ExecutionConfig:
     """How the actors run the model.
 
-    `device` is auto, cpu, cuda or mps. `gpus` is each actor's share of one: 0.5 puts two on each GPU; None is
-    a whole one where the cluster has any and the device may be one.
+    Attributes:
+        device: auto, cpu, cuda or mps.
+        precision: of the runtime.
+        runtime: its name, or auto.
+        actors: number of processes that hold the model.
+        gpus: each actor's share of a GPU: 0.5 puts two actors on each. None is 1 if the cluster has GPUs and
+            `device` allows them, else 0.
+        batch_size: images in a batch, at most.
+        top_k: classes per image.
+
     """
 
     device: str = "auto"
@@ -68,11 +78,9 @@ class ExecutionConfig:
 
 @contextmanager
 def ray_cluster(address: str | None = None) -> Iterator[None]:
-    """Join the Ray cluster at `address`, HOST:PORT, or have one of one's own on this machine.
+    """Connect to the Ray cluster at `address` (HOST:PORT), or start one on this machine for the block.
 
-    The latter ends with the block.
-
-    Raises ClusterError where nobody answers there.
+    Raises ClusterError if it cannot be reached.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
@@ -83,7 +91,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         else:
             ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ClusterError(f"no Ray cluster could be used: {error}") from error
+        raise ClusterError(f"cannot use the Ray cluster: {error}") from error
     try:
         yield
     finally:
@@ -91,88 +99,91 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Try the address first: Ray itself goes on trying for minutes, and may then end the process."""
+    """Check the address first: Ray itself retries for minutes and may then end the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
         return
     try:
         socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster answers at {address!r} (HOST:PORT): {error}") from error
+        raise ClusterError(f"cannot connect to a Ray cluster at {address!r} (HOST:PORT): {error}") from error
 
 
 def classify_dataset(
     location: Location, paths: Sequence[str], model: Model, config: ExecutionConfig
 ) -> Iterator[pa.Table]:
-    """Yield rows of `answers.SCHEMA` for images of `place`, in no particular order, as they are ready.
+    """Yield rows of `results.SCHEMA` for images of `location`, in any order, as they are completed.
 
-    Needs a `cluster`. A task or an actor that dies is begun anew by Ray, and each image still has one row.
-    Raises what the model's runtime raises, StorageError where images can no longer be reached, and
-    ClusterError where the cluster has not what is asked for.
+    Needs a `ray_cluster`. Ray restarts tasks and actors that die, and each image still has exactly one row.
+    Raises what the model's runtime raises, StorageError if images can no longer be reached, and ClusterError
+    if the cluster lacks the requested resources.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     actors = min(config.actors, math.ceil(len(paths) / config.batch_size))
-    each_node = math.ceil(actors / max(1, sum(node["Alive"] for node in ray.nodes())))
+    actors_per_node = math.ceil(actors / max(1, sum(node["Alive"] for node in ray.nodes())))
     gpus = _gpus(config)
-    # Of few images, too, each core and each actor gets its share.
-    block = max(1, min(_BLOCK, len(paths) // (4 * max(actors, int(ray.cluster_resources().get("CPU", 1))))))
+    # Smaller blocks for few images, so that each core and each actor gets a share.
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    block = max(1, min(_BLOCK_IMAGES, len(paths) // (4 * max(actors, cores))))
     blocks = [
         pa.table({"path": pa.array(paths[start : start + block], pa.string())})
         for start in range(0, len(paths), block)
     ]
     decode = partial(_decode, location, model.preprocessing)
-    # By reference, or every restart of an actor would need the driver to send the weights again.
+    # By reference: otherwise the driver would send the weights again for every restart of an actor.
     weights = ray.put(model)
     rows = (
         ray.data.from_arrow(blocks)
         .map_batches(decode, batch_size=None, num_cpus=1)
         .map_batches(
             _Actor,
-            fn_constructor_args=(weights, replace(config, gpus=gpus), each_node),
+            fn_constructor_args=(weights, replace(config, gpus=gpus), actors_per_node),
             batch_size=config.batch_size,
             compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=0,  # whose cores the tasks share: a task waits for disks, an actor for tasks
+            num_cpus=0,  # tasks and actors share the cores: tasks wait for disks, actors for tasks
             num_gpus=gpus,
         )
     )
     try:
         for table in cast(Iterator[pa.Table], rows.iter_batches(batch_size=None, batch_format="pyarrow")):
-            for kind, message in zip(*(table.column(name).to_pylist() for name in _REJECTION), strict=True):
-                if kind is not None:
-                    raise getattr(errors, kind)(message)
+            columns = (table.column(name).to_pylist() for name in _ERROR_COLUMNS)
+            for error_class, message in zip(*columns, strict=True):
+                if error_class is not None:
+                    raise getattr(errors, error_class)(message)
             yield table.select(SCHEMA.names).cast(SCHEMA)
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"Ray gave up: {error}") from error
+        raise ClusterError(f"Ray failed: {error}") from error
 
 
 def _gpus(config: ExecutionConfig) -> float:
     """Return each actor's share of a GPU.
 
-    Raises ClusterError where there is less: Ray would wait for more, without a word.
+    Raises ClusterError if the cluster has fewer GPUs than requested: Ray would wait for more, silently.
     """
-    there: float = ray.cluster_resources().get("GPU", 0)
+    available: float = ray.cluster_resources().get("GPU", 0)
     if config.gpus is None:
-        return 1.0 if there and config.device in ("auto", "cuda") else 0.0
-    if config.gpus > there:
-        raise ClusterError(f"each actor is to have {config.gpus:g} GPUs, and the cluster has {there:g}")
+        return 1.0 if available and config.device in ("auto", "cuda") else 0.0
+    if config.gpus > available:
+        raise ClusterError(f"each actor needs {config.gpus:g} GPUs, but the cluster has {available:g}")
     return config.gpus
 
 
 def _decode(location: Location, preprocessing: Preprocessing, batch: Batch) -> Batch:
-    """[N] paths -> [N] paths, crops [N, S, S, 3] uint8, and why there is none, "" where there is one.
+    """Read and decode the images of a batch.
 
-    Where the images cannot be reached, `unreachable` has the reason.
+    Input: `path` [N]. Output: `path` [N], `crop` uint8 [N, S, S, 3], `error` [N] ("" if the image could be
+    decoded) and `unreachable` [N], the reason if the storage cannot be reached, else "".
     """
-    sources = [ImageInput(path, partial(read, location, path)) for path in batch["path"].tolist()]
-    threads = 1 if location.is_local else _READERS
+    inputs = [ImageInput(path, partial(read_image, location, path)) for path in batch["path"].tolist()]
+    threads = 1 if location.is_local else _READER_THREADS
     side = preprocessing.crop
-    crops = np.zeros((len(sources), side, side, 3), np.uint8)
-    reasons = [""] * len(sources)
+    crops = np.zeros((len(inputs), side, side, 3), np.uint8)
+    reasons = [""] * len(inputs)
     unreachable = ""
     try:
-        for index, image in enumerate(decode_all(sources, preprocessing, threads, 2 * threads)):
+        for index, image in enumerate(decode_all(inputs, preprocessing, threads, 2 * threads)):
             reasons[index] = image.error or ""
             if image.crop is not None:
                 crops[index] = image.crop
@@ -182,71 +193,66 @@ def _decode(location: Location, preprocessing: Preprocessing, batch: Batch) -> B
         "path": batch["path"],
         "crop": crops,
         "error": np.array(reasons, dtype=object),
-        "unreachable": np.array([unreachable] * len(sources), dtype=object),
+        "unreachable": np.array([unreachable] * len(inputs), dtype=object),
     }
 
 
 class _Actor:
-    """Holds the model on its device for as long as the data set takes."""
+    """Holds the model on its device for the duration of the run."""
 
     def __init__(
-        self, model: "Model | ray.ObjectRef[Model]", config: ExecutionConfig, each_node: int
+        self, model: "Model | ray.ObjectRef[Model]", config: ExecutionConfig, actors_per_node: int
     ) -> None:
         if isinstance(model, ray.ObjectRef):
             model = ray.get(model)
         self._name = model.name
         self._classifier: Classifier | None = None
-        self._rejection: dict[str, str] = {}
+        self._error_row: dict[str, str] = {}
         try:
-            self._classifier = _on_device(model, config, available_cpus() // each_node)
+            self._classifier = _create_classifier(model, config, available_cpus() // actors_per_node)
         except ServiceError as error:
-            self._rejection = _rejection(error)
+            self._error_row = _to_error_row(error)
 
     def __call__(self, batch: Batch) -> pa.Table:
-        """[N] paths, crops and errors -> rows of `answers.SCHEMA`."""
+        """Classify the output of `_decode`; returns rows of `results.SCHEMA` with the columns of errors."""
         if self._classifier is None:
-            return pa.Table.from_pylist([self._rejection], _WITH_REJECTION)
+            return pa.Table.from_pylist([self._error_row], _SCHEMA_WITH_ERRORS)
         for reason in filter(None, batch["unreachable"]):
-            rejection = _rejection(StorageError(f"images can no longer be reached: {reason}"))
-            return pa.Table.from_pylist([rejection], _WITH_REJECTION)
+            row = _to_error_row(StorageError(f"images can no longer be reached: {reason}"))
+            return pa.Table.from_pylist([row], _SCHEMA_WITH_ERRORS)
         images = [
             DecodedImage(path, None if error else crop, 0.0, error or None)
             for path, crop, error in zip(batch["path"], batch["crop"], batch["error"], strict=True)
         ]
         try:
-            rows = list(map(self._row, self._classifier.run_all(images)))
+            rows = list(map(self._to_row, self._classifier.run_all(images)))
         except ServiceError as error:
-            rows = [_rejection(error)]
-        return pa.Table.from_pylist(rows, _WITH_REJECTION)
+            rows = [_to_error_row(error)]
+        return pa.Table.from_pylist(rows, _SCHEMA_WITH_ERRORS)
 
-    def _row(self, outcome: ClassificationResult) -> dict[str, Any]:
-        ranked = [
+    def _to_row(self, result: ClassificationResult) -> dict[str, Any]:
+        top_k = [
             {"class_id": one.class_id, "label": one.label, "probability": one.probability}
-            for one in outcome.ranking
+            for one in result.ranking
         ]
-        best = ranked[0] if ranked else {}
-        error, top_k = outcome.error, ranked or None
-        return {"path": outcome.name, "top_k": top_k, "model": self._name, "error": error, **best}
+        row = {"path": result.name, "top_k": top_k or None, "model": self._name, "error": result.error}
+        return {**row, **(top_k[0] if top_k else {})}
 
 
-def _rejection(error: ServiceError) -> dict[str, str]:
-    return dict(zip(_REJECTION, (type(error).__name__, str(error)), strict=True))
+def _to_error_row(error: ServiceError) -> dict[str, str]:
+    return dict(zip(_ERROR_COLUMNS, (type(error).__name__, str(error)), strict=True))
 
 
-def _on_device(model: Model, config: ExecutionConfig, cores: int) -> Classifier:
+def _create_classifier(model: Model, config: ExecutionConfig, threads: int) -> Classifier:
     device = choose_device(config.device)
     if config.device == "auto" and device.type == "cuda" and not config.gpus:
-        device = choose_device("cpu")  # the GPU is another's: Ray does not hide it
+        device = choose_device("cpu")  # Ray does not hide a GPU that it has not assigned to this actor
     [runtime] = create_runtimes(
         model,
         [device],
         name=config.runtime,
         precision=config.precision,
         streams_per_device=1,
-        threads=max(1, cores),
+        threads=max(1, threads),
     )
-    return Classifier(model, runtime, config.top_k, config.batch_size, _log)
-
-
-def _log(message: str) -> None:
-    logging.getLogger(__name__).warning(message)
+    return Classifier(model, runtime, config.top_k, config.batch_size, _log.warning)

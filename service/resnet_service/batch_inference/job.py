@@ -1,4 +1,4 @@
-"""Classify a data set from beginning to end, or from where it was left."""
+"""Classify a data set from the beginning, or resume after the images that already have results."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,95 +16,114 @@ from resnet_service.models import Model
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """What a run came to. `labeled` images tell their class by their name, and `right` of them were.
+    """The totals of one run.
 
-    `seconds` are from the first task to the last answer, with the start of the workers; `already` were
-    answered by an earlier run, and count in no other figure.
+    Attributes:
+        images: classified by this run, failed ones included.
+        failed: images with an error.
+        skipped: images that an earlier run has classified; they count in no other field.
+        labeled: images whose path contains the name of a class.
+        correct: labeled images whose predicted class is that class.
+        seconds: from the first task to the last result, including the start of the workers.
+
     """
 
     images: int
     failed: int
-    already: int
+    skipped: int
     labeled: int
-    right: int
+    correct: int
     seconds: float
 
     @property
     def images_per_second(self) -> float:
-        """Images answered a second."""
+        """Throughput of this run."""
         return self.images / self.seconds if self.seconds else 0.0
 
     @property
     def accuracy(self) -> float | None:
-        """The share of the labeled images that is right; None where no name tells a class."""
-        return self.right / self.labeled if self.labeled else None
+        """The share of labeled images that are correct, 0..1; None without labeled images."""
+        return self.correct / self.labeled if self.labeled else None
 
 
 class BatchJob:
-    """The images of `source` that `target` does not hold yet."""
+    """The classification of a data set: all images of a source that the results do not contain yet.
+
+        job = BatchJob("photos", "results", model, limit=None, resume=False)
+        with ray_cluster():
+            summary = job.run(ExecutionConfig(), on_progress=print)
+
+    `paths` are the images that remain.
+    """
 
     def __init__(self, source: str, target: str, model: Model, *, limit: int | None, resume: bool) -> None:
-        """Look at both places; raises StorageError."""
+        """List the images of `source`, at most `limit`, and check `target`; both are paths or URIs.
+
+        Raises StorageError if `source` has no images, or `target` cannot take results.
+        """
         self._location = resolve_location(source)
-        self._answers = ResultsDirectory(resolve_location(target), model)
+        self._results = ResultsDirectory(resolve_location(target), model)
         self._model = model
         all_paths = list_images(self._location)[:limit]
-        self._answers.validate(resume=resume)
-        held = self._answers.completed_paths() if resume else set()
-        self.paths: Sequence[str] = [path for path in all_paths if self._location.name_of(path) not in held]
-        self._already = len(all_paths) - len(self.paths)
+        self._results.validate(resume=resume)
+        completed = self._results.completed_paths() if resume else set()
+        self.paths: Sequence[str] = [
+            path for path in all_paths if self._location.name_of(path) not in completed
+        ]
+        self._skipped = len(all_paths) - len(self.paths)
 
     def run(
         self, config: ExecutionConfig, on_progress: Callable[[int], Any], write_every_s: float = 5.0
     ) -> BatchSummary:
-        """Classify what is left; needs a `cluster`. `watch` is told of each number of images answered.
+        """Classify the remaining images inside a `ray_cluster` block.
 
-        Rows are written every `write_every_s` seconds, and the last of them at the end, however it comes, but
-        for a SIGKILL: that loses those seconds.
+        `on_progress` is called with the number of images of each block that is done. Rows are written every
+        `write_every_s` seconds and at the end, also after an error; only a SIGKILL loses the rows of the last
+        `write_every_s` seconds. Raises what `classify_dataset` raises.
         """
-        counted = _Tally(self._model.labels)
+        tally = _Tally(self._model.labels)
         rows: list[pa.Table] = []
         started = written = ended = time.monotonic()
         try:
             if self.paths:
                 for table in classify_dataset(self._location, self.paths, self._model, config):
-                    rows.append(self._named(table))
-                    counted.add(rows[-1])
+                    rows.append(self._with_public_names(table))
+                    tally.add(rows[-1])
                     on_progress(table.num_rows)
                     ended = time.monotonic()
-                    if time.monotonic() - written >= write_every_s:
+                    if ended - written >= write_every_s:
                         self._write(rows)
                         written = time.monotonic()
         finally:
             self._write(rows)
-        seconds = ended - started
         return BatchSummary(
-            counted.images, counted.failed, self._already, counted.labeled, counted.right, seconds
+            tally.images, tally.failed, self._skipped, tally.labeled, tally.correct, ended - started
         )
 
-    def _named(self, table: pa.Table) -> pa.Table:
+    def _with_public_names(self, table: pa.Table) -> pa.Table:
         names = [self._location.name_of(path) for path in table.column("path").to_pylist()]
         return table.set_column(0, SCHEMA.field("path"), pa.array(names, pa.string()))
 
     def _write(self, rows: list[pa.Table]) -> None:
         if rows:
-            # Taken first: an interrupt between the two leaves rows out, which --resume mends, not twice in.
-            taken, rows[:] = rows[:], []
-            self._answers.add(pa.concat_tables(taken))
+            # Cleared before the write: an interrupt in between loses rows, which --resume adds again; the
+            # other order would duplicate them.
+            pending, rows[:] = rows[:], []
+            self._results.add(pa.concat_tables(pending))
 
 
 class _Tally:
-    """Adds rows up."""
+    """Counts images, errors and correct classes over rows of results."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = labels
-        self.images = self.failed = self.labeled = self.right = 0
+        self.images = self.failed = self.labeled = self.correct = 0
 
     def add(self, rows: pa.Table) -> None:
         columns = (rows.column(name).to_pylist() for name in ("path", "class_id", "error"))
         for path, class_id, error in zip(*columns, strict=True):
             self.images += 1
             self.failed += error is not None
-            if error is None and (classes := labels_from_path(path, self._labels)):
+            if error is None and (class_ids := labels_from_path(path, self._labels)):
                 self.labeled += 1
-                self.right += class_id in classes
+                self.correct += class_id in class_ids

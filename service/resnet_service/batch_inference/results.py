@@ -1,4 +1,4 @@
-"""What was answered, as a folder of Parquet files to which whole files are added and nothing else."""
+"""The results of a batch run: a folder of Parquet files; a run only adds complete files to it."""
 
 from pathlib import Path
 from typing import Final
@@ -27,70 +27,72 @@ SCHEMA: Final = pa.schema(
         "error": pa.string(),
     }
 )
-"""A row for each image. Without an answer its classes are null, with one its `error`."""
+"""One row per image: either its best classes, or `error`, with the other columns null."""
 
-_WEIGHTS: Final = b"resnet-service.weights"
-"""In each file's metadata: where the model's weights came from."""
+_WEIGHTS_KEY: Final = b"resnet-service.weights"
+"""In the metadata of each file: the source of the model's weights."""
 
 
 class ResultsDirectory:
-    """The folder that a data set's rows go into; each `add` is one more file in it, whole or not at all."""
+    """The folder with the rows of a data set, local or in an object store.
+
+    Each `add` writes one more file, completely or not at all; existing files are never changed.
+    """
 
     def __init__(self, location: Location, model: Model) -> None:
         self._location = location
         self._model = model
-        self._run = uuid4().hex[:8]  # so that no other run's files are written over
+        self._run_id = uuid4().hex[:8]  # keeps runs from overwriting each other's files
         self._parts = 0
 
-    def completed_paths(self) -> set[str]:
-        """Return the paths of the images that have their row already.
+    def validate(self, *, resume: bool) -> None:
+        """Raise StorageError if the location is a file, or holds results and `resume` is false."""
+        with translate_storage_errors(str(self._location)):
+            kind = self._location.filesystem.get_file_info(self._location.path).type
+        if kind == FileType.File:
+            raise StorageError(f"{self._location} is a file; the results need a folder")
+        if not resume and self._files():
+            raise StorageError(
+                f"{self._location} already holds results: use --resume to continue, or another folder"
+            )
 
-        Raises StorageError where the folder holds something else, or answers of another model or of
-        other weights.
+    def completed_paths(self) -> set[str]:
+        """Return the paths of the images that have a row.
+
+        Raises StorageError if the folder holds other Parquet files, or results of another model or of other
+        weights.
         """
         files = self._files()
         if not files:
             return set()
         with translate_storage_errors(str(self._location)):
-            kept = arrow_dataset.dataset(files, filesystem=self._location.filesystem, format="parquet")
-            if not {"path", "model"} <= set(kept.schema.names):
-                raise StorageError(f"{self._location} holds Parquet files of something else")
-            table = kept.to_table(columns=["path", "model"])
-        others = set(table.column("model").unique().to_pylist()) - {self._model.name}
-        if others:
+            results = arrow_dataset.dataset(files, filesystem=self._location.filesystem, format="parquet")
+            if not {"path", "model"} <= set(results.schema.names):
+                raise StorageError(f"{self._location} holds Parquet files that are not batch results")
+            table = results.to_table(columns=["path", "model"])
+        if others := set(table.column("model").unique().to_pylist()) - {self._model.name}:
             names = ", ".join(sorted(others))
-            raise StorageError(f"{self._location} holds answers of {names}, not of {self._model.name}")
-        weights = (kept.schema.metadata or {}).get(_WEIGHTS, b"unknown").decode()
+            raise StorageError(f"{self._location} holds results of {names}, not of {self._model.name}")
+        weights = (results.schema.metadata or {}).get(_WEIGHTS_KEY, b"unknown").decode()
         if weights != self._model.source:
-            raise StorageError(f"{self._location} holds answers with other weights: {weights}")
+            raise StorageError(f"{self._location} holds results of other weights: {weights}")
         return set(table.column("path").to_pylist())
-
-    def validate(self, *, resume: bool) -> None:
-        """Raise StorageError where the folder is none, or holds answers that are not to be resumed."""
-        with translate_storage_errors(str(self._location)):
-            kind = self._location.filesystem.get_file_info(self._location.path).type
-        if kind == FileType.File:
-            raise StorageError(f"{self._location} is a file; the answers need a folder")
-        if not resume and self._files():
-            raise StorageError(
-                f"{self._location} holds answers already: --resume goes on with them, or name another folder"
-            )
 
     def add(self, rows: pa.Table) -> None:
         """Write rows as one more file; raises StorageError."""
-        rows = rows.replace_schema_metadata({_WEIGHTS: self._model.source})
-        name = f"{self._location.path}/part-{self._run}-{self._parts:05}.parquet"
+        rows = rows.replace_schema_metadata({_WEIGHTS_KEY: self._model.source})
+        name = f"{self._location.path}/part-{self._run_id}-{self._parts:05}.parquet"
         with translate_storage_errors(self._location.name_of(name)):
             if self._location.is_local:
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(Path(name)) as temporary:
                     parquet.write_table(rows, temporary)
             else:
-                # Whole before the stream is opened: whatever ends its block, what it has becomes the object.
-                whole = pa.BufferOutputStream()
-                parquet.write_table(rows, whole)
+                # Encoded before the stream is opened: however its block ends, its content becomes the object.
+                buffer = pa.BufferOutputStream()
+                parquet.write_table(rows, buffer)
                 with self._location.filesystem.open_output_stream(name) as stream:
-                    stream.write(whole.getvalue())
+                    stream.write(buffer.getvalue())
         self._parts += 1
 
     def _files(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Folders here and in object stores, through PyArrow's file systems: s3://, gs://, hdfs://, plain paths."""
+"""Local folders and object stores through PyArrow's file systems: s3://, gs://, hdfs:// and plain paths."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from resnet_service.errors import InvalidImageError, PayloadTooLarge, StorageError
+from resnet_service.errors import InputError, PayloadTooLarge, StorageError
 from resnet_service.inference import MAX_BYTES, SUFFIXES
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file, a folder or a pattern: where it is, and by what people call it, without any password.
+    """A file, a folder or a pattern in a file system.
 
-    `scheme` is what stands before a path to make it a URI again; "" for a path here.
+    `scheme` turns a path of the file system into a URI without credentials; it is "" for a local path.
     """
 
     filesystem: FileSystem
@@ -27,20 +27,20 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine."""
+        """Whether the file system is the one of this machine."""
         return isinstance(self.filesystem, LocalFileSystem)
 
     def name_of(self, path: str) -> str:
-        """Name a path of this file system."""
+        """Return the public name of a path in this file system, without credentials."""
         return f"{self.scheme}{path}"
 
     def __str__(self) -> str:
-        """Name the place itself."""
+        """Return the public name of the location."""
         return self.name_of(self.path)
 
 
 def resolve_location(name: str) -> Location:
-    """Say where a path or a URI is; raises StorageError for one that nobody here can open."""
+    """Return the location of a path or a URI; raises StorageError for an unsupported or invalid URI."""
     if "://" not in name:
         return Location(LocalFileSystem(), str(Path(name).absolute()))
     scheme = f"{name.split('://', 1)[0]}://"
@@ -49,32 +49,32 @@ def resolve_location(name: str) -> Location:
     try:
         filesystem, path = FileSystem.from_uri(name)
     except (OSError, ArrowException) as error:
-        reason = _first_line(error).replace(name, "it")  # in which there may be a password
+        reason = _first_line(error).replace(name, "<hidden>")  # the URI may contain a password
         raise StorageError(f"a URI with {scheme} cannot be used: {reason}") from error
     return Location(filesystem, path, scheme)
 
 
 def list_images(location: Location) -> list[str]:
-    """List the paths of all images in a folder, of those that match a pattern, or of one file, sorted.
+    """Return the sorted paths of all images in a folder or matching a pattern, or of one file.
 
-    Raises StorageError where there are none, and where nobody may look.
+    Raises StorageError if there are none or the location cannot be read.
     """
     with translate_storage_errors(str(location)):
-        there = location.filesystem.get_file_info(location.path).type != FileType.NotFound
-        if has_magic(location.path) and not there:
-            found = ArrowFSWrapper(location.filesystem).glob(location.path)
-            paths = [path for path in found if _is_image(path)]
+        exists = location.filesystem.get_file_info(location.path).type != FileType.NotFound
+        if has_magic(location.path) and not exists:
+            matches = ArrowFSWrapper(location.filesystem).glob(location.path)
+            paths = [path for path in matches if _is_image(path)]
         else:
-            paths = list(_below(location))
+            paths = list(_list_folder(location))
     if not paths:
         raise StorageError(f"{location} holds no images ({', '.join(sorted(SUFFIXES))})")
     return sorted(paths)
 
 
-def _below(location: Location) -> Iterator[str]:
+def _list_folder(location: Location) -> Iterator[str]:
     kind = location.filesystem.get_file_info(location.path).type
     if kind == FileType.NotFound:
-        raise StorageError(f"there is no {location}")
+        raise StorageError(f"{location} does not exist")
     if kind == FileType.File:
         yield location.path
         return
@@ -87,30 +87,30 @@ def _is_image(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in SUFFIXES
 
 
-def read(location: Location, path: str) -> bytes:
-    """Return the bytes of an image of `place`.
+def read_image(location: Location, path: str) -> bytes:
+    """Return the content of an image file of `location`.
 
-    Raises InvalidImageError for one that is gone or that nobody may read, PayloadTooLarge, and OSError where it is
-    not the image's fault: a later run may well read it.
+    Raises InputError if the file is missing or not readable, PayloadTooLarge above MAX_BYTES, and OSError if
+    the cause is the storage and not the file, so that a later run may be able to read it.
     """
     try:
         with location.filesystem.open_input_stream(path) as file:
             data: bytes = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, PermissionError) as error:
         if location.is_local and not Path(path).parent.is_dir():
-            raise OSError(f"{Path(path).parent} is not on every machine of the cluster") from error
-        raise InvalidImageError(f"it cannot be read: {_first_line(error)}") from error
+            raise OSError(f"{Path(path).parent} is missing on a machine of the cluster") from error
+        raise InputError(f"cannot be read: {_first_line(error)}") from error
     if len(data) > MAX_BYTES:
-        raise PayloadTooLarge(f"it has more than {MAX_BYTES:,} bytes")
+        raise PayloadTooLarge(f"larger than {MAX_BYTES:,} bytes")
     return data
 
 
 @contextmanager
 def translate_storage_errors(name: str) -> Iterator[None]:
-    """Turn what a file system says no with into StorageError."""
+    """Raise StorageError for the errors of PyArrow's file systems; `name` says what is accessed."""
     try:
         yield
-    except (OSError, ArrowException, UnicodeError) as error:  # UnicodeError: of a file's name
+    except (OSError, ArrowException, UnicodeError) as error:  # UnicodeError: from a file name
         raise StorageError(f"{name} cannot be used: {_first_line(error)}") from error
 
 

@@ -1,23 +1,24 @@
-"""The micro-batcher: many concurrent callers in, few batches out.
+"""The micro-batcher: groups items that arrive concurrently into batches for one or more devices.
 
-Its contract, a test for each line in tests/unit/test_batching.py:
+Its contract; tests/unit/test_batching.py tests each line:
 
-1. Work-conserving. As soon as a runner is free, whatever waits goes, up to `max_batch`, or to the size
-   from which larger batches are no faster an item; the next batch fills while one runs. Several runners
-   feed from one queue, each pulling when it is free. `max_wait_s` counts from the oldest item, 0 by default.
-2. First in, first out; no polling, no timer when idle, no busy loop.
-3. A caller that has gone (cancelled, or past its deadline) is dropped before the batch is formed;
-   its batch-mates do not notice.
-4. Every future resolves: with its result, its own error, or the shutdown error. A wrong number of
-   results fails that batch. An exception fails that batch only, after its halves were retried, so
-   that one poisonous item fails alone; out-of-memory shrinks the batch instead.
-5. A full queue rejects at once, saying when to come back at the measured rate; a deadline that
-   cannot be met is rejected early.
-6. `close` rejects new work, finishes what was accepted, and returns within a bound.
+1. Work-conserving. As soon as a runner is idle it gets the items that wait, up to the batch size limit: what
+   fits the device, or the size above which larger batches are no faster per item. The next batch fills while
+   one runs. Several runners share one queue; each takes a batch when it is idle. `max_wait_s` lets a batch
+   wait for more items, counted from its oldest item; it is 0 by default.
+2. First in, first out. No polling, no timer while idle, no busy loop.
+3. An item whose caller was cancelled or whose deadline has passed is dropped before the batch is formed.
+   The other items of the batch are not affected.
+4. Every future resolves: with a result, with an error of its own, or with the shutdown error. A wrong number
+   of results fails the batch. If a batch raises an exception, its halves are retried, so that only the item
+   that causes the error fails. If the device is out of memory, the batch size limit is reduced.
+5. A full queue rejects an item at once, with a retry time from the measured rate. An item whose deadline
+   cannot be met is rejected at once too.
+6. `close` rejects new items, finishes the accepted ones, and returns within a time limit.
 
-Lines 1 to 3, which item goes when, are `queue`; 4 to 6, what becomes of it, are `batcher`; the measured rate
-is `duration`, and the largest batch worth taking `warming`. Knows asyncio, the error tree and the clock; no
-HTTP, no torch, no metrics.
+`queue` implements lines 1 to 3 (which item runs when), `batcher` lines 4 to 6 (how each item ends),
+`cost_model` the measured rate, and `warmup` the largest useful batch size. The package depends on asyncio and
+the error classes only: not on HTTP, torch or metrics.
 """
 
 from resnet_service.batching.batcher import MicroBatcher, Reservation, Runner

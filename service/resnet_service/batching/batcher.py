@@ -1,4 +1,4 @@
-"""Accept items, run batches of them, and see that every caller gets an answer."""
+"""Accept items, run them in batches, and resolve every caller's future."""
 
 import asyncio
 import time
@@ -20,20 +20,26 @@ from resnet_service.errors import (
 )
 
 Runner = Callable[[list[Item]], Awaitable[Sequence[Result]]]
-"""Runs one batch on one device and returns one result an item, in order."""
+"""Runs one batch on one device and returns one result per item, in the same order."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Running:
+class _RunningBatch:
     size: int
-    since: float
+    started_at: float
 
 
 class MicroBatcher(Generic[Item, Result]):
-    """Turns concurrent `submit` calls into batches for its runners.
+    """Groups concurrent `submit` calls into batches for its runners.
 
-    Lives from `start` to `close` on one event loop, and is used from that loop only. Deadlines are
-    points on that loop's clock (`asyncio.get_running_loop().time()`).
+    Lives from `start` to `close` on one event loop and must be used from that loop only. Deadlines are times
+    on that loop's clock (`asyncio.get_running_loop().time()`). Errors are shown to HTTP clients, so their
+    messages say "image" instead of "item".
+
+        batcher = MicroBatcher([run_on_gpu], max_batch=32, max_queue=256)
+        batcher.start()
+        result = await batcher.submit(item)
+        await batcher.close(timeout_s=10)
     """
 
     def __init__(
@@ -46,13 +52,14 @@ class MicroBatcher(Generic[Item, Result]):
         grow_after_s: float = 60.0,
         on_failure: Callable[[BaseException, int], None] | None = None,
     ) -> None:
-        """`on_failure` is told each error a runner raised and the size of the batch, retried or not.
+        """Create a batcher with one worker per runner.
 
-        So long after a device ran out of memory, which may have been another's doing, larger batches are
-        tried again.
+        `grow_after_s` seconds after an out-of-memory error, larger batches are tried again: another process
+        may have used the memory. `on_failure` is called with each error that a runner raises and the size of
+        the batch, whether the batch is retried or not.
         """
         if not runners or max_batch < 1 or max_queue < 1 or max_wait_s < 0:
-            raise ValueError("needs a runner, max_batch and max_queue of 1 or more, max_wait_s of 0 or more")
+            raise ValueError("a runner, max_batch >= 1, max_queue >= 1 and max_wait_s >= 0 are required")
         self._runners = tuple(runners)
         self._max_batch = self._configured_max_batch = self._useful_max_batch = max_batch
         self._grow_after_s = grow_after_s
@@ -62,47 +69,50 @@ class MicroBatcher(Generic[Item, Result]):
         self._on_failure = on_failure
         self._queue: Queue[Item, Result] = Queue()
         self._workers: list[asyncio.Task[None]] = []
-        self._running: dict[asyncio.Task[None], _Running] = {}
-        self._duration = BatchCostModel()
-        self._rejection: str | None = "the service is starting"
+        self._running: dict[asyncio.Task[None], _RunningBatch] = {}
+        self._cost_model = BatchCostModel()
+        self._unavailable_reason: str | None = "the service is starting"
         self.failure: Exception | None = None
-        """What ended the last device's worker, DeviceError as a rule; nothing is accepted from then on."""
+        """The error that ended the last worker, usually DeviceError; after it, every item is rejected."""
 
     @property
     def depth(self) -> int:
-        """Items waiting for a device; those reserved but not yet submitted are not counted."""
+        """Number of items that wait for a device, without reservations."""
         return self._queue.depth
 
     @property
     def max_batch(self) -> int:
-        """The largest batch that fits the device; halved when it runs out of memory, and doubled later."""
+        """The largest batch that fits the device: halved when it is out of memory, doubled again later."""
         return self._max_batch
 
     @property
     def largest_batch(self) -> int:
-        """The largest batch formed: `max_batch`, or what was worth taking where that is less."""
+        """The largest batch that is formed: `max_batch` or the largest useful size, whichever is smaller."""
         return min(self._max_batch, self._useful_max_batch)
 
-    def start(self, warmed: WarmupResult | None = None) -> None:
-        """Begin to accept and to run, with what is known of the runners; one worker task for each."""
-        if warmed is not None:
-            self._useful_max_batch = warmed.largest_useful_batch
-            for size, seconds in warmed.seconds.items():
-                self._duration.observe(size, seconds)
-        self._rejection = None
+    def start(self, warmup: WarmupResult | None = None) -> None:
+        """Start the workers and accept items; `warmup` provides the first estimates of batch times."""
+        if warmup is not None:
+            self._useful_max_batch = warmup.largest_useful_batch
+            for size, seconds in warmup.seconds.items():
+                self._cost_model.observe(size, seconds)
+        self._unavailable_reason = None
         self._workers = [asyncio.create_task(self._worker_loop(runner)) for runner in self._runners]
 
     async def submit(self, item: Item, deadline: float | None = None) -> BatchResult[Result]:
-        """Reserve a place, then wait for the answer: see `reserve` and `Reservation.submit` for the errors."""
+        """Reserve a slot, queue the item and wait for its result.
+
+        Raises what `reserve` and `Reservation.submit` raise.
+        """
         with self.reserve(deadline) as reservation:
             return await reservation.submit(item)
 
     @contextmanager
     def reserve(self, deadline: float | None = None) -> Iterator["Reservation[Item, Result]"]:
-        """Take a place in the queue before the item exists, so that no work is done only to be rejected.
+        """Reserve a slot in the queue before the item exists, so that no work is wasted on a rejected item.
 
-        Raises OverloadedError where the queue is full or the deadline cannot be met, ServiceUnavailable before
-        `start` and after `close`. What is accepted here is finished even if `close` comes first.
+        A reservation is finished even if `close` is called after it. Raises OverloadedError if the queue is
+        full or the deadline cannot be met, and ServiceUnavailable before `start` and after `close`.
         """
         self._check_admission(deadline)
         reservation = Reservation(self, deadline)
@@ -114,11 +124,11 @@ class MicroBatcher(Generic[Item, Result]):
                 self._queue.release()
 
     async def close(self, timeout_s: float) -> None:
-        """Reject new work, finish what was accepted, and return within `timeout_s` seconds.
+        """Reject new items, finish the accepted ones, and return within `timeout_s` seconds.
 
-        What is not finished by then gets ServiceUnavailable.
+        Items that are not finished by then fail with ServiceUnavailable.
         """
-        self._rejection = "the service is shutting down"
+        self._unavailable_reason = "the service is shutting down"
         self._queue.close()
         if self._workers:
             _, unfinished = await asyncio.wait(self._workers, timeout=timeout_s)
@@ -126,135 +136,144 @@ class MicroBatcher(Generic[Item, Result]):
                 worker.cancel()
             await asyncio.gather(*self._workers, return_exceptions=True)
             self._workers = []
-        self._runners = ()  # whoever made them may hold this batcher: neither is to keep the other
+        self._runners = ()  # a runner's owner may refer to this batcher: break the reference cycle
         self._queue.fail_all(_shutdown_error())
 
     def estimate_wait(self, ahead: int) -> float:
-        """Estimate when an item with `ahead` items before it would be answered; 0 before any measurement."""
+        """Estimate the seconds until an item with `ahead` items in front of it is finished.
+
+        Returns 0 before the first measurement.
+        """
         now = time.perf_counter()
         remaining = (
-            max(0.0, self._duration.seconds(batch.size) - (now - batch.since))
+            max(0.0, self._cost_model.seconds(batch.size) - (now - batch.started_at))
             for batch in self._running.values()
         )
-        idle = len(self._workers) > len(self._running)
-        until_free = 0.0 if idle else min(remaining, default=0.0)
-        full_batches, rest = divmod(ahead, self.largest_batch)
+        has_idle_worker = len(self._workers) > len(self._running)
+        until_idle = 0.0 if has_idle_worker else min(remaining, default=0.0)
+        full_batches, in_last_batch = divmod(ahead, self.largest_batch)
         rounds = full_batches // max(1, len(self._workers))
         return (
-            until_free
-            + rounds * self._duration.seconds(self.largest_batch)
-            + self._duration.seconds(rest + 1)
+            until_idle
+            + rounds * self._cost_model.seconds(self.largest_batch)
+            + self._cost_model.seconds(in_last_batch + 1)
         )
 
     def _check_admission(self, deadline: float | None) -> None:
-        if self._rejection is not None:
-            raise ServiceUnavailable(self._rejection)
+        if self._unavailable_reason is not None:
+            raise ServiceUnavailable(self._unavailable_reason)
         ahead = self._queue.occupied
         expected_s = self.estimate_wait(ahead)
         if ahead >= self.max_queue:
-            raise OverloadedError(f"the queue is full ({self.max_queue} waiting)", "queue_full", expected_s)
-        # Never on an idle device: what runs there is how a bad estimate is unlearnt.
+            raise OverloadedError(f"the queue is full ({self.max_queue} images)", "queue_full", expected_s)
+        # An idle device accepts any deadline: only a batch that runs can correct a wrong estimate.
         busy = bool(ahead or self._running)
         if busy and deadline is not None and asyncio.get_running_loop().time() + expected_s > deadline:
             raise OverloadedError(
-                f"an answer would take about {expected_s:.1f} s, longer than the deadline allows",
+                f"the estimated response time of {expected_s:.1f} s exceeds the deadline",
                 "deadline",
                 expected_s,
             )
 
     async def _submit_reserved(self, item: Item, deadline: float | None) -> BatchResult[Result]:
         self._queue.release()
-        if not self._workers:  # closed, or every device failed, while the item was being made
-            raise ServiceUnavailable(self._rejection or "no device is at work") from self.failure
-        queued = self._queue.add(item, deadline)
+        if not self._workers:  # closed, or every device failed, since the slot was reserved
+            raise ServiceUnavailable(self._unavailable_reason or "no device is available") from self.failure
+        entry = self._queue.add(item, deadline)
         timer = asyncio.timeout_at(deadline)
         try:
             async with timer:
-                return await queued.future
+                return await entry.future
         except TimeoutError as error:
             if timer.expired():
-                raise DeadlineExceededError("no answer before the deadline") from error
+                raise DeadlineExceededError("deadline exceeded before inference finished") from error
             raise
         finally:
-            self._queue.remove(queued)
+            self._queue.remove(entry)
 
     async def _worker_loop(self, runner: Runner[Item, Result]) -> None:
         worker = asyncio.current_task()
         assert worker is not None
         try:
-            while batch := await self._queue.next_batch(self._current_max_batch(), self._max_wait_s):
-                self._running[worker] = _Running(len(batch), time.perf_counter())
+            while True:
+                self._maybe_grow()
+                batch = await self._queue.next_batch(self.largest_batch, self._max_wait_s)
+                if not batch:
+                    return
+                self._running[worker] = _RunningBatch(len(batch), time.perf_counter())
                 try:
                     await self._run_batch(runner, batch)
                 finally:
                     del self._running[worker]
-                    fail(batch, _shutdown_error())  # only those the worker was cancelled with
+                    fail(batch, _shutdown_error())  # unresolved only if the worker was cancelled
         except Exception as error:  # noqa: BLE001
-            # A worker that is gone is a device that is gone, whatever ended it.
+            # Whatever ended the worker, its device is lost.
             self._workers.remove(worker)
             if not self._workers:
                 self.failure = error
-                self._rejection = "the device has failed"
-                self._queue.fail_all(ServiceUnavailable(self._rejection), error)
+                self._unavailable_reason = "the device has failed"
+                self._queue.fail_all(ServiceUnavailable(self._unavailable_reason), error)
 
-    def _current_max_batch(self) -> int:
-        """Return the largest batch to form now."""
+    def _maybe_grow(self) -> None:
+        """Double the batch size limit if enough time has passed since it was reduced."""
         if (
             self._max_batch < self._configured_max_batch
             and time.perf_counter() - self._shrunk_at >= self._grow_after_s
         ):
             self._max_batch = min(2 * self._max_batch, self._configured_max_batch)
             self._shrunk_at = time.perf_counter()
-        return self.largest_batch
 
     async def _run_batch(self, runner: Runner[Item, Result], batch: list[QueueItem[Item, Result]]) -> None:
-        """Run a batch and resolve its futures; where it fails, its halves. Raises DeviceError only."""
-        batch = [queued for queued in batch if not queued.future.done()]
+        """Run a batch and resolve its futures; if it fails, run its halves. Raises DeviceError only."""
+        batch = [entry for entry in batch if not entry.future.done()]
         if not batch:
             return
         started = time.perf_counter()
         try:
-            results = await runner([queued.item for queued in batch])
+            results = await runner([entry.item for entry in batch])
             count = len(results)
         except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled():  # the worker itself, by `close`; a runner's own cancellation is its failure
+            if _is_cancelled():  # `close` cancelled the worker; otherwise the runner itself was cancelled
                 raise
             await self._bisect(runner, batch, error)
             return
         seconds = time.perf_counter() - started
-        if count != len(batch):
-            # Nobody can tell which result belongs to whom.
-            fail(batch, InferenceError(f"{count} results came back for {len(batch)} items"))
+        if count != len(batch):  # the results cannot be assigned to items
+            fail(batch, InferenceError(f"the model returned {count} results for {len(batch)} images"))
             return
-        self._duration.observe(len(batch), seconds)
-        for queued, result in zip(batch, results, strict=True):
-            if not queued.future.done():
-                queued.future.set_result(BatchResult(result, started - queued.since, seconds, len(batch)))
+        self._cost_model.observe(len(batch), seconds)
+        for entry, result in zip(batch, results, strict=True):
+            if not entry.future.done():
+                queue_s = started - entry.enqueued_at
+                entry.future.set_result(BatchResult(result, queue_s, seconds, len(batch)))
 
     async def _bisect(
         self, runner: Runner[Item, Result], batch: list[QueueItem[Item, Result]], error: BaseException
     ) -> None:
-        """Find the item that fails by halving; a device that failed or is too small is no item's fault."""
+        """Retry the halves of a failed batch, so that only the item that causes the error fails.
+
+        A failed device fails the whole batch. Out of memory also reduces the batch size limit.
+        """
         if self._on_failure is not None:
             self._on_failure(error, len(batch))
         if isinstance(error, DeviceError):
             fail(batch, InferenceError("the device has failed"), error)
             raise error
-        if isinstance(error, DeviceOutOfMemoryError) and len(batch) > 1:
+        if len(batch) == 1:
+            out_of_memory = isinstance(error, DeviceOutOfMemoryError)
+            reason = "the device has too little memory" if out_of_memory else "inference failed"
+            fail(batch, InferenceError(f"{reason} for this image"), error)
+            return
+        if isinstance(error, DeviceOutOfMemoryError):
             self._max_batch = min(self._max_batch, len(batch) // 2)
             self._shrunk_at = time.perf_counter()
-        if len(batch) == 1:
-            memory = isinstance(error, DeviceOutOfMemoryError)
-            reason = "does not fit into the device's memory" if memory else "made the model fail"
-            fail(batch, InferenceError(f"this item alone {reason}"), error)
-            return
         middle = len(batch) // 2
         await self._run_batch(runner, batch[:middle])
         await self._run_batch(runner, batch[middle:])
 
 
 class Reservation(Generic[Item, Result]):
-    """A place in the queue, taken before the item is ready; made by `MicroBatcher.reserve`."""
+    """A slot in the queue for one item; created by `MicroBatcher.reserve` and valid inside its block."""
 
     def __init__(self, batcher: MicroBatcher[Item, Result], deadline: float | None) -> None:
         self._batcher = batcher
@@ -262,21 +281,20 @@ class Reservation(Generic[Item, Result]):
         self.used = False
 
     async def submit(self, item: Item) -> BatchResult[Result]:
-        """Put the item into the queue and wait for its answer; once only.
+        """Queue the item and wait for its result; may be called once.
 
-        Raises DeadlineExceededError past the deadline, InferenceError where the runner failed on it, and
-        ServiceUnavailable where the batcher shut down first.
+        Raises DeadlineExceededError if the deadline passes first, InferenceError if the runner fails for this
+        item, and ServiceUnavailable if the batcher is closed first.
         """
         if self.used:
-            raise RuntimeError("a place holds one item")
+            raise RuntimeError("a reservation is for one item")
         self.used = True
         return await self._batcher._submit_reserved(item, self._deadline)
 
 
 def _shutdown_error() -> ServiceUnavailable:
-    return ServiceUnavailable("the service shut down before the answer was ready")
+    return ServiceUnavailable("the service shut down before the request was finished")
 
 
 def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return (task := asyncio.current_task()) is not None and task.cancelling() > 0

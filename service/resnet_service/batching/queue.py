@@ -1,4 +1,4 @@
-"""Who waits, in order, and which of them make the next batch."""
+"""The queue in front of the devices: holds items in order of arrival and forms the next batch."""
 
 import asyncio
 import time
@@ -15,7 +15,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class BatchResult(Generic[Result]):
-    """A result and where its time went, in seconds; `batch_size` counts the items it ran with."""
+    """The result of one item, with its timing.
+
+    Attributes:
+        result: what the runner returned for the item.
+        queue_s: seconds from `submit` to the start of the batch.
+        run_s: seconds that the batch took.
+        batch_size: number of items in the batch.
+    """
 
     result: Result
     queue_s: float
@@ -25,115 +32,123 @@ class BatchResult(Generic[Result]):
 
 @dataclass(slots=True, eq=False)
 class QueueItem(Generic[Item, Result]):
-    """An item that waits, and the future its caller waits for."""
+    """A queued item and the future that its caller awaits.
+
+    `deadline` is on the event loop's clock. `enqueued_at` is on the performance counter, because the clock of
+    a loop may have a resolution of whole milliseconds.
+    """
 
     item: Item
     future: asyncio.Future[BatchResult[Result]]
     deadline: float | None
-    since: float  # on the performance counter: a loop's clock may tick in whole milliseconds
+    enqueued_at: float
 
 
 class Queue(Generic[Item, Result]):
-    """Entries in order of arrival, from which workers take batches, one worker at a time.
+    """Items in order of arrival. Workers take batches from it, one worker at a time.
 
-    `reserved` counts places held for items that do not exist yet; they keep a closed queue open.
+    A reservation is a slot for an item that does not exist yet. Workers of a closed queue continue until all
+    reservations are released.
     """
 
     def __init__(self) -> None:
-        # A mapping, so that one that goes away is removed at once, wherever it stands.
+        # A mapping, because removing a cancelled item from any position must be O(1).
         self._waiting: OrderedDict[QueueItem[Item, Result], None] = OrderedDict()
         self._reserved = 0
         self._closed = False
         self._wakeup = asyncio.Event()
-        self._consumer_lock = asyncio.Lock()  # asyncio's lock is fair
+        self._consumer_lock = asyncio.Lock()  # first come, first served, as asyncio's locks are fair
 
     @property
     def depth(self) -> int:
-        """Entries that wait."""
+        """Number of items that wait."""
         return len(self._waiting)
 
     @property
     def occupied(self) -> int:
-        """Entries that wait and places that are reserved."""
+        """Number of slots in use: items that wait and reservations."""
         return len(self._waiting) + self._reserved
 
     def reserve(self) -> None:
-        """Hold a reservation."""
+        """Add a reservation."""
         self._reserved += 1
 
     def release(self) -> None:
-        """Give a held place back, or turn it into an queued that is added next."""
+        """Remove a reservation, because its item is about to be added or will not come."""
         self._reserved -= 1
         self._wakeup.set()
 
     def add(self, item: Item, deadline: float | None) -> QueueItem[Item, Result]:
-        """Append an item; its future is what the caller awaits."""
+        """Append an item and return its entry; the caller awaits the entry's future."""
         future: asyncio.Future[BatchResult[Result]] = asyncio.get_running_loop().create_future()
-        queued = QueueItem(item, future, deadline, time.perf_counter())
-        self._waiting[queued] = None
+        entry = QueueItem(item, future, deadline, time.perf_counter())
+        self._waiting[entry] = None
         self._wakeup.set()
-        return queued
+        return entry
 
-    def remove(self, queued: QueueItem[Item, Result]) -> None:
-        """Forget an queued whose caller has gone; one that is no longer here is fine."""
-        self._waiting.pop(queued, None)
+    def remove(self, entry: QueueItem[Item, Result]) -> None:
+        """Remove an entry if it still waits."""
+        self._waiting.pop(entry, None)
 
     def close(self) -> None:
-        """Let workers go once nothing waits and nothing is reserved."""
+        """Let the workers stop as soon as no item waits and no slot is reserved."""
         self._closed = True
         self._wakeup.set()
 
     def fail_all(self, error: Exception, cause: BaseException | None = None) -> None:
-        """Give everybody who waits this error."""
+        """Remove every waiting item and fail it with `error`."""
         fail(self._waiting, error, cause)
         self._waiting.clear()
 
     async def next_batch(self, max_batch: int, max_wait_s: float) -> list[QueueItem[Item, Result]]:
-        """Wait for work and take it, oldest first; an empty list means closed and nothing left."""
+        """Wait for items and remove up to `max_batch`, oldest first.
+
+        Returns an empty list once the queue is closed and empty.
+        """
         async with self._consumer_lock:
             while True:
                 while not self._waiting:
                     if self._closed and not self._reserved:
                         return []
-                    await self._change()
+                    await self._wait_for_change()
                 if max_wait_s:
                     await self._wait_for_batch(max_batch, max_wait_s)
                 if batch := self._pop_batch(max_batch):
                     return batch
 
-    async def _change(self) -> None:
+    async def _wait_for_change(self) -> None:
         self._wakeup.clear()
         await self._wakeup.wait()
 
     async def _wait_for_batch(self, max_batch: int, max_wait_s: float) -> None:
-        """Give the batch time to fill, counted from its oldest queued."""
+        """Wait until the batch is full or its oldest item has waited for `max_wait_s`."""
         oldest = next(iter(self._waiting))
         try:
-            async with asyncio.timeout(oldest.since + max_wait_s - time.perf_counter()):
+            async with asyncio.timeout(oldest.enqueued_at + max_wait_s - time.perf_counter()):
                 while 0 < len(self._waiting) < max_batch and not self._closed:
-                    await self._change()
+                    await self._wait_for_change()
         except TimeoutError:
-            pass  # the window is over: go with what there is
+            pass  # run the batch as it is
 
     def _pop_batch(self, max_batch: int) -> list[QueueItem[Item, Result]]:
         now = asyncio.get_running_loop().time()
         batch: list[QueueItem[Item, Result]] = []
         while self._waiting and len(batch) < max_batch:
-            queued, _ = self._waiting.popitem(last=False)
-            # A caller's own clean-up may be due only later in this turn of the loop: look for yourself.
-            if queued.deadline is not None and queued.deadline <= now:
-                fail([queued], DeadlineExceededError("no answer before the deadline"))
-            if not queued.future.done():
-                batch.append(queued)
+            entry, _ = self._waiting.popitem(last=False)
+            # The caller's own timeout may fire only later in this iteration of the loop.
+            if entry.deadline is not None and entry.deadline <= now:
+                fail([entry], DeadlineExceededError("deadline exceeded before inference started"))
+            if not entry.future.done():
+                batch.append(entry)
         return batch
 
 
 def fail(
-    items: Iterable[QueueItem[Item, Result]], error: Exception, cause: BaseException | None = None
+    entries: Iterable[QueueItem[Item, Result]], error: Exception, cause: BaseException | None = None
 ) -> None:
-    """Give each queued that has no answer yet an error of its own, so that no traceback is shared."""
-    for queued in items:
-        if not queued.future.done():
-            own = type(error)(*error.args)
-            own.__cause__ = cause
-            queued.future.set_exception(own)
+    """Set `error` on each unresolved future: a copy for each, so that callers do not share a traceback."""
+    for entry in entries:
+        if not entry.future.done():
+            copy = type(error)(*error.args)
+            copy.__cause__ = cause
+            entry.future.set_exception(copy)

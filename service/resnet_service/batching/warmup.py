@@ -1,49 +1,52 @@
-"""Run batches of every size before requests come, and find the largest one worth taking."""
+"""Run batches of every size before the first request, and find the largest useful batch size."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-_GAIN: Final = 1.02
-"""By how much a batch of twice the size must be faster an item to be worth it.
+_MIN_SPEEDUP: Final = 1.02
+"""The smallest gain in items per second that makes a batch of twice the size useful.
 
-An item waits for the batch that runs and for its own: where large ones bring nothing, small ones answer
-evenly.
+An item waits for the running batch and for its own. If large batches are not faster per item, small ones give
+more even response times.
 """
 
-_SHORT_S: Final = 0.05
-"""Nobody minds so short a batch, and a busy service pays more for each one than a quiet device shows."""
+_SHORT_BATCH_S: Final = 0.05
+"""Batches up to this long are always useful.
 
-_TIMINGS: Final = 3
-"""Of each size. Others use the machine, and the fastest is the least disturbed."""
+They barely delay anyone, and their fixed cost is higher under load than an idle device shows.
+"""
+
+_REPEATS: Final = 3
+"""Timed runs per size. The fastest counts, because it was disturbed least by other processes."""
 
 
 @dataclass(frozen=True)
 class WarmupResult:
-    """What warming up found: seconds for some sizes of batch, and the largest size worth taking."""
+    """The outcome of a warm-up: measured seconds by batch size, and the largest useful batch size."""
 
     seconds: dict[int, float]
     largest_useful_batch: int
 
 
 async def warm_up(run: Callable[[int], Awaitable[float]], max_batch: int) -> WarmupResult:
-    """Run batches of 1, 2, 4, ... and `max_batch` items, while larger ones pay.
+    """Run batches of 1, 2, 4, ... up to `max_batch` items, until a larger batch is no longer useful.
 
-    `run` takes a size and returns its seconds.
+    `run` runs one batch of the size it gets and returns its time in seconds.
     """
-    # Sizes in between cost nothing more: after 2 and 4, a first batch of 3 is as fast as a second.
+    # The sizes in between need no warm-up: after 2 and 4, the first batch of 3 is as fast as the second.
     sizes = [1]
     while sizes[-1] < max_batch:
         sizes.append(min(2 * sizes[-1], max_batch))
     seconds: dict[int, float] = {}
-    largest_useful_batch, best = 1, 0.0
+    largest_useful_batch, best_rate = 1, 0.0
     for size in sizes:
-        if size > 2 * largest_useful_batch:  # half as many were no better than a quarter
+        if size > 2 * largest_useful_batch:  # half this size was already not useful
             break
-        await run(size)  # the first of its size, which takes longer
-        fastest = min([await run(size) for _ in range(_TIMINGS)])
+        await run(size)  # not timed: the first batch of a size takes longer
+        fastest = min([await run(size) for _ in range(_REPEATS)])
         rate = size / max(fastest, 1e-9)
-        if seconds.get(largest_useful_batch, 0.0) < _SHORT_S or rate > best * _GAIN:
-            largest_useful_batch, best = size, rate
+        if seconds.get(largest_useful_batch, 0.0) < _SHORT_BATCH_S or rate > best_rate * _MIN_SPEEDUP:
+            largest_useful_batch, best_rate = size, rate
         seconds[size] = fastest
     return WarmupResult(seconds, largest_useful_batch)

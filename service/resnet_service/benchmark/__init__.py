@@ -1,1 +1,1 @@
-"""Measure models on devices, alone or from file to answer, and lay the results of machines side by side."""
+"""Measure models on devices, from crop or from encoded image to classes, and compare machines and models."""

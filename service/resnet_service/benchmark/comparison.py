@@ -1,8 +1,7 @@
-"""Models side by side on the same images: how quick, how large, how often of one mind, how often right."""
+"""Compare models on the same images: latency, throughput, size, agreement and accuracy."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 from resnet_service.benchmark import model_benchmark
@@ -10,7 +9,8 @@ from resnet_service.benchmark.results import Variant
 from resnet_service.diagnostics.model_summary import summarize_model
 from resnet_service.errors import BenchmarkError
 from resnet_service.inference import ClassificationResult, ImageInput, classify_images, labels_from_path
-from resnet_service.models import Model, Prediction, load_model
+from resnet_service.models import Model, load_model
+from resnet_service.schemas import Prediction
 
 _BATCH_SIZES: Final = (1, 8)
 _ITERATIONS: Final = 10
@@ -20,10 +20,19 @@ ProgressFn = Callable[[str, Iterable[ClassificationResult]], Iterable[Classifica
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """A model's figures. `latency_ms` is for one image, p50; `images_per_second` for the better batch size.
+    """The results of one model.
 
-    `agreement` is the share of images, 0..1, of which it says the same as the first model; `accuracy` the
-    share of right answers among the `labeled`, whose names tell a class it knows; None where there are none.
+    Attributes:
+        model: its name.
+        variant: the options that it ran with.
+        latency_ms: p50 for one image.
+        images_per_second: for the faster of the two measured batch sizes, 1 and 8.
+        parameters: None for a quantized model.
+        file_bytes: size of the weights' file, None if it is not downloaded.
+        agreement: share of images, 0..1, with the same best label as the first model.
+        accuracy: share of labeled images, 0..1, that are correct; None without labeled images.
+        labeled: images whose name contains one of the model's classes.
+
     """
 
     model: str
@@ -39,61 +48,70 @@ class ModelComparison:
 
 def compare(
     names: Sequence[str],
-    sources: Sequence[ImageInput],
-    wanted: Variant,
+    images: Sequence[ImageInput],
+    requested: Variant,
     *,
     batch_size: int,
     workers: int,
-    on_progress: ProgressFn = lambda _, outcomes: outcomes,
+    on_progress: ProgressFn = lambda _, results: results,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Iterator[ModelComparison]:
-    """Yield each model's figures; `watch`, told the model's name, is put around its outcomes.
+    """Yield the results of each model in `names`.
 
-    Images that cannot be read are told to `say`, once. Raises BenchmarkError where none can, and what
-    `load_model` and `alone.opened` raise.
+    `on_progress` is called with a model's name and its results, and returns the results; it sees the images
+    that cannot be read. Raises BenchmarkError if a model can classify none of the images, and what
+    `load_model` and `create_variant_runtime` raise.
     """
-    first: dict[int, str] = {}
+    reference: Mapping[int, str] = {}
     for name in names:
         model = load_model(name)
-        if wanted.precision == "int8" and model.openvino_model is None:
-            raise BenchmarkError(f"{name} is in floating point: see resnet-service quantize --help")
-        runtime, variant = model_benchmark.create_variant_runtime(model, wanted)
+        if requested.precision == "int8" and model.openvino_model is None:
+            raise BenchmarkError(f"{name} is not quantized: see resnet-service quantize --help")
+        runtime, variant = model_benchmark.create_variant_runtime(model, requested)
         rows = list(
             model_benchmark.benchmark_model(model, runtime, variant, _BATCH_SIZES, _ITERATIONS, on_message)
         )
         if not rows:
             raise BenchmarkError(f"{name} does not fit the device, even for one image")
-        outcomes = classify_images(
-            sources, model, runtime, top_k=1, batch_size=batch_size, workers=workers, on_message=on_message
+        results = classify_images(
+            images, model, runtime, top_k=1, batch_size=batch_size, workers=workers, on_message=on_message
         )
-        best: dict[int, Prediction] = {}
-        errors: list[str] = []
-        for number, one in enumerate(on_progress(name, outcomes)):
-            if one.error is None:
-                best[number] = one.ranking[0]
-            else:
-                errors.append(f"{one.name}: {one.error}")
-        if not best:
-            raise BenchmarkError(f"{name} could classify none of the images; {errors[0]}")
-        first = first or {number: ranked.label for number, ranked in best.items()}
-        right = list(_correct(sources, model, best))
-        facts = summarize_model(name)
+        best = _best_predictions(name, on_progress(name, results))
+        reference = reference or {index: prediction.label for index, prediction in best.items()}
+        agreeing = sum(reference.get(index) == prediction.label for index, prediction in best.items())
+        is_correct = list(_check_labels(images, model, best))
+        summary = summarize_model(name)
         yield ModelComparison(
             model=name,
             variant=variant,
             latency_ms=rows[0].p50_ms,
             images_per_second=max(row.images_per_second for row in rows),
-            parameters=facts.parameters,
-            file_bytes=facts.file_bytes,
-            agreement=sum(first.get(number) == ranked.label for number, ranked in best.items()) / len(best),
-            accuracy=sum(right) / len(right) if right else None,
-            labeled=len(right),
+            parameters=summary.parameters,
+            file_bytes=summary.file_bytes,
+            agreement=agreeing / len(best),
+            accuracy=sum(is_correct) / len(is_correct) if is_correct else None,
+            labeled=len(is_correct),
         )
 
 
-def _correct(sources: Sequence[ImageInput], model: Model, best: dict[int, Prediction]) -> Iterator[bool]:
-    """Yield, for each image whose name tells its class, whether the answer is that class."""
-    classes = partial(labels_from_path, labels=model.labels)
-    for number, ranked in best.items():
-        if told := classes(sources[number].name):
-            yield ranked.class_id in told
+def _best_predictions(name: str, results: Iterable[ClassificationResult]) -> dict[int, Prediction]:
+    """Return the best prediction of each image that could be classified, by its index."""
+    best: dict[int, Prediction] = {}
+    errors: list[str] = []
+    for index, result in enumerate(results):
+        if result.error is None:
+            best[index] = result.ranking[0]
+        else:
+            errors.append(f"{result.name}: {result.error}")
+    if not best:
+        raise BenchmarkError(f"{name} could classify none of the images; {errors[0]}")
+    return best
+
+
+def _check_labels(
+    images: Sequence[ImageInput], model: Model, best: Mapping[int, Prediction]
+) -> Iterator[bool]:
+    """Yield whether the prediction is correct for each image whose name contains its class."""
+    for index, prediction in best.items():
+        if class_ids := labels_from_path(images[index].name, model.labels):
+            yield prediction.class_id in class_ids

@@ -1,4 +1,4 @@
-"""Measure all of an image's way: bytes of a JPEG, decoding and resizing in several threads, the model."""
+"""Measure the full path of an image: JPEG bytes, decoding and resizing in several threads, the model."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +13,12 @@ from resnet_service.inference import ClassificationResult, ImageInput, classify_
 from resnet_service.models import Model
 from resnet_service.runtimes import Runtime
 
-_DIFFERENT: Final = 64
-"""So many images are made; more are these again."""
-_WARM_UP_BATCHES: Final = 2
-_SAMPLE: Final = 512
-"""Images whose preprocessing alone is measured."""
+_DISTINCT_IMAGES: Final = 64
+"""Longer runs repeat these images."""
+
+_WARMUP_BATCHES: Final = 2
+_PREPROCESSING_IMAGES: Final = 512
+"""Images with which preprocessing without a model is measured."""
 
 
 def benchmark_end_to_end(
@@ -30,13 +31,13 @@ def benchmark_end_to_end(
     workers: int,
     on_progress: Callable[[Iterable[ClassificationResult]], Iterable[ClassificationResult]] = iter,
 ) -> EndToEndRow:
-    """Classify generated JPEGs of 500x375; `watch` is put around the outcomes, a progress bar, say.
+    """Classify generated JPEGs of 500x375 pixels; `on_progress` wraps the results, for a progress bar.
 
-    Preprocessing is measured on its own before that, with one worker and with all. Raises BenchmarkError
-    where a batch does not fit the device, and where an image fails.
+    Before that, measures preprocessing without the model, with one worker and with all. Raises BenchmarkError
+    if a batch does not fit the device, or if an image fails.
     """
-    sources = list(_sources(images))
-    sample = sources[:_SAMPLE]
+    inputs = list(_noise_inputs(images))
+    sample = inputs[:_PREPROCESSING_IMAGES]
     classify = partial(
         classify_images,
         model=model,
@@ -46,10 +47,10 @@ def benchmark_end_to_end(
         workers=workers,
         on_message=_reject_smaller_batch,
     )
-    _raise_errors(classify(sources[: _WARM_UP_BATCHES * batch_size]))
-    one, all_of_them = (_preprocessed_per_second(sample, model, count) for count in (1, workers))
+    _raise_errors(classify(inputs[: _WARMUP_BATCHES * batch_size]))
+    one_worker, all_workers = (_preprocessing_rate(sample, model, count) for count in (1, workers))
     started = time.perf_counter()
-    _raise_errors(on_progress(classify(sources)))
+    _raise_errors(on_progress(classify(inputs)))
     seconds = time.perf_counter() - started
     return EndToEndRow(
         model=model.name,
@@ -59,29 +60,29 @@ def benchmark_end_to_end(
         workers=workers,
         seconds=seconds,
         images_per_second=images / seconds,
-        preprocessing_per_second=all_of_them,
-        preprocessing_with_one_worker=one,
+        preprocessing_per_second=all_workers,
+        preprocessing_with_one_worker=one_worker,
     )
 
 
 def _reject_smaller_batch(message: str) -> None:
-    raise BenchmarkError(f"{message} would measure something else; give that as --batch-size")
+    raise BenchmarkError(f"{message}, which would measure another batch size; use it as --batch-size")
 
 
-def _raise_errors(outcomes: Iterable[ClassificationResult]) -> None:
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise BenchmarkError(f"{outcome.name}: {outcome.error}")
+def _raise_errors(results: Iterable[ClassificationResult]) -> None:
+    for result in results:
+        if result.error is not None:
+            raise BenchmarkError(f"{result.name}: {result.error}")
 
 
-def _sources(count: int) -> Iterator[ImageInput]:
-    made = [synthetic.noise_jpeg(seed=seed) for seed in range(min(count, _DIFFERENT))]
+def _noise_inputs(count: int) -> Iterator[ImageInput]:
+    jpegs = [synthetic.noise_jpeg(seed=seed) for seed in range(min(count, _DISTINCT_IMAGES))]
     for number in range(count):
-        yield ImageInput(f"noise {number}", partial(bytes, made[number % len(made)]))
+        yield ImageInput(f"noise {number}", partial(bytes, jpegs[number % len(jpegs)]))
 
 
-def _preprocessed_per_second(sources: list[ImageInput], model: Model, workers: int) -> float:
+def _preprocessing_rate(inputs: list[ImageInput], model: Model, workers: int) -> float:
     started = time.perf_counter()
-    decoded = decode_all(sources, model.preprocessing, workers=workers, ahead=4 * workers)
-    count = sum(1 for _ in islice(decoded, len(sources)))
+    decoded = decode_all(inputs, model.preprocessing, workers=workers, ahead=4 * workers)
+    count = sum(1 for _ in islice(decoded, len(inputs)))
     return count / (time.perf_counter() - started)

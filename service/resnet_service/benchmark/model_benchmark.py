@@ -1,4 +1,4 @@
-"""Measure a model alone, in every way that is asked for: batches of pixels that are in memory already."""
+"""Measure a model on crops that are already in memory, in each requested combination of options."""
 
 import asyncio
 import gc
@@ -20,10 +20,11 @@ from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.quantization import quantize
 from resnet_service.runtimes.selection import RuntimeName, create_runtimes
 
-_CALIBRATION: Final = 32
-"""Images of noise to quantize on: enough for the speed, not for the accuracy."""
+_CALIBRATION_IMAGES: Final = 32
+"""Noise images for quantization: sufficient for measuring speed, not for accuracy."""
 
-_DIFFERENT: Final = 64
+_DISTINCT_CROPS: Final = 64
+"""Larger batches repeat these crops."""
 
 
 def variants(
@@ -33,22 +34,22 @@ def variants(
     memory_formats: Sequence[MemoryFormat],
     compiled: Sequence[bool],
 ) -> Iterator[Variant]:
-    """Yield every combination; "auto" stands for what would be chosen."""
+    """Yield every combination; "auto" is resolved by `create_variant_runtime`."""
     for combination in product(devices, runtimes, precisions, memory_formats, compiled):
         yield Variant(*combination)
 
 
 def create_variant_runtime(model: Model, variant: Variant) -> tuple[Runtime, Variant]:
-    """Put `model` on the variant's device, and return with it the variant as it came out, without "auto".
+    """Create the runtime for a variant; returns it with the variant in which "auto" is resolved.
 
-    A model in floating point is quantized for int8. Raises DeviceUnavailableError for a combination that there
-    is not.
+    A floating-point model is quantized for int8. Raises DeviceUnavailableError for a combination that is not
+    supported.
     """
-    gc.collect()  # what the last variant held on the device may be part of a cycle
+    gc.collect()  # the previous variant's device memory may be part of a reference cycle
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if variant.precision == "int8" and model.openvino_model is None:
-        model = quantize(model, np.stack(random_crops(model, _CALIBRATION))).model
+        model = quantize(model, np.stack(random_crops(model, _CALIBRATION_IMAGES))).model
     [runtime] = create_runtimes(
         model,
         [torch.device(variant.device)],
@@ -69,24 +70,27 @@ def benchmark_model(
     iterations: int,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Iterator[ModelRow]:
-    """Yield a row for each batch size that fits the device; `say` is told of the first that does not."""
-    made = random_crops(model, min(_DIFFERENT, max(batch_sizes)))
-    images = made * (max(batch_sizes) // len(made) + 1)
+    """Yield a row per batch size in ascending order.
+
+    Stops at the first batch size that does not fit the device, after a call of `on_message`.
+    """
+    crops = random_crops(model, min(_DISTINCT_CROPS, max(batch_sizes)))
+    crops *= max(batch_sizes) // len(crops) + 1
 
     async def run(batch_size: int) -> None:
-        runtime.run(images[:batch_size], 1)
+        runtime.run(crops[:batch_size], 1)
 
     for batch_size in sorted(batch_sizes):
         try:
             [row] = asyncio.run(time_batches(run, [batch_size], iterations))
         except DeviceOutOfMemoryError as error:
-            on_message(f"{variant}: {error} at {batch_size} images")
+            on_message(f"{variant}: {error} with {batch_size} images")
             return
         yield ModelRow(model=model.name, variant=variant, **asdict(row))
 
 
 def random_crops(model: Model, count: int) -> list[Crop]:
-    """Return pixels of the size that `model` takes."""
+    """Return `count` noise images, uint8 [S, S, 3], of the size of the model's input; deterministic."""
     side = model.preprocessing.crop
     random = np.random.default_rng(0)
     return list(random.integers(0, 256, (count, side, side, 3), dtype=np.uint8))

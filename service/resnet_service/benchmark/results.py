@@ -1,4 +1,4 @@
-"""What was measured, with what it was measured on; kept as JSON."""
+"""The results of a benchmark and the hardware that they were measured on, as a JSON file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,17 +9,17 @@ from typing import Final, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from resnet_service import __version__
-from resnet_service.benchmark.timing import BenchmarkRow
 from resnet_service.errors import BenchmarkError
 from resnet_service.files import atomic_write
 from resnet_service.machine import HardwareInfo, hardware_info
+from resnet_service.schemas import BenchmarkRow
 
 MemoryFormat = Literal["channels_last", "contiguous"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model."""
+    """One combination of options that a model runs with."""
 
     device: str
     runtime: str
@@ -28,7 +28,7 @@ class Variant:
     compiled: bool = False
 
     def __str__(self) -> str:
-        """Name what sets it apart from the usual way."""
+        """Return the options, without those that have their default value."""
         parts = [self.device, self.runtime, self.precision]
         parts += ["contiguous"] if self.memory_format == "contiguous" else []
         return " ".join([*parts, *(["compiled"] if self.compiled else [])])
@@ -36,7 +36,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class ModelRow(BenchmarkRow):
-    """A model alone: from pixels in memory to classes."""
+    """Results of a model without preprocessing: from crops in memory to classes."""
 
     model: str
     variant: Variant
@@ -44,9 +44,9 @@ class ModelRow(BenchmarkRow):
 
 @dataclass(frozen=True)
 class EndToEndRow:
-    """From the bytes of JPEGs to classes, with `workers` that decode and the device at the same time.
+    """Results from JPEG bytes to classes, with `workers` decoding threads and the device in parallel.
 
-    The two rates of preprocessing are those of the workers, and of one, without a model.
+    The two rates of preprocessing, in images/s, are measured without a model, with all workers and with one.
     """
 
     model: str
@@ -62,45 +62,45 @@ class EndToEndRow:
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """All that one command measured on one machine."""
+    """All results of one command on one machine; `measured_at` is an ISO 8601 time in UTC."""
 
-    taken: str
+    measured_at: str
     version: str
     hardware: HardwareInfo
     model: tuple[ModelRow, ...] = field(default=())
     end_to_end: tuple[EndToEndRow, ...] = field(default=())
 
     def machine(self, variant: Variant) -> str:
-        """Name what did the work: the GPU or the processor."""
+        """Return the name of the GPU or processor that a variant ran on."""
         if variant.device == "cpu" or self.hardware.gpu is None:
             return f"{self.hardware.processor}, {self.hardware.cores} cores"
         return self.hardware.gpu
 
 
-_RUN: Final = TypeAdapter(BenchmarkRun)
+_RUN_ADAPTER: Final = TypeAdapter(BenchmarkRun)
 
 
 def current_run(model: Sequence[ModelRow] = (), end_to_end: Sequence[EndToEndRow] = ()) -> BenchmarkRun:
-    """Return rows measured just now on this machine as a run."""
+    """Return a run with rows that were measured on this machine just before."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return BenchmarkRun(now, __version__, hardware_info(), tuple(model), tuple(end_to_end))
 
 
 def to_json(run: BenchmarkRun, indent: int | None = None) -> str:
-    """Return a run as it is kept."""
-    return _RUN.dump_json(run, indent=indent).decode()
+    """Return a run as JSON."""
+    return _RUN_ADAPTER.dump_json(run, indent=indent).decode()
 
 
 def save_results(run: BenchmarkRun, path: Path) -> None:
-    """Write a run; raises OSError."""
+    """Write a run as a JSON file; raises OSError."""
     with atomic_write(path) as temporary:
         temporary.write_text(to_json(run, indent=1), encoding="utf-8")
 
 
 def load_results(path: Path) -> BenchmarkRun:
-    """Read a run; raises BenchmarkError for a file that holds none."""
+    """Read a run; raises BenchmarkError if the file does not hold one."""
     try:
-        return _RUN.validate_json(path.read_bytes())
+        return _RUN_ADAPTER.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise BenchmarkError(f"{path} is no result of resnet-service bench: {reason}") from error
+        raise BenchmarkError(f"{path} does not hold results of resnet-service bench: {reason}") from error

@@ -1,29 +1,17 @@
-"""Measure how long batches take: latency percentiles and images a second.
+"""Measure how long batches take: latency percentiles and images per second.
 
-Measures any async callable that runs one batch; prints nothing, knows no HTTP and no model.
+Measures any async callable that runs one batch. Does not print, and does not depend on HTTP or on models.
 """
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from statistics import fmean, quantiles
 from typing import Final
 
+from resnet_service.schemas import BenchmarkRow
+
 WARMUP_BATCHES: Final = 2
-"""Batches of each size that run before the clock starts."""
-
-
-@dataclass(frozen=True)
-class BenchmarkRow:
-    """One batch size's figures; latencies in milliseconds for a whole batch."""
-
-    batch_size: int
-    iterations: int
-    mean_ms: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    images_per_second: float
+"""Batches of each size that run before the measurement."""
 
 
 async def time_batches(
@@ -31,7 +19,7 @@ async def time_batches(
 ) -> list[BenchmarkRow]:
     """Time `iterations` calls of `run(batch_size)` for each batch size, after a warm-up.
 
-    `run` must return only once the device has finished. Runs len(batch_sizes) * (iterations + WARMUP_BATCHES)
+    `run` must return only when the device has finished. Runs len(batch_sizes) * (iterations + WARMUP_BATCHES)
     batches.
     """
     rows = []
@@ -48,7 +36,7 @@ async def time_batches(
 
 
 def _row(batch_size: int, seconds: Sequence[float]) -> BenchmarkRow:
-    # One value has no percentiles of its own; quantiles() needs two.
+    # quantiles() needs at least two values.
     cuts = quantiles(seconds if len(seconds) > 1 else [*seconds, *seconds], n=100, method="inclusive")
     return BenchmarkRow(
         batch_size=batch_size,

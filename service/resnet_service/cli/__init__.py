@@ -1,4 +1,7 @@
-"""The command line: parses and calls. Heavy imports stay inside, so that --help answers at once."""
+"""The command line: parses arguments and calls the package.
+
+Commands import heavy libraries when they run, so that --help takes a fraction of a second.
+"""
 
 import click
 
@@ -6,23 +9,30 @@ from resnet_service import __version__
 from resnet_service.cli.batch import batch
 from resnet_service.cli.bench import bench
 from resnet_service.cli.classify import classify
+from resnet_service.cli.common import CommandGroups
 from resnet_service.cli.compare import compare
-from resnet_service.cli.doctor import doctor
-from resnet_service.cli.inspect import inspect
+from resnet_service.cli.evaluate import activations, evaluate
 from resnet_service.cli.quantize import quantize
-from resnet_service.cli.serve import serve
-from resnet_service.cli.train import activations, evaluate, train
-from resnet_service.cli.ui import ui
+from resnet_service.cli.serve import serve, ui
+from resnet_service.cli.tools import doctor, inspect
+from resnet_service.cli.train import train
+
+__all__ = ["main"]
 
 
 @click.group(
+    cls=CommandGroups,
+    sections={
+        "Serve and measure": (serve, bench, compare, ui),
+        "Local inference": (classify, batch, evaluate, activations),
+        "Training": (train, quantize),
+        "Tools": (doctor, inspect),
+    },
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-    commands=[
-        *(serve, ui, classify, batch),
-        *(doctor, inspect, bench, compare),
-        *(train, evaluate, quantize, activations),
-    ],
 )
 @click.version_option(__version__, prog_name="resnet-service")
 def main() -> None:
-    """Serve image classifiers, use them from here, measure them, and train one's own."""
+    """Serve image classifiers, run them locally, measure them, and train them.
+
+    Exit status: 0 success, 1 failed input or unavailable resource, 2 usage error.
+    """

@@ -1,4 +1,4 @@
-"""`resnet-service batch`: a whole data set, on one machine or on a cluster."""
+"""`resnet-service batch`: classify a data set with Ray Data, on one machine or on a cluster."""
 
 import json
 import sys
@@ -7,33 +7,41 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resnet_service.cli.errors import exit_on_service_error
-from resnet_service.cli.options import execution_options, model_option
+from resnet_service.cli.common import (
+    batch_size_option,
+    execution_options,
+    exit_on_service_error,
+    json_option,
+    model_option,
+)
 
 if TYPE_CHECKING:
     from resnet_service.batch_inference.job import BatchSummary
 
 
-@click.command()
-@click.argument("input")
-@click.argument("output")
+@click.command(short_help="Classify a data set into Parquet files with Ray Data.")
+@click.argument("source", metavar="INPUT")
+@click.option(
+    "--output", "-o", "target", required=True, metavar="DIRECTORY", help="Directory or URI of the rows."
+)
 @model_option
-@click.option("--top-k", type=click.IntRange(1), default=5, help="Classes for each image, at most.")
+@click.option("--top-k", type=click.IntRange(1), default=5, help="Maximum number of classes per image.")
 @execution_options
-@click.option("--batch-size", type=click.IntRange(1), default=64, help="Images in a batch, at most.")
-@click.option("--actors", type=click.IntRange(1), default=1, help="Processes that hold the model.")
+@batch_size_option(64)
+@click.option("--actors", type=click.IntRange(1), default=1, help="Number of processes that run the model.")
 @click.option(
     "--gpus-per-actor",
     type=click.FloatRange(0),
-    help="Each one's share; 0.5 puts two on each.  [default: 1 where there is a GPU, else 0]",
+    show_default="1 if there is a GPU, else 0",
+    help="GPUs for each actor; 0.5 puts two actors on each GPU.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Take the first so many images only.")
-@click.option("--resume", is_flag=True, help="Go on with OUTPUT: leave out the images it has.")
-@click.option("--address", metavar="HOST:PORT", help="A Ray cluster that runs already.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first images, at most this many.")
+@click.option("--resume", is_flag=True, help="Skip the images that already have a row in --output.")
+@click.option("--address", metavar="HOST:PORT", help="Address of a running Ray cluster.")
+@json_option("Print the summary as one JSON object.")
 def batch(
-    input: str,  # noqa: A002
-    output: str,
+    source: str,
+    target: str,
     model: str,
     weights: str | None,
     limit: int | None,
@@ -42,21 +50,22 @@ def batch(
     as_json: bool,
     **execution: Any,
 ) -> None:
-    """Classify all images of INPUT, and write a row for each into the folder OUTPUT, as Parquet.
+    """Classify all images of INPUT and write one row per image to Parquet files.
 
-    INPUT is a folder with all below it, a pattern or one file; both may be URIs of an object store (s3://,
-    gs://). Ray Data reads and decodes in as many processes as there are cores; actors hold the model. A row
-    has path, class_id, label, probability, top_k, model and, where an image cannot be read, error, which is
-    no failure of the command: its status is 1 where none could be read, or the run could not end. Where
-    folders are called as classes are, or by ImageNet's WordNet ids, the accuracy is told.
+    INPUT is a directory (searched recursively), a glob pattern or a file. INPUT and --output may be object
+    store URIs (s3://, gs://). Ray Data reads and decodes in one process per CPU core; actors run the model.
+
+    A row has path, class_id, label, probability, top_k, model and error. An image that cannot be read has a
+    row with an error; the exit status is 1 only if no image could be read or the run could not finish. If
+    directories are named after classes of the model or ImageNet's WordNet ids, accuracy is printed.
 
     \b
     Examples:
-      resnet-service batch photos answers
-      resnet-service batch 's3://bucket/photos/**/*.jpg' s3://bucket/answers --model resnet152
-      resnet-service batch photos answers --resume
-      resnet-service batch imagenette answers --model resnet152 --batch-size 720 --actors 4 --gpus-per-actor 1
-      resnet-service batch s3://bucket/photos s3://bucket/answers --address head:6379
+      resnet-service batch photos --output results
+      resnet-service batch photos --output results --resume
+      resnet-service batch 's3://bucket/photos/**/*.jpg' -o s3://bucket/results
+      resnet-service batch photos -o results --actors 4 --gpus-per-actor 1
+      resnet-service batch s3://bucket/photos -o results --address head:6379
     """
     from tqdm import tqdm
 
@@ -67,7 +76,7 @@ def batch(
     with exit_on_service_error():
         require_ray()
         if ":" in execution["device"]:
-            raise click.UsageError("Ray gives each actor its GPU; say cuda, without a number")
+            raise click.UsageError("Ray assigns a GPU to each actor; use --device cuda without an index")
         if address is None:
             choose_device(execution["device"])  # first: the rest takes longer
         from resnet_service.batch_inference.execution import ExecutionConfig, ray_cluster
@@ -76,25 +85,24 @@ def batch(
         loaded = load_model(model, weights)
         execution["top_k"] = min(execution["top_k"], len(loaded.labels))
         config = ExecutionConfig(gpus=execution.pop("gpus_per_actor"), **execution)
-        work = BatchJob(input, output, loaded, limit=limit, resume=resume)
-        with ray_cluster(address), tqdm(total=len(work.paths), desc=loaded.name, unit="image") as bar:
-            summary = work.run(config, bar.update)
-    _print(summary, as_json)
+        job = BatchJob(source, target, loaded, limit=limit, resume=resume)
+        with ray_cluster(address), tqdm(total=len(job.paths), desc=loaded.name, unit="image") as bar:
+            summary = job.run(config, bar.update)
+    _print_summary(summary, as_json)
     sys.exit(1 if summary.failed and summary.failed == summary.images else 0)
 
 
-def _print(summary: "BatchSummary", as_json: bool) -> None:
+def _print_summary(summary: "BatchSummary", as_json: bool) -> None:
     if as_json:
         derived = {"images_per_second": summary.images_per_second, "accuracy": summary.accuracy}
         click.echo(json.dumps({**asdict(summary), **derived}))
         return
-    lines = [
+    click.echo(
         f"{summary.images:,} images in {summary.seconds:.1f} s, {summary.images_per_second:,.1f} images/s"
-    ]
-    if summary.already:
-        lines.append(f"{summary.already:,} were there already")
+    )
+    if summary.skipped:
+        click.echo(f"{summary.skipped:,} images skipped: they already have a row")
     if summary.failed:
-        lines.append(f"{summary.failed:,} could not be classified: their rows say why")
+        click.echo(f"{summary.failed:,} images could not be classified: see the error column")
     if summary.accuracy is not None:
-        lines.append(f"{summary.accuracy:.1%} of {summary.labeled:,} whose class is known are right")
-    click.echo("\n".join(lines))
+        click.echo(f"accuracy {summary.accuracy:.1%} on {summary.labeled:,} images with a known class")

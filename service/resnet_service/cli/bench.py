@@ -1,112 +1,116 @@
-"""`resnet-service bench`: how fast models are here, and `bench report`: here and elsewhere."""
+"""`resnet-service bench`: measure a model's speed; `bench report` compares several machines."""
 
+import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from resnet_service.cli.errors import exit_on_service_error
-from resnet_service.cli.options import PRECISIONS, RUNTIMES, model_option
+from resnet_service.cli.common import (
+    DEVICE_HELP,
+    PRECISION_HELP,
+    PRECISIONS,
+    RUNTIME_HELP,
+    RUNTIMES,
+    CommaSeparated,
+    batch_size_option,
+    exit_on_service_error,
+    json_option,
+    model_option,
+    output_option,
+    print_table,
+    require_parent_directory,
+    workers_option,
+    write_error,
+)
 
 if TYPE_CHECKING:
-    from resnet_service.benchmark.results import BenchmarkRun
+    from resnet_service.benchmark.results import BenchmarkRun, Variant
     from resnet_service.models import Model
 
-
-class _Several(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
-    """A list with commas between: of some choices, of any words, or of numbers from 1."""
-
-    name = "list"
-
-    def __init__(self, choices: Iterable[str] | None = None, *, numbers: bool = False) -> None:
-        self._choices = None if choices is None else tuple(choices)
-        self._numbers = numbers
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[Any, ...]:
-        """Split the list; a value that it cannot have is a usage error."""
-        if isinstance(value, tuple):
-            return value
-        words = tuple(dict.fromkeys(word.strip() for word in str(value).split(",")))
-        for word in words:
-            if self._choices is not None and word not in self._choices:
-                self.fail(f"{word!r} is none of {', '.join(self._choices)}", param, ctx)
-            if self._numbers and not (word.isdecimal() and int(word) > 0):
-                self.fail(f"{word!r} is no number from 1 on", param, ctx)
-        return tuple(int(word) for word in words) if self._numbers else words
+_END_TO_END_OPTIONS: Final = ("batch_size", "workers")
+_MODEL_OPTIONS: Final = ("batch_sizes", "iterations")
+_LIST: Final = "Separate several by commas."
 
 
-_END_TO_END = ("batch_size", "workers")
-_MODEL_ALONE = ("batch_sizes", "iterations")
-
-_out = click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Keep the results in this file, as JSON."
+@click.group(
+    invoke_without_command=True,
+    subcommand_metavar="[report ...]",
+    short_help="Measure a model's latency and throughput on this machine.",
 )
-
-
-@click.group(invoke_without_command=True)
 @model_option
-@click.option("--devices", type=_Several(), default="auto", help="One or more: cpu, cuda, cuda:N, mps.")
+@click.option("--device", "devices", type=CommaSeparated(), default="auto", help=f"{DEVICE_HELP} {_LIST}")
 @click.option(
-    "--runtime", "runtimes", type=_Several(("auto", *RUNTIMES)), default="auto", help="One or more."
+    "--runtime",
+    "runtimes",
+    type=CommaSeparated(("auto", *RUNTIMES)),
+    default="auto",
+    metavar="auto,torch,openvino",
+    help=f"{RUNTIME_HELP} {_LIST}",
 )
 @click.option(
-    "--precision", "precisions", type=_Several(("auto", *PRECISIONS)), default="auto", help="One or more."
+    "--precision",
+    "precisions",
+    type=CommaSeparated(("auto", *PRECISIONS)),
+    default="auto",
+    metavar=",".join(("auto", *PRECISIONS)),
+    help=f"{PRECISION_HELP} {_LIST}",
 )
 @click.option(
     "--memory-format",
     "memory_formats",
-    type=_Several(("channels_last", "contiguous")),
+    type=CommaSeparated(("channels_last", "contiguous")),
     default="channels_last",
-    help="One or both; PyTorch's.",
+    metavar="channels_last,contiguous",
+    help=f"Memory format of tensors in PyTorch. {_LIST}",
 )
-@click.option("--compile", "also_compiled", is_flag=True, help="Measure torch.compile as well.")
+@click.option("--compile", "with_compile", is_flag=True, help="Also measure with torch.compile.")
 @click.option(
-    "--batch-sizes", type=_Several(numbers=True), default="1,4,8,16,32", help="For the model alone."
+    "--batch-sizes",
+    type=CommaSeparated(minimum=1),
+    default="1,4,8,16,32",
+    help="Batch sizes to measure the model with.",
 )
-@click.option("--iterations", type=click.IntRange(1), default=20, help="Batches of each size.")
+@click.option("--iterations", type=click.IntRange(1), default=20, help="Number of batches of each size.")
 @click.option(
     "--end-to-end",
     type=click.IntRange(1),
     metavar="IMAGES",
-    help="Instead, take so many JPEGs from their bytes to an answer.",
+    help="Classify this many generated JPEGs instead, from encoded bytes to classes.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, help="For --end-to-end.")
-@click.option(
-    "--workers", type=click.IntRange(1), help="WorkerPool that decode.  [default: one for each core]"
-)
-@_out
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@batch_size_option(32)
+@workers_option
+@output_option("Also write the results to this JSON file.", required=False)
+@json_option("Print the results as one JSON object.")
 @click.pass_context
-def bench(context: click.Context, /, **given: Any) -> None:
-    """Measure how fast a model is, in each combination of the devices, runtimes and precisions given.
+def bench(context: click.Context, /, **options: Any) -> None:
+    """Measure a model in each combination of devices, runtimes, precisions and memory formats.
 
-    The model alone: latency and images/s over batch sizes, after a warm-up, each batch waited for. With
-    --end-to-end: generated JPEGs through decoding, resizing and the model at the same time.
+    Measures latency and images/s of the model alone for several batch sizes, after a warm-up and one batch at
+    a time. With --end-to-end, generated JPEGs are decoded, resized and classified concurrently; --batch-size
+    and --workers apply only then.
 
     \b
     Examples:
-      resnet-service bench --model bundled
-      resnet-service bench --devices cpu,cuda --batch-sizes 1,8,32 --out here.json
+      resnet-service bench
+      resnet-service bench --device cpu,cuda --batch-sizes 1,8,32 -o here.json
       resnet-service bench --precision fp32,bf16,int8
-      resnet-service bench --runtime torch --memory-format channels_last,contiguous --compile
+      resnet-service bench --runtime torch,openvino --model resnet50
       resnet-service bench --end-to-end 1000 --batch-size 64
-      resnet-service bench report here.json there.json --out report
+      resnet-service bench report here.json there.json --output report
     """
     if context.invoked_subcommand is not None:
         return
-    idle = _MODEL_ALONE if given["end_to_end"] else _END_TO_END
-    for name in idle:
+    unused = _MODEL_OPTIONS if options["end_to_end"] else _END_TO_END_OPTIONS
+    for name in unused:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            without = "with" if given["end_to_end"] else "without"
-            raise click.UsageError(f"--{name.replace('_', '-')} means nothing {without} --end-to-end")
-    _bench(**given)
+            condition = "with" if options["end_to_end"] else "without"
+            raise click.UsageError(f"--{name.replace('_', '-')} has no effect {condition} --end-to-end")
+    _run_benchmark(**options)
 
 
-def _bench(
+def _run_benchmark(
     *,
     model: str,
     weights: str | None,
@@ -114,8 +118,8 @@ def _bench(
     runtimes: tuple[str, ...],
     precisions: tuple[str, ...],
     memory_formats: tuple[Any, ...],
-    also_compiled: bool,
-    out: Path | None,
+    with_compile: bool,
+    output: Path | None,
     as_json: bool,
     **measurement: Any,
 ) -> None:
@@ -124,38 +128,39 @@ def _bench(
     from resnet_service.errors import DeviceError, ServiceError
     from resnet_service.models import load_model
 
-    if out is not None and not out.absolute().parent.is_dir():
-        raise click.UsageError(f"there is no folder {out.absolute().parent} to write to")
+    require_parent_directory(output)
     with exit_on_service_error():
-        chosen = dict.fromkeys(str(device) for name in devices for device in choose_devices(name))
+        targets = dict.fromkeys(str(device) for name in devices for device in choose_devices(name))
         loaded = load_model(model, weights)
-        compiled = (False, True) if also_compiled else (False,)
+        compiled = (False, True) if with_compile else (False,)
         rows: list[Any] = []
         skipped = 0
-        for wanted in model_benchmark.variants(tuple(chosen), runtimes, precisions, memory_formats, compiled):
+        for variant in model_benchmark.variants(
+            tuple(targets), runtimes, precisions, memory_formats, compiled
+        ):
             try:
-                rows += _measured(loaded, wanted, **measurement)
+                rows += _measure(loaded, variant, **measurement)
             except DeviceError:
                 raise
             except ServiceError as error:
                 skipped += 1
-                click.echo(f"{wanted}: {error}", err=True)
+                click.echo(f"{variant}: {error}", err=True)
         if not rows:
-            raise click.ClickException("nothing could be measured")
-    end_to_end = measurement["end_to_end"] is not None
-    run = results.current_run(end_to_end=rows) if end_to_end else results.current_run(model=rows)
-    if out is not None:
+            raise click.ClickException("no combination could be measured")
+    is_end_to_end = measurement["end_to_end"] is not None
+    run = results.current_run(end_to_end=rows) if is_end_to_end else results.current_run(model=rows)
+    if output is not None:
         try:
-            results.save_results(run, out)
+            results.save_results(run, output)
         except OSError as error:
-            raise click.ClickException(f"{out} cannot be written: {error.strerror}") from error
-    _print(run, as_json)
+            raise write_error(output, error) from error
+    click.echo(results.to_json(run)) if as_json else _print_run(run)
     sys.exit(1 if skipped else 0)
 
 
-def _measured(
+def _measure(
     model: "Model",
-    wanted: Any,
+    requested: "Variant",
     *,
     batch_sizes: tuple[int, ...],
     iterations: int,
@@ -163,7 +168,7 @@ def _measured(
     batch_size: int,
     workers: int | None,
 ) -> list[Any]:
-    """Measure one variant, with a progress bar."""
+    """Measure one variant with a progress bar, and return its rows."""
     from tqdm import tqdm
 
     from resnet_service.benchmark import model_benchmark
@@ -173,13 +178,11 @@ def _measured(
     def on_message(message: str) -> None:
         tqdm.write(message, sys.stderr)
 
-    runtime, variant = model_benchmark.create_variant_runtime(model, wanted)
+    runtime, variant = model_benchmark.create_variant_runtime(model, requested)
     name = f"{model.name}, {variant}"
     if end_to_end is None:
-        measured = model_benchmark.benchmark_model(
-            model, runtime, variant, batch_sizes, iterations, on_message
-        )
-        return list(tqdm(measured, desc=name, unit="batch size", total=len(batch_sizes)))
+        rows = model_benchmark.benchmark_model(model, runtime, variant, batch_sizes, iterations, on_message)
+        return list(tqdm(rows, desc=name, unit="batch size", total=len(batch_sizes)))
     row = benchmark_end_to_end(
         model,
         runtime,
@@ -192,59 +195,63 @@ def _measured(
     return [row]
 
 
-def _print(run: "BenchmarkRun", as_json: bool) -> None:
-    from resnet_service.benchmark import results
-
-    if as_json:
-        click.echo(results.to_json(run))
-        return
-    from rich.table import Table
-
-    from resnet_service.cli.tables import show
-
-    models = [*(row.model for row in run.model), *(row.model for row in run.end_to_end)]
-    title = f"{models[0]}, {run.hardware.processor}"
+def _print_run(run: "BenchmarkRun") -> None:
+    processor = run.hardware.processor
     if run.model:
-        names = ("variant", "batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "speed-up")
-        table = Table(*names, title=title)
         first = {row.batch_size: row.images_per_second for row in reversed(run.model)}
-        for row in run.model:
-            speed_up = row.images_per_second / first[row.batch_size]
-            figures = (row.p50_ms, row.p95_ms, row.p99_ms, row.images_per_second)
-            shown = (f"{figure:,.1f}" for figure in figures)
-            table.add_row(str(row.variant), str(row.batch_size), *shown, f"{speed_up:.2f}")
-    else:
-        names = ("variant", "batch", "images", "seconds", "images/s", "preprocessing alone", "workers")
-        table = Table(*names, title=title)
-        for full in run.end_to_end:
-            gain = full.preprocessing_per_second / full.preprocessing_with_one_worker
-            table.add_row(
+        print_table(
+            ("variant", "batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "speed-up"),
+            [
+                (
+                    str(row.variant),
+                    str(row.batch_size),
+                    *(f"{value:,.1f}" for value in (row.p50_ms, row.p95_ms, row.p99_ms)),
+                    f"{row.images_per_second:,.1f}",
+                    f"{row.images_per_second / first[row.batch_size]:.2f}",
+                )
+                for row in run.model
+            ],
+            f"{run.model[0].model}, {processor}",
+        )
+        return
+    print_table(
+        ("variant", "batch", "images", "seconds", "images/s", "workers", "decoded/s", "by one"),
+        [
+            (
                 str(full.variant),
                 str(full.batch_size),
                 f"{full.images:,}",
                 f"{full.seconds:.1f}",
                 f"{full.images_per_second:,.1f}",
-                f"{full.preprocessing_per_second:,.0f}/s, {gain:.2f} times one worker's",
                 str(full.workers),
+                f"{full.preprocessing_per_second:,.0f}",
+                f"{full.preprocessing_with_one_worker:,.0f}",
             )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    show(table)
+            for full in run.end_to_end
+        ],
+        f"{run.end_to_end[0].model}, {processor}",
+    )
+    click.echo("\ndecoded/s: preprocessing without the model, by all workers and by one")
 
 
-@bench.command()
+@bench.command(short_help="Compare results of several machines.")
 @click.argument(
-    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+    "files",
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write."
-)
-def report(files: tuple[Path, ...], out: Path) -> None:
-    """Lay results side by side, from this machine and others: a Markdown table and plots.
+@output_option("Directory to write report.md and the plots to.", directory=True)
+@json_option("Print the results and the paths of the report as one JSON object.")
+def report(files: tuple[Path, ...], output: Path, as_json: bool) -> None:
+    """Compare the results of several machines in a Markdown table and plots.
+
+    FILE is written by `resnet-service bench --output FILE`.
 
     \b
     Example:
-      resnet-service bench report laptop.json server.json --out report
+      resnet-service bench report laptop.json server.json --output report
     """
     from resnet_service.benchmark import report as reports
     from resnet_service.benchmark import results
@@ -252,9 +259,13 @@ def report(files: tuple[Path, ...], out: Path) -> None:
     with exit_on_service_error():
         runs = [results.load_results(path) for path in files]
         try:
-            written = reports.write_report(runs, out)
+            paths = reports.write_report(runs, output)
         except OSError as error:
-            raise click.ClickException(f"{out} cannot be written: {error.strerror}") from error
+            raise write_error(output, error) from error
+    if as_json:
+        content = {"runs": [json.loads(results.to_json(run)) for run in runs], "files": list(map(str, paths))}
+        click.echo(json.dumps(content))
+        return
     click.echo(reports.markdown_table(runs))
-    for path in written:
+    for path in paths:
         click.echo(click.format_filename(path), err=True)

@@ -1,4 +1,4 @@
-"""`resnet-service compare`: models side by side."""
+"""`resnet-service compare`: compare models on the same images."""
 
 import json
 import sys
@@ -9,34 +9,46 @@ from typing import TYPE_CHECKING
 
 import click
 
-from resnet_service.cli.errors import exit_on_service_error
-from resnet_service.cli.options import execution_options
+from resnet_service.cli.common import (
+    DEFAULT_MODEL,
+    CommaSeparated,
+    batch_size_option,
+    execution_options,
+    exit_on_service_error,
+    json_option,
+    print_table,
+    report_skipped,
+    require_parent_directory,
+    workers_option,
+    write_error,
+)
 
 if TYPE_CHECKING:
     from resnet_service.benchmark.comparison import ModelComparison
     from resnet_service.inference import ClassificationResult
 
 
-@click.command()
-@click.argument("models", nargs=-1, required=True)
+@click.command(short_help="Compare models on the same images.")
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option(
-    "--images",
-    type=click.Path(exists=True, path_type=Path),
-    required=True,
-    help="Folder of images; names of folders or files may tell their classes.",
+    "--model",
+    "models",
+    type=CommaSeparated(),
+    default=DEFAULT_MODEL,
+    help="Torchvision classifiers, checkpoint files or bundled, separated by commas.",
 )
 @execution_options
-@click.option("--batch-size", type=click.IntRange(1), default=32, help="Images in a batch, at most.")
+@batch_size_option(32)
+@workers_option
 @click.option(
-    "--workers", type=click.IntRange(1), help="WorkerPool that decode.  [default: one for each core]"
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a PNG that plots accuracy over latency.",
 )
-@click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw accuracy over latency, a PNG."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each model, a line each.")
+@json_option("Print one JSON object per model and line.")
 def compare(
+    inputs: tuple[str, ...],
     models: tuple[str, ...],
-    images: Path,
     device: str,
     precision: str,
     runtime: str,
@@ -45,19 +57,20 @@ def compare(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare MODELS on the same images: latency, images/s, size, parameters, agreement and accuracy.
+    """Compare models on the same images: latency, images/s, size, agreement and accuracy.
 
-    Agreement is with the first model. Accuracy is over the images whose folder or file is called as one of
-    a model's classes, or by ImageNet's WordNet ids.
+    INPUT is a file, a directory (searched recursively), a glob pattern or a URL. Agreement is the share of
+    images with the same best class as the first model. Accuracy covers the images whose directory or file is
+    named after a class of the model or ImageNet's WordNet id.
 
     \b
     Examples:
-      resnet-service compare resnet18 resnet50 resnet152 --images photos --plot models.png
-      resnet-service compare bundled runs/mine/model.safetensors --images cifar10/test
+      resnet-service compare photos --model resnet18,resnet50 --plot models.png
+      resnet-service compare cifar10/test --model bundled,mine.safetensors
     """
     from tqdm import tqdm
 
-    from resnet_service.benchmark.comparison import compare as compared
+    from resnet_service.benchmark.comparison import compare as compare_models
     from resnet_service.benchmark.results import Variant
     from resnet_service.devices import choose_device
     from resnet_service.inference import discover_inputs
@@ -67,24 +80,25 @@ def compare(
     unreadable: dict[str, str] = {}
 
     def on_progress(
-        model: str, outcomes: "Iterable[ClassificationResult]"
+        model: str, results: "Iterable[ClassificationResult]"
     ) -> "Iterable[ClassificationResult]":
-        for outcome in tqdm(outcomes, desc=model, unit="image", total=len(sources)):
-            if outcome.error is not None:
-                unreadable[outcome.name] = outcome.error
-            yield outcome
+        for result in tqdm(results, desc=model, unit="image", total=len(images)):
+            if result.error is not None:
+                unreadable[result.name] = result.error
+            yield result
 
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise click.UsageError(f"there is no folder {plot.absolute().parent} to write to")
+    if "-" in inputs:
+        raise click.UsageError("compare reads INPUT once per model, so it cannot be standard input")
+    require_parent_directory(plot)
     rows = []
     with exit_on_service_error():
         if plot is not None:
             require_plots()
-        sources = list(discover_inputs([str(images)]))
+        images = list(discover_inputs(inputs))
         try:
-            for row in compared(
+            for row in compare_models(
                 models,
-                sources,
+                images,
                 Variant(str(choose_device(device)), runtime, precision),
                 batch_size=batch_size,
                 workers=workers or available_cpus(),
@@ -94,40 +108,33 @@ def compare(
                 rows.append(row)
                 if as_json:
                     click.echo(json.dumps(asdict(row)))
-        finally:  # what is known of the first models, even where a later one cannot be had
+        finally:  # show the finished models even if a later one fails
             if rows and not as_json:
-                _print(rows)
-    for name, reason in unreadable.items():
-        click.echo(f"skipped {click.format_filename(name)}: {reason}", err=True)
+                _print_rows(rows)
+    report_skipped(unreadable)
     if plot is not None:
         from resnet_service.benchmark import plots
 
         try:
             plots.accuracy_over_latency(rows, plot)
         except OSError as error:
-            raise click.ClickException(f"{plot} cannot be written: {error.strerror}") from error
+            raise write_error(plot, error) from error
     sys.exit(1 if unreadable else 0)
 
 
-def _print(rows: "list[ModelComparison]") -> None:
-    from rich.table import Table
-
-    from resnet_service.cli.tables import show
-
-    names = ("ms, one image", "images/s", "parameters", "on disk", "agreement", "accuracy")
-    table = Table("model", "variant", *names)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in rows:
-        accuracy = "not known" if row.accuracy is None else f"{row.accuracy:.1%} of {row.labeled:,}"
-        table.add_row(
-            row.model,
-            str(row.variant),
-            f"{row.latency_ms:.1f}",
-            f"{row.images_per_second:,.1f}",
-            "" if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
-            "" if row.file_bytes is None else f"{row.file_bytes / 1e6:.1f} MB",
-            f"{row.agreement:.1%}",
-            accuracy,
-        )
-    show(table)
+def _print_rows(rows: "list[ModelComparison]") -> None:
+    print_table(
+        ("model", "ms/image", "images/s", "params M", "file MB", "agreement", "accuracy"),
+        [
+            (
+                f"{row.model} ({row.variant})",
+                f"{row.latency_ms:.1f}",
+                f"{row.images_per_second:,.1f}",
+                "-" if row.parameters is None else f"{row.parameters / 1e6:.2f}",
+                "-" if row.file_bytes is None else f"{row.file_bytes / 1e6:.1f}",
+                f"{row.agreement:.1%}",
+                "unknown" if row.accuracy is None else f"{row.accuracy:.1%} of {row.labeled:,}",
+            )
+            for row in rows
+        ],
+    )

@@ -1,39 +1,49 @@
-"""`resnet-service quantize`: an int8 model from a float one and a folder of images."""
+"""`resnet-service quantize`: convert a model to int8 with the images of a directory."""
 
+import json
 from pathlib import Path
 
 import click
 
-from resnet_service.cli.errors import exit_on_service_error
+from resnet_service.cli.common import (
+    exit_on_service_error,
+    json_option,
+    model_option,
+    output_option,
+    report_skipped,
+    require_parent_directory,
+    write_error,
+)
 
 
-@click.command()
-@click.argument("model")
+@click.command(short_help="Convert a model to int8 for CPUs.")
+@model_option
 @click.option(
-    "--images",
+    "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     required=True,
-    help="Folder of images like those to come; looked through with its subfolders.",
+    metavar="DIRECTORY",
+    help="Images to calibrate on, similar to those in production; searched recursively.",
 )
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
-@click.option("--samples", type=click.IntRange(1), default=300, help="Images to calibrate on, at most.")
-@click.option("--weights", help="Weights for a torchvision classifier, as for serve.")
-def quantize(model: str, images: Path, out: Path, samples: int, weights: str | None) -> None:
-    """Quantize a MODEL to int8, calibrated on images; the result is served like any model, on CPUs.
+@click.option("--samples", type=click.IntRange(1), default=300, help="Maximum number of calibration images.")
+@output_option("Checkpoint to write.")
+@json_option("Print one JSON object.")
+def quantize(model: str, weights: str | None, data: Path, samples: int, output: Path, as_json: bool) -> None:
+    """Convert a model to int8, calibrated on images. The checkpoint can be served on CPUs.
 
     \b
     Examples:
-      resnet-service quantize resnet50 --images photos --out resnet50-int8.safetensors
-      resnet-service serve --model resnet50-int8.safetensors
+      resnet-service quantize --model resnet50 --data photos -o int8.safetensors
+      resnet-service serve --model int8.safetensors
     """
     from resnet_service.models import checkpoint, load_model
-    from resnet_service.runtimes.quantization import load_calibration_images, quantize
+    from resnet_service.runtimes.quantization import quantize
+    from resnet_service.training.data import load_calibration_images
 
+    require_parent_directory(output)
     with exit_on_service_error():
-        if not out.absolute().parent.is_dir():
-            raise click.UsageError(f"there is no folder {out.absolute().parent} to write to")
         loaded = load_model(model, weights)
-        dataset = load_calibration_images(images, loaded, samples)
+        dataset = load_calibration_images(data, loaded.preprocessing, samples)
         result = quantize(loaded, dataset.images.permute(0, 2, 3, 1).numpy())
         quantized = result.model
         facts = {"quantized_from": model, "calibrated_on": len(dataset), "agreement": result.agreement}
@@ -44,16 +54,21 @@ def quantize(model: str, images: Path, out: Path, samples: int, weights: str | N
                     quantized.name,
                     quantized.labels,
                     quantized.preprocessing,
-                    quantized.openvino_model.state(),
+                    quantized.openvino_model.state_dict(),
                     facts,
                 ),
-                out,
+                output,
             )
         except OSError as error:
-            raise click.ClickException(f"{out} cannot be written: {error.strerror}") from error
-    for path, reason in dataset.unreadable.items():
-        click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
+            raise write_error(output, error) from error
+    file_bytes = output.stat().st_size
+    if as_json:
+        content = {"output": str(output), "file_bytes": file_bytes, **facts}
+        unreadable = {str(path): reason for path, reason in dataset.unreadable.items()}
+        click.echo(json.dumps({**content, "unreadable": unreadable}))
+        return
+    report_skipped(dataset.unreadable)
     click.echo(
-        f"{click.format_filename(out)}: {out.stat().st_size / 1e6:.1f} MB; its best class is that of {model} "
+        f"{click.format_filename(output)}: {file_bytes / 1e6:.1f} MB; best class equal to {model}'s "
         f"for {result.agreement:.1%} of {len(dataset):,} images"
     )

@@ -1,7 +1,10 @@
-"""`resnet-service serve`, with an option for every field of Settings."""
+"""`resnet-service serve`, with one option per field of Settings, and `resnet-service ui`."""
 
+import os
 import signal
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
@@ -10,11 +13,11 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
-class _ConfiguredBySettings(click.Command):
-    """A command with one option for each field of Settings, which is imported only when it is used."""
+class _SettingsCommand(click.Command):
+    """A command with one option per field of Settings, which is imported when the options are needed."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the options of Settings and those of the command."""
+        """Return the options generated from Settings and the command's own (click calls this hook)."""
         from resnet_service.settings import ENVIRONMENT_ONLY, Settings
 
         prefix = Settings.model_config["env_prefix"]
@@ -27,32 +30,42 @@ class _ConfiguredBySettings(click.Command):
 
 
 def _option(name: str, field: "FieldInfo", prefix: str) -> click.Option:
-    """Make a field's option; its value is read by pydantic, from here as from the environment."""
+    """Return the option for a field. pydantic parses its value, as it parses environment variables."""
     flag = name.replace("_", "-")
-    default = "none" if field.default is None else str(field.default).lower()
+    default = "" if field.default in (None, "") else f"; default: {str(field.default).lower()}"
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    metavar = "|".join(choices) or flag.rsplit("-", 1)[-1].upper()
-    switch = field.annotation is bool
+    metavar = "|".join(choices) or _metavar(field.annotation)
+    is_switch = field.annotation is bool
     return click.Option(
-        [f"--{flag}/--no-{flag}" if switch else f"--{flag}", name],
-        type=bool if switch else str,
-        metavar=None if switch else metavar,
-        default=None,  # not given: the environment or the field's own default counts
-        help=f"{field.description}  [env: {prefix}{name.upper()}; default: {default}]",
+        [f"--{flag}/--no-{flag}" if is_switch else f"--{flag}", name],
+        type=bool if is_switch else str,
+        metavar=None if is_switch else metavar,
+        default=None,  # unset: the environment variable or the field's own default applies
+        help=f"{field.description}  [env: {prefix}{name.upper()}{default}]",
     )
 
 
-@click.command(cls=_ConfiguredBySettings)
-def serve(**given: Any) -> None:
+def _metavar(annotation: Any) -> str:
+    """Return click's word for the type of a field, of which None may be one member."""
+    members = get_args(annotation) or (annotation,)
+    words = {int: "INTEGER", float: "FLOAT", Path: "FILE"}
+    return next((word for type_, word in words.items() if type_ in members), "TEXT")
+
+
+@click.command(cls=_SettingsCommand, short_help="Serve a model over HTTP.")
+def serve(**options: Any) -> None:
     """Serve a model over HTTP.
 
     \b
     Examples:
-      resnet-service serve --model bundled
-      resnet-service serve --model resnet50 --devices cuda:0,cuda:1 --max-batch 64
-      RESNET_SERVICE_PORT=9000 resnet-service serve --model runs/mine.safetensors
+      resnet-service serve
+      resnet-service serve --model resnet50 --device cuda:0,cuda:1 --max-batch 64
+      RESNET_SERVICE_PORT=9000 resnet-service serve --model my.safetensors
+
+    Exit status: 2 invalid setting, 3 model or device not available, 1 port in use
+    or device failed, 0 after SIGTERM or Ctrl-C.
     """
-    # A container's first process ignores SIGTERM unless it says otherwise, and loading can take minutes.
+    # PID 1 of a container ignores SIGTERM unless it installs a handler, and loading can take minutes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     from pydantic import ValidationError
@@ -60,7 +73,7 @@ def serve(**given: Any) -> None:
     from resnet_service.settings import Settings
 
     try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+        settings = Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise click.UsageError("\n".join(problems)) from error
@@ -75,8 +88,33 @@ def serve(**given: Any) -> None:
 
     configure_logging(settings.log_level, settings.log_format)
     try:
-        service = build_app_state(settings)
+        state = build_app_state(settings)
     except ServiceError as error:
         click.echo(f"resnet-service: {error}", err=True)
         sys.exit(3)
-    sys.exit(run_server(service))
+    sys.exit(run_server(state))
+
+
+@click.command(short_help="Open a web page that classifies images with a running service.")
+@click.option("--url", default="http://localhost:8000", help="URL of the service that the page uses.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all interfaces.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8501, help="Port to listen on.")
+def ui(url: str, host: str, port: int) -> None:
+    """Serve a web page: upload images, see their classes, and benchmark the model.
+
+    The page uses a running service, which may be on another machine. If the service requires an API key, set
+    RESNET_SERVICE_API_KEY.
+
+    \b
+    Examples:
+      resnet-service ui
+      resnet-service ui --url http://gpu-host:8000 --port 9000
+    """
+    if find_spec("streamlit") is None:
+        raise click.ClickException("the web page needs Streamlit: pip install 'resnet-service[ui]'")
+    page = Path(__file__).parents[1] / "integrations" / "streamlit_page.py"
+    command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.headless", "true"]
+    options = ["--server.address", host, "--server.port", str(port), "--browser.gatherUsageStats", "false"]
+    options += ["--client.toolbarMode", "viewer"]  # hides the menu for page developers
+    os.environ["RESNET_SERVICE_URL"] = url
+    os.execv(sys.executable, [*command, *options])  # noqa: S606

@@ -1,1 +1,1 @@
-"""Diagnostics of the machine and of models, without a server."""
+"""Diagnostics without a server: checks of the machine, and summaries of models."""

@@ -1,4 +1,4 @@
-"""Whether this machine is fit to serve: what is there, what works, and what to do about what does not."""
+"""Check whether this machine can serve: versions, devices, memory, caches, decoder and numerical results."""
 
 import os
 import shutil
@@ -21,20 +21,24 @@ from resnet_service.machine import available_memory, hardware_info, has_native_b
 State = Literal["ok", "note", "problem"]
 
 _OPTIONAL: Final = {
-    "openvino": ("openvino", "the fastest way on x86 CPUs, and the only one for int8"),
+    "openvino": ("openvino", "the fastest runtime on x86 CPUs, required for int8"),
     "nncf": ("quantize", "resnet-service quantize"),
-    "matplotlib": ("train", "training, activations and the plots of reports"),
+    "matplotlib": ("train", "training, activation maps and plots in reports"),
     "streamlit": ("ui", "resnet-service ui"),
     "opentelemetry-sdk": ("traces", "serve --traces-url"),
 }
 _MIN_DISK_BYTES: Final = 2 * 10**9
 _MIN_MEMORY_BYTES: Final = 2 * 2**30
-_TOLERANCE: Final = 1e-3
+_MAX_DIFFERENCE: Final = 1e-3
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. A note is worth knowing; a problem keeps something from working."""
+    """The result of one check.
+
+    `state` is "note" if something optional is missing and "problem" if something does not work; `hint` says
+    what to do, or is empty.
+    """
 
     name: str
     state: State
@@ -43,7 +47,7 @@ class Check:
 
 
 def run_checks() -> Iterator[Check]:
-    """Look at one thing after the other, the quick ones first; each is told as soon as it is known."""
+    """Yield the result of each check as it completes, the fast checks first."""
     yield _python()
     yield from _torch()
     yield _cuda()
@@ -59,8 +63,7 @@ def run_checks() -> Iterator[Check]:
 
 
 def _python() -> Check:
-    found = f"{sys.version.split()[0]} in {sys.prefix}"
-    return Check("Python", "ok", found)
+    return Check("Python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
 
 
 def _torch() -> Iterator[Check]:
@@ -69,10 +72,10 @@ def _torch() -> Iterator[Check]:
         import torchvision
 
         boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-        torchvision.ops.nms(boxes, torch.ones(1), 0.5)  # of its own compiled code, which must fit PyTorch's
+        torchvision.ops.nms(boxes, torch.ones(1), 0.5)  # compiled code, whose version must match PyTorch's
     except (ImportError, RuntimeError, AttributeError) as error:
-        advice = "install the torchvision built for this PyTorch: pip install --upgrade torch torchvision"
-        yield Check("torchvision", "problem", _first_line(error), advice)
+        hint = "install the torchvision built for this PyTorch: pip install --upgrade torch torchvision"
+        yield Check("torchvision", "problem", _first_line(error), hint)
     else:
         yield Check("torchvision", "ok", torchvision.__version__)
 
@@ -81,13 +84,13 @@ def _cuda() -> Check:
     reason = cuda_unavailable_reason()
     if reason is None:
         return Check("CUDA", "ok", f"{torch.version.cuda}, {torch.cuda.device_count()} GPUs")
-    advice = ""
+    hint = ""
     if shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").exists():
-        advice = (
-            "there is an NVIDIA driver; in a container, start it with --gpus all (NVIDIA Container Toolkit), "
-            "else install a PyTorch built for the driver's CUDA version: nvidia-smi shows it"
+        hint = (
+            "an NVIDIA driver is installed; start a container with --gpus all (NVIDIA Container Toolkit), "
+            "otherwise install a PyTorch built for the driver's CUDA version, which nvidia-smi shows"
         )
-    return Check("CUDA", "problem" if advice else "note", reason, advice)
+    return Check("CUDA", "problem" if hint else "note", reason, hint)
 
 
 def _gpus() -> Iterator[Check]:
@@ -98,40 +101,45 @@ def _gpus() -> Iterator[Check]:
         try:
             free, _ = torch.cuda.mem_get_info(index)
         except RuntimeError as error:
-            yield Check(f"GPU {index}", "problem", f"{gpu.name}: {_first_line(error)}", "look at nvidia-smi")
+            yield Check(
+                f"GPU {index}",
+                "problem",
+                f"{gpu.name}: {_first_line(error)}",
+                "check the output of nvidia-smi",
+            )
             continue
-        found = (
+        detail = (
             f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB ({free / 2**30:.0f} free), "
             f"compute capability {gpu.major}.{gpu.minor}"
         )
-        yield Check(f"GPU {index}", "ok", found)
+        yield Check(f"GPU {index}", "ok", detail)
 
 
 def _mps() -> Check:
     if torch.backends.mps.is_available():
         return Check("Apple MPS", "ok", "available")
     if torch.backends.mps.is_built():
-        return Check("Apple MPS", "problem", "not available", "it needs macOS 14 and Apple silicon")
-    return Check("Apple MPS", "note", "this build of PyTorch has none; only those for macOS do")
+        return Check("Apple MPS", "problem", "not available", "requires macOS 14 and Apple silicon")
+    return Check("Apple MPS", "note", "not supported by this build of PyTorch; only builds for macOS do")
 
 
 def _processor() -> Check:
     machine = hardware_info()
-    sets = ", ".join(instruction_sets()) or "none known"
-    found = f"{machine.processor}, {machine.architecture}, {machine.cores} cores, instruction sets: {sets}"
+    sets = ", ".join(instruction_sets()) or "unknown"
+    detail = f"{machine.processor}, {machine.architecture}, {machine.cores} cores, instruction sets: {sets}"
     if has_native_bf16():
-        return Check("processor", "ok", f"{found}; bf16 is native, so --precision auto uses it")
-    return Check("processor", "ok", f"{found}; no native bf16, so --precision auto is fp32")
+        return Check("processor", "ok", f"{detail}; native bf16, which --precision auto uses")
+    return Check("processor", "ok", f"{detail}; no native bf16, so --precision auto uses fp32")
 
 
 def _memory() -> Check:
     free = available_memory()
     if free is None:
-        return Check("memory", "note", "not known on this system")
-    found = f"{free / 2**30:.1f} GiB free for this process"
+        return Check("memory", "note", "unknown on this system")
+    detail = f"{free / 2**30:.1f} GiB free for this process"
     if free < _MIN_MEMORY_BYTES:
-        return Check("memory", "problem", found, "PyTorch and a ResNet-152 need about 2 GiB")
-    return Check("memory", "ok", found)
+        return Check("memory", "problem", detail, "PyTorch with a ResNet-152 needs about 2 GiB")
+    return Check("memory", "ok", detail)
 
 
 def _optional() -> Iterator[Check]:
@@ -139,26 +147,24 @@ def _optional() -> Iterator[Check]:
         try:
             yield Check(package, "ok", version(package))
         except PackageNotFoundError:
-            advice = f"for {use}: pip install 'resnet-service[{extra}]'"
-            yield Check(package, "note", "not installed", advice)
+            hint = f"for {use}: pip install 'resnet-service[{extra}]'"
+            yield Check(package, "note", "not installed", hint)
 
 
 def _caches() -> Iterator[Check]:
-    for about, folder in (
-        ("weights", Path(torch.hub.get_dir())),
-        ("compiled networks", app_cache_dir()),
-    ):
-        # What os.access cannot see, a folder in a folder that may not be entered, is none for it either.
+    for content, folder in (("weights", Path(torch.hub.get_dir())), ("compiled networks", app_cache_dir())):
+        name = f"cache of {content}"
+        # A folder inside a folder without access permission counts as missing: os.access cannot see it.
         existing = next(path for path in (folder, *folder.absolute().parents) if os.access(path, os.F_OK))
         free = shutil.disk_usage(existing).free
-        found = f"{folder}, {free / 1e9:.0f} GB free"
+        detail = f"{folder}, {free / 1e9:.0f} GB free"
         if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-            advice = "set TORCH_HOME (weights) or XDG_CACHE_HOME to a folder that can be written"
-            yield Check(f"cache of {about}", "problem", f"{folder} cannot be written", advice)
+            hint = "set TORCH_HOME (weights) or XDG_CACHE_HOME to a writable folder"
+            yield Check(name, "problem", f"{folder} cannot be written", hint)
         elif free < _MIN_DISK_BYTES:
-            yield Check(f"cache of {about}", "problem", found, "make room there")
+            yield Check(name, "problem", detail, f"free at least {_MIN_DISK_BYTES / 1e9:.0f} GB")
         else:
-            yield Check(f"cache of {about}", "ok", found)
+            yield Check(name, "ok", detail)
 
 
 def _decoder() -> Check:
@@ -167,10 +173,10 @@ def _decoder() -> Check:
         try:
             crop = decode_image(image, preprocessing)
         except ServiceError as error:
-            return Check("decoder", "problem", str(error), "install Pillow and simplejpeg anew")
+            return Check("decoder", "problem", str(error), "reinstall Pillow and simplejpeg")
         if crop.std() == 0:
-            return Check("decoder", "problem", f"the image of an {name} came out empty")
-    return Check("decoder", "ok", f"reads {', '.join(FORMATS)}")
+            return Check("decoder", "problem", f"the decoded image {name!r} has only one color")
+    return Check("decoder", "ok", f"supports {', '.join(FORMATS)}")
 
 
 def _devices() -> list[torch.device]:
@@ -181,25 +187,25 @@ def _devices() -> list[torch.device]:
 
 
 def _convolution(device: torch.device) -> Check:
-    """Convolve in fp32 on the device, and in fp64 on the CPU."""
-    about = f"convolution on {device}"
+    """Compare a convolution in fp32 on the device with one in fp64 on the CPU."""
+    name = f"convolution on {device}"
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 64, 64, generator=generator)
     kernels = torch.randn(16, 3, 7, 7, generator=generator)
     try:
-        computed = _convolved(images.to(device), kernels.to(device)).cpu()
+        result = _convolve(images.to(device), kernels.to(device)).cpu()
     except RuntimeError as error:
-        advice = "the device is there and does not work: look for its driver's errors, or use the device cpu"
-        return Check(about, "problem", _first_line(error), advice)
-    expected = _convolved(images.double(), kernels.double())
-    difference = ((computed - expected).norm() / expected.norm()).item()
-    found = f"differs from fp64 by {difference:.0e} of its norm"
-    if difference < _TOLERANCE:
-        return Check(about, "ok", found)
-    return Check(about, "problem", found, "its answers are wrong: do not serve on it")
+        hint = "the device is present but does not work: check the errors of its driver, or use --device cpu"
+        return Check(name, "problem", _first_line(error), hint)
+    expected = _convolve(images.double(), kernels.double())
+    difference = ((result - expected).norm() / expected.norm()).item()
+    detail = f"differs from fp64 by {difference:.0e} of its norm"
+    if difference < _MAX_DIFFERENCE:
+        return Check(name, "ok", detail)
+    return Check(name, "problem", detail, "results are wrong: do not serve on this device")
 
 
-def _convolved(images: Tensor, kernels: Tensor) -> Tensor:
+def _convolve(images: Tensor, kernels: Tensor) -> Tensor:
     return torch.nn.functional.conv2d(images, kernels, stride=2, padding=3)
 
 

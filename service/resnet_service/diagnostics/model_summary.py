@@ -1,4 +1,4 @@
-"""What a model is made of: parameters, layers, sizes and the work that one image takes."""
+"""Summarize a model: parameters, layers, sizes and operations per image."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,16 +13,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from resnet_service.images import Preprocessing
 from resnet_service.models import Model, catalog, load_model, weights_path
 
-_BYTES_PER_PARAMETER: Final = 4  # as it is held before a runtime converts it: fp32
+_BYTES_PER_PARAMETER: Final = 4  # fp32, before a runtime converts the model
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A model's facts. A quantized one is a graph, which has neither parameters nor layers to count.
+    """The properties of a model.
 
-    `layers` counts the modules that hold no others, by type. `operations` are the floating-point operations
-    for one image, a multiplication and an addition being two. `file_bytes` is the size of its weights'
-    file, None for published weights that have not been downloaded.
+    Attributes:
+        name: of the model.
+        source: file name or URL of the weights.
+        parameters: their number, None for a quantized model.
+        buffers: number of values that are stored but not trained, None for a quantized model.
+        layers: number of modules without submodules by type, None for a quantized model.
+        operations: floating-point operations for one image; a multiply-add counts as two. None for a
+            quantized model.
+        file_bytes: size of the weights' file, None for published weights that are not downloaded.
+        labels: of the classes.
+        preprocessing: of the input.
+
     """
 
     name: str
@@ -37,12 +46,12 @@ class ModelSummary:
 
     @property
     def memory_bytes(self) -> int | None:
-        """The parameters' size in fp32."""
+        """Size of the parameters in fp32, None for a quantized model."""
         return None if self.parameters is None else self.parameters * _BYTES_PER_PARAMETER
 
 
 def summarize_model(name: str, weights_source: str | None = None) -> ModelSummary:
-    """Look at the model called `name`, as for `load_model`; published weights are not downloaded for it.
+    """Summarize a model, with the arguments of `load_model`; does not download published weights.
 
     Raises ModelLoadError.
     """

@@ -1,6 +1,7 @@
-"""Bytes of an image -> the uint8 crop that a model takes.
+"""Images: decode the bytes of an image file to the uint8 crop that a model takes.
 
-Every bad input is a typed error. Knows no HTTP and no model: only what `Preprocessing` says.
+Invalid input raises a typed error. This package does not depend on HTTP or on models, only on
+`Preprocessing`.
 """
 
 from resnet_service.images.decode import DEFAULT_MAX_PIXELS, FORMATS, decode_image

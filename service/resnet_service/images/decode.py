@@ -1,4 +1,4 @@
-"""Bytes of an image -> its pixels: libjpeg-turbo for JPEG, libwebp for WebP, Pillow for all else."""
+"""Decode images: libjpeg-turbo for JPEG, libwebp for still WebP, Pillow for all other formats."""
 
 import ctypes
 import io
@@ -18,20 +18,20 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.TiffTags import TAGS_V2_GROUPS
 
 from resnet_service.errors import InvalidImageError, PayloadTooLarge, UnsupportedMediaType
-from resnet_service.images import jpeg_header, webp
-from resnet_service.images.header_limits import gif_frame, has_excessive_header
+from resnet_service.images import webp
+from resnet_service.images.header_limits import baseline_jpeg_size, gif_frame_size, has_excessive_header
 from resnet_service.images.preprocess import Crop, Pixels, Preprocessing
 
-# The limit below is checked on the header of every image, so Pillow's own, which is global and
-# partly only a warning, would do nothing but get in its way.
+# Disabled because `max_pixels` is checked on the header of every image; Pillow's limit is global, and partly
+# only a warning.
 Image.MAX_IMAGE_PIXELS = None
 
-# Pillow warns of odd metadata, in words that the image's maker chooses: nothing to act on, and each new
-# wording would be remembered for ever by Python's registry of warnings.
+# Pillow's warnings about metadata contain text from the image. They require no action, and Python's registry
+# of warnings would keep each different text forever.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs as errors what becomes a typed error here
-with suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one inside itself
-    # It would write the same to standard error, between the lines of the log.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # its errors become typed errors here
+with suppress(AttributeError, OSError):  # Pillow may be built without libtiff, or link it statically
+    # libtiff writes errors to standard error, between the lines of the log.
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 DEFAULT_MAX_PIXELS: Final = 50_000_000
@@ -41,7 +41,7 @@ _MAGIC: Final = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II[*+]\x00|MM\x00[*+]", re.DOTALL
 )
 
-# What Pillow's decoders and its EXIF reader raise on broken bytes, besides OSError.
+# Exceptions of Pillow's decoders and of its EXIF reader on damaged files.
 _DECODE_ERRORS: Final = (
     OSError,
     SyntaxError,
@@ -57,14 +57,15 @@ _DECODE_ERRORS: Final = (
     zlib.error,
 )
 
-# Work that a few bytes can ask for, far beyond what any camera or editor writes.
+# Limits on the work that a small file can cause, far above what cameras and editors write.
 _MAX_JPEG_SCANS: Final = 100  # a progressive JPEG has about 10; each costs a pass over all pixels
-_MAX_EXIF_BYTES: Final = 1_000_000  # a JPEG's has 64 KiB
-_MAX_COPIED_PIXELS: Final = 16_000_000  # of an animated WebP: see service.images.webp
+_MAX_METADATA_BYTES: Final = 1_000_000  # of EXIF and XMP; a JPEG has at most 64 KiB of EXIF
+_MAX_ANIMATED_WEBP_PIXELS: Final = 16_000_000  # Pillow copies them: see resnet_service.images.webp
 _MAX_TIFF_TILES: Final = 100_000  # more than one strip for each row of the largest image
 
 _MIN_OVERSAMPLING: Final = 3
-"""Scaled decoding differs by 0.25 gray levels on average from decoding whole; with 2 it would be 0.56."""
+"""Short side of a JPEG decoded at a reduced scale, relative to the size that it is resized to. With 3 the
+crop differs by 0.25 gray levels on average from that of the full-scale image, with 2 by 0.56."""
 
 _ORIENTATION_TAG: Final = 0x0112
 _TILE_WIDTH_TAG: Final = 322
@@ -78,31 +79,32 @@ _EXIF_TRANSFORMS: Final[dict[object, Callable[[Pixels], Pixels]]] = {
     7: lambda stored: stored.swapaxes(0, 1)[::-1, ::-1],
     8: lambda stored: stored.swapaxes(0, 1)[::-1],
 }
-"""EXIF orientation -> what turns the stored pixels upright."""
+"""EXIF orientation -> function that rotates and mirrors the stored pixels to upright."""
 _TRANSPOSED: Final = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 
 
 def decode_image(
     data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Crop:
-    """Decode an image and return its center crop, [S, S, 3] uint8 with S = preprocessing.crop.
+    """Decode an image file and return its center crop, [S, S, 3] uint8 RGB with S = preprocessing.crop.
 
-    The first frame of an animation; upright by its EXIF orientation; transparent parts on white;
-    16-bit samples scaled to 8; gray, palette and CMYK turned to RGB.
+    Of an animation, the first frame is used. The EXIF orientation is applied, transparency is composited on
+    white, 16-bit samples are scaled to 8 bits, and gray, palette and CMYK images are converted to RGB.
 
-    Raises UnsupportedMediaType where the bytes are no known format, PayloadTooLarge over `max_pixels` or where
-    decoding would take absurdly long, InvalidImageError where a known format cannot be decoded.
+    Raises UnsupportedMediaType if `data` is not in one of `FORMATS`; PayloadTooLarge if the image has more
+    than `max_pixels` pixels or would take too long to decode; InvalidImageError if it cannot be decoded.
     """
-    plain = jpeg_header.baseline_jpeg_size(data)
-    if plain is not None:
-        _check_pixels(plain, max_pixels)
-        pixels = _decode_jpeg(data, plain, preprocessing.resize)
+    size = baseline_jpeg_size(data)
+    if size is not None:
+        _check_pixels(size, max_pixels)
+        pixels = _decode_jpeg(data, size, preprocessing.resize)
         if pixels is not None:
-            return preprocessing.resize_and_crop(pixels, plain)
+            return preprocessing.resize_and_crop(pixels, size)
     image = _open(data, max_pixels)
     try:
         _check_cost(image, data, max_pixels)
-        pixels = _pixels(image, data, preprocessing.resize)
+        pixels = _decode(image, data, preprocessing.resize)
         width, height = image.size
         orientation = _orientation(image)
         if orientation in _EXIF_TRANSFORMS:
@@ -115,21 +117,19 @@ def decode_image(
 
 
 def _open(data: bytes | bytearray, max_pixels: int) -> Image.Image:
-    """Read the header only; no pixel is decoded here."""
+    """Read the header only; pixels are not decoded."""
     if not data:
         raise InvalidImageError("the image is empty (0 bytes)")
     if has_excessive_header(data):
         raise PayloadTooLarge("the image's header has too many parts")
-    if (frame := gif_frame(data)) is not None:
-        _check_pixels(frame, max_pixels)
+    if (frame_size := gif_frame_size(data)) is not None:
+        _check_pixels(frame_size, max_pixels)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except _DECODE_ERRORS as error:
         if _MAGIC.match(data):
-            raise InvalidImageError("the image's header is broken or cut off") from error
-        raise UnsupportedMediaType(
-            f"not an image in a format the service reads ({', '.join(FORMATS)})"
-        ) from error
+            raise InvalidImageError("the image's header is damaged or truncated") from error
+        raise UnsupportedMediaType(f"not an image in a supported format ({', '.join(FORMATS)})") from error
 
 
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
@@ -139,22 +139,22 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _check_cost(image: Image.Image, data: bytes | bytearray, max_pixels: int) -> None:
-    """Reject what would take too much memory or time, by its header and before a pixel is decoded."""
+    """Raise PayloadTooLarge or UnsupportedMediaType if the header shows that decoding costs too much."""
     _check_pixels(image.size, max_pixels)
-    # FF is escaped in compressed data, so this finds markers only.
+    # FF is escaped in compressed data, so this counts markers only.
     if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise PayloadTooLarge(f"the JPEG has more than {_MAX_JPEG_SCANS} scans")
     if isinstance(image, TiffImageFile):
         tile = image.tag_v2.get(_TILE_WIDTH_TAG, 1) * image.tag_v2.get(_TILE_LENGTH_TAG, 1)
         if tile > max_pixels or len(image.tile) > _MAX_TIFF_TILES:
-            raise PayloadTooLarge("the TIFF's tiles are too large or too many")
+            raise PayloadTooLarge("the TIFF has too large or too many tiles")
     if image.format == "BMP" and image.info.get("compression") in (1, 2):
-        # Pillow reads it byte by byte in Python: 1 KB can take 5 seconds.
+        # Pillow decodes it byte by byte in Python: 1 KB can take 5 seconds.
         raise UnsupportedMediaType("run-length encoded BMP is not supported")
 
 
-def _pixels(image: Image.Image, data: bytes | bytearray, resize: int) -> Pixels:
-    """Decode, by what does so best; Pillow can do all."""
+def _decode(image: Image.Image, data: bytes | bytearray, resize: int) -> Pixels:
+    """Decode to RGB with the fastest decoder for the format; Pillow supports all of them."""
     if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         pixels = _decode_jpeg(data, image.size, resize)
         if pixels is not None:
@@ -166,16 +166,16 @@ def _pixels(image: Image.Image, data: bytes | bytearray, resize: int) -> Pixels:
         if pixels is not None:
             image = Image.fromarray(pixels)
         else:
-            _check_pixels(image.size, _MAX_COPIED_PIXELS)
+            _check_pixels(image.size, _MAX_ANIMATED_WEBP_PIXELS)
     if isinstance(image, TiffImageFile):
         _drop_metadata(image)
-    image.load()  # before the orientation is read: TIFF turns itself
-    return np.array(_to_rgb(image))  # a copy, because torch wants to be able to write
+    image.load()  # before the orientation is read: Pillow applies that of a TIFF here
+    return np.array(_to_rgb(image))  # a copy, because torch requires writable memory
 
 
 def _drop_metadata(image: TiffImageFile) -> None:
-    """Forget what Pillow would read all of, though nobody asks: directories, and a large XMP."""
-    if len(image.info.get("xmp", b"")) > _MAX_EXIF_BYTES:
+    """Remove metadata that Pillow would otherwise read completely: directories, and a large XMP."""
+    if len(image.info.get("xmp", b"")) > _MAX_METADATA_BYTES:
         del image.info["xmp"]
     exif = image.getexif()
     for tag in TAGS_V2_GROUPS:
@@ -183,47 +183,47 @@ def _drop_metadata(image: TiffImageFile) -> None:
 
 
 def _decode_jpeg(data: bytes | bytearray, size: tuple[int, int], resize: int) -> Pixels | None:
-    """Decode a gray or RGB JPEG of (width, height); None where only Pillow can, or can say what is wrong.
+    """Decode a gray or RGB JPEG of `size` (width, height) to [H, W, 3]; None if Pillow must decode it.
 
-    For a 500x375 image libjpeg-turbo needs 1.2 ms through simplejpeg, 1.5 through Pillow. A large one is
-    decoded to a half or a quarter, as long as its short side stays _MIN_OVERSAMPLING times `resize`.
+    A 500x375 image takes 1.2 ms with simplejpeg and 1.5 ms with Pillow. A large image is decoded at half or a
+    quarter of its size if its short side stays at least `_MIN_OVERSAMPLING` times `resize`.
     """
     width, height = size
     factor = next((f for f in (4, 2) if min(size) >= _MIN_OVERSAMPLING * resize * f), 1)
     try:
         if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
-            return None  # two readers, two headers: the first one's is the one that was checked
+            return None  # the two header parsers disagree, and the size that was checked is the other one
         pixels: Pixels = simplejpeg.decode_jpeg(
             data, min_height=-(-height // factor), min_width=-(-width // factor)
         )
-    except (ValueError, MemoryError):  # stricter than Pillow, which knows what other programs write
+    except (ValueError, MemoryError):  # Pillow is more tolerant, or reports the error
         return None
     return pixels
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255 instead of scaling.
+        # Pillow's conversion clips at 255 instead of scaling.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise InvalidImageError("32-bit samples have no agreed range; send 8 or 16 bits a channel")
+        raise InvalidImageError("32-bit samples have no standard range; send 8 or 16 bits per channel")
     if image.has_transparency_data:
-        rgba = _converted(image, "RGBA")
+        rgba = _convert(image, "RGBA")
         white = Image.new("RGB", rgba.size, "white")
         white.paste(rgba, mask=rgba)
         return white
-    return _converted(image, "RGB")
+    return _convert(image, "RGB")
 
 
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    return image if image.mode == mode else image.convert(mode)  # which would copy it
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # convert() always copies
 
 
 def _orientation(image: Image.Image) -> object:
-    if len(image.info.get("exif", image.info.get("Raw profile type exif", ""))) > _MAX_EXIF_BYTES:
-        return None  # each number of it would become an object
+    if len(image.info.get("exif", image.info.get("Raw profile type exif", ""))) > _MAX_METADATA_BYTES:
+        return None  # Pillow makes an object of each number in it
     try:
         return image.getexif().get(_ORIENTATION_TAG)
     except _DECODE_ERRORS:
-        # Cameras and editors write broken EXIF around sound pixels; viewers show those as stored.
+        # Cameras and editors write damaged EXIF around valid pixels; viewers show such an image as stored.
         return None

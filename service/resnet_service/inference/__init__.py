@@ -1,6 +1,12 @@
-"""Classify images without a server: find them, decode them in parallel, batch them, name their classes."""
+"""Run models on images: `engine` for the requests of a server, `pipeline` for local files."""
 
-from resnet_service.inference.inputs import MAX_BYTES, SUFFIXES, ImageInput, discover_inputs
+from resnet_service.inference.inputs import (
+    MAX_BYTES,
+    SUFFIXES,
+    ImageInput,
+    discover_inputs,
+    synthetic_inputs,
+)
 from resnet_service.inference.labels import labels_from_path
 from resnet_service.inference.pipeline import (
     ClassificationResult,
@@ -13,12 +19,13 @@ from resnet_service.inference.pipeline import (
 __all__ = [
     "MAX_BYTES",
     "SUFFIXES",
+    "ClassificationResult",
     "Classifier",
     "DecodedImage",
-    "ClassificationResult",
     "ImageInput",
-    "labels_from_path",
     "classify_images",
     "decode_all",
     "discover_inputs",
+    "labels_from_path",
+    "synthetic_inputs",
 ]

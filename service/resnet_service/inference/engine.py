@@ -1,7 +1,7 @@
-"""The way of one image: decode -> micro-batcher -> runtime -> answer.
+"""Classify the images of requests: decode -> micro-batcher -> runtime -> result.
 
-Owns the threads: a bounded pool that decodes, and one for each runtime, the only one to talk to it. Knows no
-HTTP.
+The engine owns the threads: a pool of decoding threads, and one thread per runtime, which makes all calls of
+that runtime. This module does not depend on HTTP.
 """
 
 import asyncio
@@ -29,21 +29,25 @@ Value = TypeVar("Value")
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 
-class _Job(NamedTuple):
+class _QueuedCrop(NamedTuple):
     crop: Crop
     top_k: int
 
 
-class _Result(NamedTuple):
-    best: TopKResult
-    device: str
+_DeviceResult = tuple[TopKResult, str]
+"""The classes of one image, [k], and the device that computed them."""
 
 
 @dataclass(frozen=True)
 class Classification:
-    """An image's best classes, [k], where it ran, and the seconds of each stage it went through.
+    """The result for one image.
 
-    `Model.rank` puts labels to the classes.
+    Attributes:
+        best: the `top_k` best classes, [top_k]; `Model.rank` adds their labels.
+        device: the device that ran the image, for example "cuda:0".
+        decode_s: seconds to wait for a decoding thread and to decode.
+        queue_s: seconds to wait for the device.
+        device_s: seconds that the batch took.
     """
 
     best: TopKResult
@@ -54,7 +58,16 @@ class Classification:
 
 
 class Engine:
-    """Serves one model on its runtimes, from `start` to `close`, on one event loop."""
+    """Serves one model on its runtimes, from `start` to `close`, on one event loop.
+
+    Every accepted image ends with a result or an error, and images of concurrent calls share batches.
+
+        engine = Engine(model, runtimes, Metrics())
+        engine.start()
+        await engine.wait_until_warm()
+        result = await engine.classify(jpeg, top_k=5)
+        await engine.close(timeout_s=10)
+    """
 
     def __init__(
         self,
@@ -75,11 +88,11 @@ class Engine:
         self._max_pixels = max_pixels
         self._stall_timeout_s = stall_timeout_s
         self._closing = False
-        self._starting: asyncio.Task[None] | None = None
-        self._decoders = WorkerPool(decode_threads or available_cpus(), "decode")
-        self._devices = {runtime: WorkerPool(1, "device") for runtime in self.runtimes}
+        self._warmup_task: asyncio.Task[None] | None = None
+        self._decode_pool = WorkerPool(decode_threads or available_cpus(), "decode")
+        self._device_threads = {runtime: WorkerPool(1, "device") for runtime in self.runtimes}
         self._device_failure: DeviceError | None = None
-        self._batcher: MicroBatcher[_Job, _Result] = MicroBatcher(
+        self._batcher: MicroBatcher[_QueuedCrop, _DeviceResult] = MicroBatcher(
             [partial(self._run_batch, runtime) for runtime in self.runtimes],
             max_batch=max_batch,
             max_queue=max_queue,
@@ -91,90 +104,93 @@ class Engine:
 
     @property
     def max_batch(self) -> int:
-        """The largest batch given to the device."""
+        """The largest batch that fits the device."""
         return self._batcher.max_batch
 
     @property
     def devices(self) -> str:
-        """The devices that images run on, with commas between."""
+        """The devices in use, separated by commas."""
         return ",".join(dict.fromkeys(runtime.device for runtime in self.runtimes))
 
     @property
     def is_ready(self) -> bool:
-        """Whether images are accepted: warmed up, not closing, not failed."""
+        """Whether images are accepted: the engine is warm, not draining, and has not failed."""
         return self._is_warm and not self._closing and self.fatal_error is None
 
     @property
     def fatal_error(self) -> BaseException | None:
-        """What has stopped the engine for good: a failed warm-up or a failed device; else None."""
-        if self._starting is not None and self._starting.done() and not self._starting.cancelled():
-            return self._starting.exception() or self._device_failure or self._batcher.failure
+        """The error that stopped the engine for good, of the warm-up or of a device; otherwise None."""
+        if self._warmup_task is not None and self._warmup_task.done() and not self._warmup_task.cancelled():
+            return self._warmup_task.exception() or self._device_failure or self._batcher.failure
         return self._device_failure or self._batcher.failure
 
     @property
     def is_stalled(self) -> bool:
-        """Whether a batch or an image's decoding has been running for longer than the stall timeout."""
+        """Whether a batch or the decoding of an image has been running for longer than the stall timeout."""
         return self._oldest_call_age_s > self._stall_timeout_s
 
     @property
     def is_hung(self) -> bool:
-        """Whether it has been, after the warm-up, for twice as long: nobody has ended the process yet."""
+        """Whether, after the warm-up, a call has been running for twice the stall timeout.
+
+        Liveness probes fail after once the timeout; the process ends itself if it still runs after twice.
+        """
         return self.is_ready and self._oldest_call_age_s > 2 * self._stall_timeout_s
 
     @property
     def has_running_calls(self) -> bool:
-        """Whether a thread is at work; after `close`, one that has not ended in time."""
+        """Whether a thread runs a call; after `close`, a call that did not end in time."""
         return self._oldest_call_age_s > 0
 
     @property
     def _oldest_call_age_s(self) -> float:
-        return max(thread.oldest_call_age_s for thread in self._threads)
+        return max(pool.oldest_call_age_s for pool in self._pools)
 
     @property
-    def _threads(self) -> tuple[WorkerPool, ...]:
-        return (self._decoders, *self._devices.values())
+    def _pools(self) -> tuple[WorkerPool, ...]:
+        return (self._decode_pool, *self._device_threads.values())
 
     @property
     def _is_warm(self) -> bool:
-        return self._starting is not None and self._starting.done()
+        return self._warmup_task is not None and self._warmup_task.done()
 
     def bind_metrics(self) -> None:
-        """Let the metrics tell of this engine, and of no other."""
+        """Make the gauges report this engine; those of an engine that was bound before are replaced."""
         metrics = self._metrics
         metrics.queue_depth.set_function(lambda: self._batcher.depth)
         metrics.queue_limit.set(self._batcher.max_queue)
         metrics.largest_batch.set_function(lambda: self._batcher.largest_batch)
-        metrics.decode_threads.set(self._decoders.count)
-        metrics.decode_running.set_function(lambda: self._decoders.running)
-        metrics.decode_waiting.set_function(lambda: self._decoders.waiting)
+        metrics.decode_threads.set(self._decode_pool.count)
+        metrics.decode_running.set_function(lambda: self._decode_pool.running)
+        metrics.decode_waiting.set_function(lambda: self._decode_pool.waiting)
         metrics.ready.set_function(lambda: self.is_ready)
         metrics.device_streams.set(len(self.runtimes))
         for labeled in (metrics.device_memory, metrics.device_memory_limit, metrics.model_info):
             labeled.clear()
-        for runtime in self.runtimes:  # those of one device are the same here
-            held = metrics.device_memory.labels(runtime.device)
-            held.set_function(partial(_memory, runtime, "held"))
+        for runtime in self.runtimes:  # runtimes on the same device report the same values
+            used = metrics.device_memory.labels(runtime.device)
+            used.set_function(partial(_memory, runtime, "used"))
             limit = metrics.device_memory_limit.labels(runtime.device)
             limit.set_function(partial(_memory, runtime, "limit"))
             info = (self.model.name, runtime.device, runtime.precision, runtime.name, __version__)
             metrics.model_info.labels(*info).set(1)
 
     def start(self) -> None:
-        """Begin to warm up in the background; `ready` says when images are accepted."""
-        self._starting = asyncio.create_task(self._start())
+        """Start the warm-up in the background; `is_ready` becomes true after it."""
+        self._warmup_task = asyncio.create_task(self._warm_up())
 
     async def wait_until_warm(self) -> None:
-        """Wait until the warm-up that `start` began is over; raises what it failed with."""
-        if self._starting is not None:
-            await asyncio.shield(self._starting)
+        """Wait for the end of the warm-up. Raises its error if it failed."""
+        if self._warmup_task is not None:
+            await asyncio.shield(self._warmup_task)
 
     async def classify(
         self, data: bytes | bytearray, top_k: int, deadline: float | None = None
     ) -> Classification:
-        """Classify one encoded image; `deadline` is on the event loop's clock.
+        """Classify one encoded image.
 
-        `top_k` is from 1 to the number of classes. Raises what `resnet_service.images.decode` and
-        `MicroBatcher.submit` raise.
+        `top_k` is from 1 to the number of classes; `deadline` is on the event loop's clock. Raises what
+        `resnet_service.images.decode_image` and `MicroBatcher.submit` raise.
         """
         decode = partial(decode_image, data, self.model.preprocessing, self._max_pixels)
         return await self.classify_crop(decode, top_k, deadline)
@@ -182,26 +198,29 @@ class Engine:
     async def classify_crop(
         self, crop: Crop | Callable[[], Crop], top_k: int, deadline: float | None = None
     ) -> Classification:
-        """Classify a crop, [S, S, 3] uint8, or what `crop` makes in a decoding thread, as `classify` does."""
+        """Classify a crop, [S, S, 3] uint8; a function `crop` is called in a decoding thread to create it."""
         observe = self._metrics.stage_seconds.labels
         with self._metrics.outcome():
-            # Before decoding: what will be rejected costs nothing, and what is decoded is not rejected.
+            # Reserved before decoding: an image that is rejected is not decoded, and vice versa.
             with self._batcher.reserve(deadline) as reservation, self._metrics.in_flight.track_inprogress():
                 started = time.perf_counter()
-                made = await self.run_in_decode_pool(deadline, crop) if callable(crop) else crop
+                array = await self.run_in_decode_pool(deadline, crop) if callable(crop) else crop
                 decode_s = time.perf_counter() - started
-                answer = await reservation.submit(_Job(made, top_k))
+                output = await reservation.submit(_QueuedCrop(array, top_k))
             if callable(crop):
                 observe("decode").observe(decode_s)
-            observe("queue").observe(answer.queue_s)
-            observe("device").observe(answer.run_s)
-            of_batch = answer.result.best
-            best = TopKResult(of_batch.class_ids[:top_k], of_batch.probabilities[:top_k])
+            observe("queue").observe(output.queue_s)
+            observe("device").observe(output.run_s)
+            classes, device = output.result
+            best = TopKResult(classes.class_ids[:top_k], classes.probabilities[:top_k])
             validate_probabilities(best.probabilities)
-            return Classification(best, answer.result.device, decode_s, answer.queue_s, answer.run_s)
+            return Classification(best, device, decode_s, output.queue_s, output.run_s)
 
     def check_admission(self, deadline: float | None) -> None:
-        """Raise what `classify` would raise at once, for whoever has work to do before it has the image."""
+        """Raise OverloadedError or ServiceUnavailable if an image would be rejected now.
+
+        For callers that have other work to do before they have the image, such as reading a body.
+        """
         try:
             with self._batcher.reserve(deadline):
                 pass
@@ -212,66 +231,69 @@ class Engine:
     async def run_in_decode_pool(
         self, deadline: float | None, function: Callable[..., Value], *arguments: object
     ) -> Value:
-        """Call `function` in a decoding thread; raises DeadlineExceededError where it has not ended in time."""
+        """Call `function` in a decoding thread and return its result.
+
+        Raises what `function` raises, and DeadlineExceededError if it has not returned by the deadline.
+        """
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._decoders.run(function, *arguments)
+                return await self._decode_pool.run(function, *arguments)
         except TimeoutError as error:
-            raise DeadlineExceededError("the deadline came before the device did") from error
+            raise DeadlineExceededError("deadline exceeded before inference started") from error
 
     async def run_benchmark_batch(self, batch_size: int) -> None:
-        """Run one batch of noise on the first device, between the batches of requests."""
+        """Run one batch of `batch_size` dummy images on the first device, between the batches of requests."""
         await self._run_dummy_batch(self.runtimes[0], batch_size)
 
     def begin_drain(self) -> None:
-        """Stop being ready; requests on open connections are still answered."""
+        """Make `is_ready` false; images are still accepted until `close`."""
         self._closing = True
 
     async def close(self, timeout_s: float) -> None:
-        """Reject new images, answer those accepted, and return within twice `timeout_s` seconds."""
+        """Reject new images, finish the accepted ones, and return within 2 * `timeout_s` seconds."""
         self._closing = True
-        if self._starting is not None and not self._starting.done():
-            self._starting.cancel()
+        if self._warmup_task is not None and not self._warmup_task.done():
+            self._warmup_task.cancel()
         await self._batcher.close(timeout_s)
-        await asyncio.gather(*(thread.close(timeout_s) for thread in self._threads))
+        await asyncio.gather(*(pool.close(timeout_s) for pool in self._pools))
 
-    async def _start(self) -> None:
+    async def _warm_up(self) -> None:
         started = time.perf_counter()
-        warmed = await warm_up(self._warm_up, self.max_batch)
-        self._batcher.start(warmed)
+        warmup = await warm_up(self._time_batch, self.max_batch)
+        self._batcher.start(warmup)
         seconds = round(time.perf_counter() - started, 2)
-        _log.info("ready", largest_batch=warmed.largest_useful_batch, seconds=seconds)
+        _log.info("ready", largest_batch=warmup.largest_useful_batch, seconds=seconds)
 
-    async def _run_batch(self, runtime: Runtime, jobs: list[_Job]) -> list[_Result]:
-        self._metrics.batch_size.observe(len(jobs))
-        crops, k = [job.crop for job in jobs], max(job.top_k for job in jobs)
+    async def _run_batch(self, runtime: Runtime, batch: list[_QueuedCrop]) -> list[_DeviceResult]:
+        self._metrics.batch_size.observe(len(batch))
+        crops, k = [queued.crop for queued in batch], max(queued.top_k for queued in batch)
         with self._metrics.batch_seconds.time():
-            best = await self._devices[runtime].run(runtime.run, crops, k)
+            best = await self._device_threads[runtime].run(runtime.run, crops, k)
         return [
-            _Result(TopKResult(ids, probabilities), runtime.device)
+            (TopKResult(ids, probabilities), runtime.device)
             for ids, probabilities in zip(best.class_ids, best.probabilities, strict=True)
         ]
 
-    async def _warm_up(self, batch_size: int) -> float:
-        """Run a batch of noise on each device at once and return the seconds of the slowest."""
+    async def _time_batch(self, batch_size: int) -> float:
+        """Run a dummy batch on all runtimes at the same time and return the seconds of the slowest."""
         started = time.perf_counter()
         await asyncio.gather(*(self._run_dummy_batch(runtime, batch_size) for runtime in self.runtimes))
         return time.perf_counter() - started
 
     async def _run_dummy_batch(self, runtime: Runtime, batch_size: int) -> None:
         try:
-            best = await self._devices[runtime].run(runtime.run, [self._dummy_input] * batch_size, 1)
+            best = await self._device_threads[runtime].run(runtime.run, [self._dummy_input] * batch_size, 1)
             validate_probabilities(best.probabilities[0])
         except DeviceError as error:
-            # No batch of a request, whose end the batcher would see: it is the engine's own.
+            # The batcher does not see this batch, so the engine records the failure.
             self._device_failure = error
             raise
 
 
-def _memory(runtime: Runtime, part: Literal["held", "limit"]) -> int:
+def _memory(runtime: Runtime, part: Literal["used", "limit"]) -> int:
     memory = runtime.memory()
     return 0 if memory is None else getattr(memory, part)
 
 
 def _log_failure(error: BaseException, batch_size: int) -> None:
-    _log.error("batch failed", batch_size=batch_size, exc_info=error)
+    _log.error("batch_failed", batch_size=batch_size, exc_info=error)

@@ -1,4 +1,4 @@
-"""What a user calls images: files, folders, patterns, URLs and standard input."""
+"""Find and read the images that a user names: files, folders, patterns, URLs and standard input."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -12,72 +12,90 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from resnet_service import __version__
-from resnet_service.errors import InvalidImageError, PayloadTooLarge
+from resnet_service.errors import InputError, PayloadTooLarge
+from resnet_service.images.synthetic import synthetic_scenes
 from resnet_service.models.weights import is_url
 
 SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
-"""What files in a folder are taken for images by; a file that is given is tried whatever its name."""
+"""Suffixes of the files that count as images in a folder. A file that is named itself may have any suffix."""
 
 STANDARD_INPUT: Final = "-"
 MAX_BYTES: Final = 100_000_000
-"""The largest image that is read, in bytes: so much of a URL or a pipe, which may never end."""
+"""The size limit of an image. It also bounds how much of a URL or a pipe is read, which may be endless."""
+
+DEMO_PHOTO_URLS: Final = (
+    "https://github.com/pytorch/hub/raw/master/images/dog.jpg",
+    "http://images.cocodataset.org/val2017/000000039769.jpg",
+    "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/transformers/tasks/car.jpg",
+)
+"""Photographs of a dog, two cats and a car that many tutorials use; fetched only on request."""
+
 _TIMEOUT_S: Final = 30.0
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """An image that is not read yet. `read` raises ServiceError, with a message for people."""
+    """An image that is not read yet.
+
+    `read` returns the encoded image; it raises InputError if that fails, and PayloadTooLarge above MAX_BYTES.
+    """
 
     name: str
     read: Callable[[], bytes]
 
 
 def discover_inputs(names: Iterable[str]) -> Iterator[ImageInput]:
-    """Find the images that `names` mean, folders with all that is below them, in the order given.
+    """Yield the images at `names` in order; folders are searched recursively.
 
-    What does not exist, or holds no image, becomes a source that says so when it is read, so that the
-    others go on.
+    A name that does not exist, or a folder or pattern without images, becomes an input whose `read` raises
+    InputError, so that the other inputs are still processed.
     """
     for name in names:
         if name == STANDARD_INPUT:
-            # Here, not in a thread that decodes: nothing can end one that waits for a terminal.
+            # Read here, not in a decoding thread: a thread that waits for a terminal cannot be stopped.
             yield ImageInput("standard input", partial(_limited, sys.stdin.buffer.read(MAX_BYTES + 1)))
         elif is_url(name):
             yield ImageInput(name, partial(_fetch, name))
-        elif _safe_stat(Path.is_dir, name):
+        elif _check_path(Path.is_dir, name):
             yield from _in_folder(name)
-        elif has_magic(name) and not _safe_stat(Path.exists, name):
-            yield from _matching(name)
+        elif has_magic(name) and not _check_path(Path.exists, name):
+            yield from _in_pattern(name)
         else:
             yield _file(Path(name))
 
 
+def synthetic_inputs() -> Iterator[ImageInput]:
+    """Yield generated images, which need no file and no network."""
+    for name, data in synthetic_scenes().items():
+        yield ImageInput(f"{name} (drawn)", partial(bytes, data))
+
+
 def _in_folder(name: str) -> Iterator[ImageInput]:
-    found = sorted(
+    paths = sorted(
         path
         for path in Path(name).rglob("*")
-        if path.suffix.lower() in SUFFIXES and _safe_stat(Path.is_file, path)
+        if path.suffix.lower() in SUFFIXES and _check_path(Path.is_file, path)
     )
-    yield from map(_file, found)
-    if not found:
-        yield _missing(name, f"the folder holds no images ({', '.join(sorted(SUFFIXES))})")
+    yield from map(_file, paths)
+    if not paths:
+        yield _missing(name, f"the folder contains no images ({', '.join(sorted(SUFFIXES))})")
 
 
-def _matching(pattern: str) -> Iterator[ImageInput]:
-    found = sorted(iglob(pattern, recursive=True))  # noqa: PTH207  # Path.glob wants relative ones
-    for name in found:
-        if not _safe_stat(Path.is_dir, name):
+def _in_pattern(pattern: str) -> Iterator[ImageInput]:
+    names = sorted(iglob(pattern, recursive=True))  # noqa: PTH207  # Path.glob rejects absolute patterns
+    for name in names:
+        if not _check_path(Path.is_dir, name):
             yield _file(Path(name))
-        elif "**" not in pattern:  # which has found what is in the folder as well
+        elif "**" not in pattern:  # a recursive pattern also matches the files in the folder
             yield from _in_folder(name)
-    if not found:
-        yield _missing(pattern, "nothing matches this pattern")
+    if not names:
+        yield _missing(pattern, "no file matches this pattern")
 
 
-def _safe_stat(question: Callable[[Path], bool], path: str | Path) -> bool:
-    """Ask a path something; no, too, where nobody may ask, which reading it will tell."""
+def _check_path(predicate: Callable[[Path], bool], path: str | Path) -> bool:
+    """Return the predicate of a path, or False without the permission to look; reading it reports that."""
     try:
-        return question(Path(path))
+        return predicate(Path(path))
     except OSError:
         return False
 
@@ -88,7 +106,7 @@ def _file(path: Path) -> ImageInput:
 
 def _missing(name: str, reason: str) -> ImageInput:
     def read() -> bytes:
-        raise InvalidImageError(reason)
+        raise InputError(reason)
 
     return ImageInput(name, read)
 
@@ -98,9 +116,9 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             return _limited(file.read(MAX_BYTES + 1))
     except OSError as error:
-        raise InvalidImageError(f"it cannot be read: {error.strerror}") from error
+        raise InputError(f"cannot read the file: {error.strerror}") from error
     except ValueError as error:  # a null byte in the name
-        raise InvalidImageError(f"it cannot be read: {error}") from error
+        raise InputError(f"cannot read the file: {error}") from error
 
 
 def _fetch(url: str) -> bytes:
@@ -110,11 +128,11 @@ def _fetch(url: str) -> bytes:
             return _limited(response.read(MAX_BYTES + 1))
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, HTTPError):
-            error.close()  # it is the response too, with its connection
-        raise InvalidImageError(f"it cannot be fetched: {error}") from error
+            error.close()  # the error is also the response and holds its connection
+        raise InputError(f"cannot fetch the URL: {error}") from error
 
 
 def _limited(data: bytes) -> bytes:
     if len(data) > MAX_BYTES:
-        raise PayloadTooLarge(f"it has more than {MAX_BYTES:,} bytes")
+        raise PayloadTooLarge(f"the image has more than {MAX_BYTES:,} bytes")
     return data

@@ -1,4 +1,4 @@
-"""Images through a model in batches, decoded in threads while the device computes."""
+"""Classify local images in batches, decoding them in threads while the device computes."""
 
 import time
 from collections import deque
@@ -10,15 +10,17 @@ from typing import NamedTuple
 from resnet_service.errors import DeviceOutOfMemoryError, InferenceError, ServiceError
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop, Preprocessing, decode_image
 from resnet_service.inference.inputs import ImageInput
-from resnet_service.models import Model, Prediction, validate_probabilities
+from resnet_service.models import Model, validate_probabilities
 from resnet_service.runtimes import Runtime
+from resnet_service.schemas import Prediction
 
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """What became of one image: its best classes, best first, or why there are none.
+    """The best classes of one image, best first, or the error that prevented a result.
 
-    `decode_ms` is its own, `device_ms` its share of its batch; both 0 where there was an error.
+    `decode_ms` is the time to decode the image and `device_ms` its share of the time of its batch, both in
+    milliseconds and 0 if there is an error.
     """
 
     name: str
@@ -29,7 +31,7 @@ class ClassificationResult:
 
 
 class DecodedImage(NamedTuple):
-    """An image's crop, the seconds it took, or the reason why there is none."""
+    """A decoded image: its crop and the seconds to decode it, or the error that prevented it."""
 
     name: str
     crop: Crop | None
@@ -38,7 +40,7 @@ class DecodedImage(NamedTuple):
 
 
 def classify_images(
-    sources: Iterable[ImageInput],
+    inputs: Iterable[ImageInput],
     model: Model,
     runtime: Runtime,
     *,
@@ -48,52 +50,52 @@ def classify_images(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Iterator[ClassificationResult]:
-    """Yield an outcome for each source, in order; what cannot be read or decoded becomes an error of its own.
+    """Yield a result for each input, in order; an image that cannot be read or decoded has an error.
 
-    Decodes in `workers` threads, two batches ahead of the device at most, so memory does not grow with the
-    number of sources. A batch that does not fit the device is halved, and so are those after it; `say` is
-    told. Raises DeviceError.
+    `workers` threads decode at most two batches ahead of the device, so memory use does not grow with the
+    number of inputs. If a batch does not fit the device, it and all later ones are halved, and `on_message`
+    is called. Raises DeviceError.
     """
     classifier = Classifier(model, runtime, top_k, batch_size, on_message)
     ahead = 2 * batch_size + workers
-    yield from classifier.run_all(decode_all(sources, model.preprocessing, workers, ahead, max_pixels))
+    yield from classifier.run_all(decode_all(inputs, model.preprocessing, workers, ahead, max_pixels))
 
 
 def decode_all(
-    sources: Iterable[ImageInput],
+    inputs: Iterable[ImageInput],
     preprocessing: Preprocessing,
     workers: int,
     ahead: int,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Iterator[DecodedImage]:
-    """Yield each source decoded, in order, by `workers` threads that are `ahead` images ahead at most."""
+    """Yield each input decoded, in order; `workers` threads decode at most `ahead` images in advance."""
 
-    def decode(source: ImageInput) -> DecodedImage:
+    def decode(image: ImageInput) -> DecodedImage:
         try:
-            data = source.read()
+            data = image.read()
             started = time.perf_counter()
             crop = decode_image(data, preprocessing, max_pixels)
         except ServiceError as error:
-            return DecodedImage(source.name, None, 0.0, str(error))
-        return DecodedImage(source.name, crop, time.perf_counter() - started, None)
+            return DecodedImage(image.name, None, 0.0, str(error))
+        return DecodedImage(image.name, crop, time.perf_counter() - started, None)
 
     pool = ThreadPoolExecutor(workers, "decode")
-    begun: deque[Future[DecodedImage]] = deque()
+    pending: deque[Future[DecodedImage]] = deque()
     try:
-        for source in sources:
-            begun.append(pool.submit(decode, source))
-            if len(begun) >= ahead:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+        for image in inputs:
+            pending.append(pool.submit(decode, image))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 class Classifier:
-    """Puts batches of decoded images through a model.
+    """Runs a model on batches of decoded images.
 
-    A batch that does not fit the device is halved, and `batch_size` with it; `say` is told.
+    If a batch does not fit the device, it and `batch_size` are halved, and `on_message` is called.
     """
 
     def __init__(
@@ -111,26 +113,28 @@ class Classifier:
         self._on_message = on_message
 
     def run_all(self, images: Iterable[DecodedImage]) -> Iterator[ClassificationResult]:
-        """Yield an outcome for each image, in order, in batches; raises DeviceError."""
+        """Yield a result for each image, in order. Raises DeviceError."""
         for batch in _batches(images, self):
             yield from self._run(batch)
 
     def _run(self, batch: Sequence[DecodedImage]) -> Iterator[ClassificationResult]:
         crops = [image.crop for image in batch if image.crop is not None]
-        best, each_ms, full = None, 0.0, ""
+        best, device_ms, out_of_memory = None, 0.0, ""
         try:
             started = time.perf_counter()
             best = self._runtime.run(crops, self._top_k) if crops else None
-            each_ms = (time.perf_counter() - started) * 1e3 / max(1, len(crops))
+            device_ms = (time.perf_counter() - started) * 1e3 / max(1, len(crops))
         except DeviceOutOfMemoryError as error:
-            full = str(error)
-        # Not in the except block, where the exception still holds what has filled the device.
-        if full and len(crops) == 1:
-            yield from (_failed(image, f"{full}, even for one image") for image in batch)
+            out_of_memory = str(error)
+        # Outside the except block, in which the exception still refers to the tensors that filled the device.
+        if out_of_memory and len(crops) == 1:
+            yield from (_failed(image, f"{out_of_memory}, even for one image") for image in batch)
             return
-        if full:
+        if out_of_memory:
             self.batch_size = max(1, min(self.batch_size, len(crops)) // 2)
-            self._on_message(f"{full} at {len(crops)} images; going on with {self.batch_size}")
+            self._on_message(
+                f"{out_of_memory} at {len(crops)} images; continuing with batches of {self.batch_size}"
+            )
             yield from self.run_all(batch)
             return
         rows = iter(()) if best is None else zip(best.class_ids, best.probabilities, strict=True)
@@ -145,19 +149,19 @@ class Classifier:
                 yield _failed(image, str(error))
             else:
                 ranking = self._model.rank(ids, probabilities)
-                yield ClassificationResult(image.name, ranking, image.seconds * 1e3, each_ms)
+                yield ClassificationResult(image.name, ranking, image.seconds * 1e3, device_ms)
 
 
 def _batches(images: Iterable[DecodedImage], classifier: Classifier) -> Iterator[list[DecodedImage]]:
-    """Gather as many images that could be decoded as fit, with those between them that could not."""
+    """Group images into batches of `batch_size` decoded ones; images with errors keep their position."""
     batch: list[DecodedImage] = []
-    sound = 0
+    decoded = 0
     for image in images:
         batch.append(image)
-        sound += image.crop is not None
-        if sound >= classifier.batch_size:
+        decoded += image.crop is not None
+        if decoded >= classifier.batch_size:
             yield batch
-            batch, sound = [], 0
+            batch, decoded = [], 0
     if batch:
         yield batch
 

@@ -1,1 +1,1 @@
-"""A page in the browser, for people, that asks a running service."""
+"""Optional integrations: a Ray Serve application and a Streamlit page."""

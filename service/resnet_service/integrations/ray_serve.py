@@ -1,9 +1,9 @@
-"""The service as a Ray Serve application: replicas of it, started and stopped by how much waits.
+"""The service as a Ray Serve application, with a number of replicas that follows the load.
 
     serve run resnet_service.integrations.ray_serve:app model=resnet50 max_replicas=4 gpus_per_replica=0.5
 
-Each replica is the whole FastAPI application with its own model and micro-batcher; Serve's proxy spreads
-requests over them. Needs the extra `ray`.
+Each replica is the complete FastAPI application with its own model and micro-batcher; the proxy of Ray Serve
+distributes requests. Needs the extra `ray`.
 """
 
 import math
@@ -22,54 +22,54 @@ from resnet_service.settings import Settings
 
 
 class Arguments(BaseModel):
-    """What follows `resnet_service.integrations.ray_serve:app` as NAME=VALUE; everything else is set by RESNET_SERVICE_ variables."""
+    """Arguments of the application, passed as NAME=VALUE; RESNET_SERVICE_ variables set everything else."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(None, description="As for serve; by default RESNET_SERVICE_MODEL.")
     weights: str | None = Field(None, description="As for serve; by default RESNET_SERVICE_WEIGHTS.")
     min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(1, ge=1, description="More than `min_replicas` scales with the load.")
+    max_replicas: int = Field(1, ge=1, description="Above `min_replicas`, their number follows the load.")
     gpus_per_replica: float = Field(0.0, ge=0, description="0.5 puts two replicas on each GPU.")
     cpus_per_replica: float = Field(
-        1.0, gt=0, description="WorkerPool, rounded up, that decode and that compute."
+        1.0, gt=0, description="Rounded up, also the number of decode threads and of model threads."
     )
 
 
 class Replica:
-    """One replica: a loaded service behind the application that Serve calls."""
+    """One replica: a loaded model and the application that Ray Serve calls."""
 
     def __init__(self, settings: Settings, *, on_gpu: bool) -> None:
         configure_logging(settings.log_level, settings.log_format)
-        if settings.devices == "auto" and not on_gpu and choose_device().type == "cuda":
-            settings = settings.model_copy(update={"devices": "cpu"})  # the GPU is another's: Ray shows it
+        if settings.device == "auto" and not on_gpu and choose_device().type == "cuda":
+            settings = settings.model_copy(update={"device": "cpu"})  # Ray does not hide GPUs of other actors
         self._state = build_app_state(settings)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Return the application; Serve starts its lifespan, which ends once the model is warm."""
+        """Return the application; Ray Serve runs its lifespan, whose start-up includes the warm-up."""
         return create_app(self._state, start_ready=True)
 
     async def check_health(self) -> None:
-        """Raise where /healthz would fail, so that Serve replaces the replica."""
+        """Raise RuntimeError if /healthz would fail, so that Ray Serve replaces the replica."""
         if self._state.engine.fatal_error is not None or self._state.engine.is_stalled:
-            raise RuntimeError("the device has failed or is stuck")
+            raise RuntimeError("the device has failed or is stalled")
 
 
 def app(arguments: Arguments) -> Application:
-    """Build the application for `serve run`; raises ValidationError for settings that there are not."""
-    given = {name: value for name in ("model", "weights") if (value := getattr(arguments, name)) is not None}
-    # Ray gives PyTorch one thread for each core it counts, and OpenVINO all there are.
+    """Build the application for `serve run`; raises ValidationError for invalid settings."""
+    model_settings = arguments.model_dump(include={"model", "weights"}, exclude_none=True)
+    # By default, Ray gives PyTorch one thread per requested core, and OpenVINO uses all cores.
     threads = math.ceil(arguments.cpus_per_replica)
-    settings = Settings(**{"decode_threads": threads, "model_threads": threads, **given})
+    settings = Settings(**{"decode_threads": threads, "model_threads": threads, **model_settings})
     deployment: Any = serve.deployment(
         name="resnet-service",
-        # More than wait in a replica's own queue, so that it is the one to reject, with a true Retry-After.
+        # More than a replica's queue, so that the replica rejects requests, with an exact Retry-After.
         max_ongoing_requests=2 * settings.max_queue,
-        max_queued_requests=settings.max_queue,  # in the proxy, each with its body; then 503
+        max_queued_requests=settings.max_queue,  # in the proxy, with their bodies; then 503
         autoscaling_config={
             "min_replicas": arguments.min_replicas,
             "max_replicas": max(arguments.min_replicas, arguments.max_replicas),
-            # Two batches each, one on the device and one that fills: more in a replica is a queue.
+            # Two batches: one on the device and one being filled; more would wait in the queue.
             "target_ongoing_requests": 2 * settings.max_batch,
         },
         ray_actor_options={"num_gpus": arguments.gpus_per_replica, "num_cpus": arguments.cpus_per_replica},

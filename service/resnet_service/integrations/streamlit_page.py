@@ -1,4 +1,7 @@
-"""The page; `streamlit run` executes it from top to bottom whenever something on it changes."""
+"""A web page for image classification, which calls a running service.
+
+Streamlit executes this file from top to bottom whenever an element of the page changes.
+"""
 
 import os
 from dataclasses import asdict
@@ -13,91 +16,88 @@ from resnet_service.schemas import PredictResponse
 DEFAULT_URL: Final = "http://localhost:8000"
 URL_VARIABLE: Final = "RESNET_SERVICE_URL"
 KEY_VARIABLE: Final = "RESNET_SERVICE_API_KEY"
+
+_IMAGE_TYPES: Final = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"]
 _STAGES: Final = ("decode", "queue", "device", "total")
 
 
 def main() -> None:
     """Draw the page."""
-    st.set_page_config(page_title="resnet-service", layout="wide")
-    st.title("What is in the image?")
-    # From whoever started the page: a visitor's choice would have it open any address, with the key.
+    st.set_page_config(page_title="Image classification", layout="wide")
+    st.title("Image classification")
+    # The environment sets the URL: if visitors could, the page would send the API key to any address.
     url = os.environ.get(URL_VARIABLE, DEFAULT_URL)
     st.sidebar.caption(f"Service: {url}")
-    # One attempt: whoever sits in front of the page is to see at once that the service is away.
+    # One attempt, so that an unavailable service is reported immediately.
     with Client(url, api_key=os.environ.get(KEY_VARIABLE), attempts=1) as client:
-        _draw(client)
+        if not _show_model(client):
+            return
+        images = st.file_uploader("Images", type=_IMAGE_TYPES, accept_multiple_files=True)
+        for image in images:
+            _show_result(client, image.name, image.getvalue())
+        st.divider()
+        if st.button("Benchmark the model", help="Calls /bench, which uses the device for some seconds."):
+            _show_benchmark(client)
 
 
-def _draw(client: Client) -> None:
-    if not _described(client):
-        return
-    images = st.file_uploader(
-        "Images",
-        type=["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"],
-        accept_multiple_files=True,
-    )
-    for image in images:
-        _classified(client, image.name, image.getvalue())
-    st.divider()
-    if st.button("Measure this model", help="Runs /bench on the service: some seconds of its device's time."):
-        _measured(client)
-
-
-def _described(client: Client) -> bool:
-    """Show in the sidebar what is served; say so on the page where nothing is."""
+def _show_model(client: Client) -> bool:
+    """Show the model in the sidebar, or an error on the page; return whether the service is available."""
     try:
         info = client.info()
     except (ServiceUnavailableError, APIError) as error:
-        st.error(f"The service is away: {error}")
-        st.caption("Start one with `resnet-service serve`, or begin again with its address; then reload.")
+        st.error(f"Service unavailable: {error}")
+        st.caption(f"Start it with `resnet-service serve`, or set {URL_VARIABLE} and restart this page.")
         return False
-    shown = {"Model": info["model"], "Device": info["device"], "Precision": info["precision"]}
-    for name, value in shown.items():
+    for name, value in (
+        ("Model", info["model"]),
+        ("Device", info["device"]),
+        ("Precision", info["precision"]),
+    ):
         st.sidebar.metric(name, value)
     return True
 
 
-def _classified(client: Client, name: str, image: bytes) -> None:
-    """Show an image, its classes as bars and the time of each stage; or why there are none."""
+def _show_result(client: Client, name: str, image: bytes) -> None:
+    """Show an image with its classes as bars and the time of each stage, or an error."""
     left, right = st.columns([1, 2])
     try:
         with st.spinner(f"Classifying {name}"):
-            answer = _answer(client.url, name, image)
+            response = _predict(client.url, name, image)
     except APIError as error:
         st.error(f"{name}: {error}")
         return
     except ServiceUnavailableError as error:
-        st.error(f"{name}: the service is away: {error}")
+        st.error(f"{name}: service unavailable: {error}")
         return
     left.image(image, caption=name)
-    best = answer.predictions[0]
+    best = response.predictions[0]
     right.subheader(f"{best.label}, {best.probability:.1%}")
-    for ranked in answer.predictions:
-        right.progress(ranked.probability, f"{ranked.label}: {ranked.probability:.1%}")
-    times: dict[str, float] = answer.timing_ms.model_dump()
+    for prediction in response.predictions:
+        right.progress(prediction.probability, f"{prediction.label}: {prediction.probability:.1%}")
+    times: dict[str, float] = response.timing_ms.model_dump()
     right.caption(" · ".join(f"{stage} {times[stage]:.1f} ms" for stage in _STAGES))
 
 
 @st.cache_data(max_entries=100, show_spinner=False)
-def _answer(url: str, name: str, image: bytes) -> PredictResponse:
-    """Ask once for each image, however often the page is drawn."""
+def _predict(url: str, name: str, image: bytes) -> PredictResponse:
+    """Classify an image; cached, so that redrawing the page sends no further requests."""
     with Client(url, api_key=os.environ.get(KEY_VARIABLE)) as client:
         return client.predict(image, name=name)
 
 
-def _measured(client: Client) -> None:
+def _show_benchmark(client: Client) -> None:
     try:
         with st.spinner("Measuring"):
             rows = [asdict(row) for row in client.bench()]
     except (APIError, ServiceUnavailableError) as error:
-        st.error(f"It could not be measured: {error}")
+        st.error(f"The benchmark failed: {error}")
         return
     table = pd.DataFrame(rows).set_index("batch_size")
     rates, latencies = st.columns(2)
-    rates.subheader("Images a second")
-    rates.line_chart(table["images_per_second"], x_label="images in a batch")
-    latencies.subheader("Milliseconds a batch")
-    latencies.line_chart(table[["p50_ms", "p99_ms"]], x_label="images in a batch")
+    rates.subheader("Images per second")
+    rates.line_chart(table["images_per_second"], x_label="batch size")
+    latencies.subheader("Milliseconds per batch")
+    latencies.line_chart(table[["p50_ms", "p99_ms"]], x_label="batch size")
     st.dataframe(table.round(1))
 
 

@@ -1,4 +1,7 @@
-"""Torchvision's classifiers by name, with the labels and preprocessing of their published weights."""
+"""Torchvision's classifiers by name, with the labels and preprocessing of their published weights.
+
+Nothing is downloaded here.
+"""
 
 import re
 from collections.abc import Mapping
@@ -18,21 +21,21 @@ _OLD_DENSENET_KEY: Final = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([1
 
 @cache
 def model_names() -> tuple[str, ...]:
-    """Return every classifier that torchvision can build; not its quantized or detection models."""
+    """Return the names of all classifiers in torchvision, without its quantized and detection models."""
     return tuple(models.list_models(module=models))
 
 
 @cache
 def published_weights(name: str) -> tuple[str, ...]:
-    """Return the names of the published weights of the classifier `name`, e.g. IMAGENET1K_V2."""
+    """Return the names of the published weights of the classifier `name`, such as IMAGENET1K_V2."""
     members = models.get_model_weights(name).__members__
-    # One published set (vgg16's IMAGENET1K_FEATURES) is a backbone without a classifier.
+    # vgg16's IMAGENET1K_FEATURES is a backbone without a classifier, hence without categories.
     return tuple(key for key, weights in members.items() if weights.meta["categories"])
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A classifier with one set of published weights at `url`; nothing is downloaded yet."""
+    """A classifier and one set of published weights: their URL, labels and preprocessing."""
 
     name: str
     url: str
@@ -40,10 +43,10 @@ class ModelSpec:
     preprocessing: Preprocessing
 
     def build(self, classes: int | None = None) -> nn.Module:
-        """Build the network with random weights for `classes` classes (as published by default).
+        """Build the network with random weights for `classes` classes, by default as many as published.
 
-        With the options that torchvision itself adds only when it loads published weights. Raises
-        ModelLoadError where the network does not exist for the size of the input.
+        Sets the options that torchvision sets only when it loads published weights. Raises ModelLoadError if
+        the network does not support the size of the input.
         """
         options: dict[str, Any] = {"num_classes": classes or len(self.labels)}
         if self.name in ("googlenet", "inception_v3"):
@@ -57,30 +60,30 @@ class ModelSpec:
             raise ModelLoadError(f"{self.name} cannot be built for {size} pixels: {error}") from error
 
     def convert_state_dict(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Rename what a published file calls otherwise: densenet's keys, written for an older torch."""
+        """Rename the keys of published densenet files, which follow an older version of PyTorch."""
         if not self.name.startswith("densenet"):
             return state
         return {_OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
 
 
 def get_spec(name: str, weights: str | None = None) -> ModelSpec:
-    """Look up the classifier `name` with its published `weights`, by default the best ones."""
-    chosen = models.get_model_weights(name)[weights or "DEFAULT"]
-    transform = cast(ImageClassification, chosen.transforms())
+    """Return the classifier `name` with its published `weights`, by default torchvision's DEFAULT."""
+    published = models.get_model_weights(name)[weights or "DEFAULT"]
+    transform = cast(ImageClassification, published.transforms())
     return ModelSpec(
         name=name,
-        url=chosen.url,
-        labels=tuple(chosen.meta["categories"]),
+        url=published.url,
+        labels=tuple(published.meta["categories"]),
         preprocessing=Preprocessing(
             resize=transform.resize_size[0],
             crop=transform.crop_size[0],
-            mean=_triple(transform.mean),
-            std=_triple(transform.std),
+            mean=_rgb(transform.mean),
+            std=_rgb(transform.std),
             interpolation=transform.interpolation.value,
         ),
     )
 
 
-def _triple(values: list[float]) -> tuple[float, float, float]:
+def _rgb(values: list[float]) -> tuple[float, float, float]:
     red, green, blue = values
     return red, green, blue

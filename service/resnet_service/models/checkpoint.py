@@ -1,7 +1,8 @@
-"""The project's own checkpoint: one safetensors file that says how it is to be used.
+"""Checkpoints: one safetensors file with the weights and everything that serving them requires.
 
-The header's metadata holds the network's name, the labels, the preprocessing and where the weights come
-from, so `serve --model FILE` needs nothing else. Safetensors hold no code: a stranger's file is safe to open.
+The metadata in the file's header holds the network's name, the labels, the preprocessing and the facts of
+the training run, so `serve --model FILE` needs no other file. Safetensors files contain no code, so untrusted
+files are safe to open.
 """
 
 import json
@@ -28,10 +29,11 @@ _TRAINING: Final = TypeAdapter(dict[str, Any])
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network's weights with all that serving it needs.
+    """The contents of a checkpoint file.
 
-    `network` is a key of `resnet_service.models.networks.NETWORKS` or a torchvision classifier's name; `training`
-    is a JSON object of facts for people (data, epochs, seed, accuracy, hardware).
+    `network` is a key of `resnet_service.models.networks.NETWORKS` or the name of a torchvision classifier.
+    `state` is the network's state dict, or that of an `OpenVINOModel`. `training` is a JSON object that
+    documents the training run (data, epochs, seed, accuracy, hardware); nothing depends on it.
     """
 
     network: str
@@ -42,7 +44,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the checkpoint, whole or not at all; raises OSError or SafetensorError."""
+    """Write `checkpoint` to `path` atomically. Raises OSError or SafetensorError."""
     metadata = {
         "format": FORMAT,
         "network": checkpoint.network,
@@ -52,17 +54,17 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     }
     with atomic_write(path) as temporary:
         save_file({key: value.contiguous() for key, value in checkpoint.state.items()}, temporary, metadata)
-        temporary.chmod(0o644)  # safetensors makes it 0600, which a service's own user cannot read
+        temporary.chmod(0o644)  # safetensors creates it as 0600, unreadable for the user of a service
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; raises ModelLoadError where the file is missing, broken or not one of ours."""
+    """Read a checkpoint. Raises ModelLoadError if the file is missing, damaged or not a checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ModelLoadError(
-                    f"{path} is no checkpoint of this version (format {metadata.get('format')!r}, "
+                    f"{path} is not a checkpoint of this version (format {metadata.get('format')!r}, "
                     f"expected {FORMAT!r})"
                 )
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -74,6 +76,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
             training=_TRAINING.validate_json(metadata["training"], strict=True),
         )
     except FileNotFoundError as error:
-        raise ModelLoadError(f"there is no file {path}") from error
+        raise ModelLoadError(f"file not found: {path}") from error
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ModelLoadError(f"{path} is not a readable checkpoint: {error!r}") from error

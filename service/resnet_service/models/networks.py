@@ -1,7 +1,6 @@
 """Networks for small images (32x32) that torchvision does not have.
 
-They live beside the loader, not in `training`, because a checkpoint names its network and serving
-must be able to build it without importing the trainer.
+They are not in `training` because serving builds them from a checkpoint without importing the trainer.
 """
 
 from collections.abc import Callable
@@ -16,12 +15,12 @@ from torchvision.models.resnet import BasicBlock
 class CifarResNet(nn.Module):
     """A ResNet for 32x32 images: 3x3 first convolution, no max-pooling, four stages of BasicBlock.
 
-    The change to the stem is that of He et al. (2016), section 4.2; the four stages and the
-    module names (conv1, layer1 .. layer4, fc) are those of torchvision's ResNet. With two blocks
-    a stage and width 64 it has 11,173,962 parameters for 10 classes. Weights begin as PyTorch's layers
-    make them: after two of three epochs cifar-resnet10 came to 75.2 %, from He's initialization to 72.3 %.
+    The stem follows He et al. (2016), section 4.2; the four stages and the module names (conv1, layer1 ..
+    layer4, fc) follow torchvision's ResNet. With two blocks per stage and width 64 it has 11,173,962
+    parameters for 10 classes. Weights keep PyTorch's default initialization: after two of three epochs
+    cifar-resnet10 reached 75.2 % accuracy with it, and 72.3 % with He's initialization.
 
-    Takes [N, 3, H, W] float, gives logits [N, classes].
+    Input [N, 3, H, W] float, output logits [N, classes].
     """
 
     def __init__(self, classes: int, blocks: int, width: int) -> None:
@@ -58,9 +57,10 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 class LeNet(nn.Module):
     """Two 5x5 convolutions with pooling and three linear layers, after LeCun et al. (1998), with ReLU.
 
-    With channels (6, 16) and features (120, 84) it is the one of PyTorch's tutorial: 62,006 parameters for 10
-    classes. `batch_norm` normalizes after each convolution. Takes [N, 3, H, W] float of at least 16 pixels a
-    side, gives logits [N, classes].
+    With channels (6, 16) and features (120, 84) it is the network of PyTorch's tutorial, with 62,006
+    parameters for 10 classes. `batch_norm` adds batch normalization after each convolution.
+
+    Input [N, 3, H, W] float with H and W of at least 16, output logits [N, classes].
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LeNet(nn.Module):
         self.conv2 = nn.Conv2d(channels[0], channels[1], kernel_size=5)
         self.bn2 = nn.BatchNorm2d(channels[1]) if batch_norm else nn.Identity()
         self.pool = nn.MaxPool2d(2)
-        self.resize = nn.AdaptiveAvgPool2d(5)  # changes nothing at 32x32, and lets other sizes in
+        self.resize = nn.AdaptiveAvgPool2d(5)  # the identity at 32x32; other sizes become 5x5
         self.fc1 = nn.Linear(channels[1] * 5 * 5, features[0])
         self.fc2 = nn.Linear(features[0], features[1])
         self.fc = nn.Linear(features[1], classes)
@@ -93,4 +93,4 @@ NETWORKS: Final[dict[str, Callable[[int], nn.Module]]] = {
     "cifar-resnet10": partial(CifarResNet, blocks=1, width=32),
     "cifar-resnet18": partial(CifarResNet, blocks=2, width=64),
 }
-"""Name in a checkpoint -> builder that takes the number of classes."""
+"""Name in a checkpoint -> function that builds the network for a number of classes."""

@@ -1,7 +1,7 @@
-"""State dicts from files and URLs, opened without running any code in them.
+"""Read state dicts from files and URLs without running code that they may contain.
 
-Downloads go into torch's usual cache, once, with a progress bar. A file whose name carries a hash the way
-torch's do (`resnet50-11ad3fa6.pth`) is checked against it.
+A URL is downloaded once, with a progress bar, to PyTorch's cache directory. If a file name contains a hash in
+PyTorch's style (`resnet50-11ad3fa6.pth`), the file is checked against it.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from resnet_service.errors import ModelLoadError
 
-# As torch names its files: net-11ad3fa6.pth. Eight digits that are a date are a date.
+# PyTorch's style is net-11ad3fa6.pth. Eight digits that form a date are not a hash.
 _HASH_IN_NAME: Final = re.compile(r"-(?!20\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])\.)([a-f0-9]{8,64})\.[^.]+$")
 _TIMEOUT_S: Final = 30.0
 
@@ -42,33 +42,33 @@ LOAD_ERRORS: Final = (
     MemoryError,
     struct.error,
 )
-"""What torch's restricted unpickler and its archive reader raise on bytes that are something else, beside
-pickle.UnpicklingError, which may also mean code in the file."""
+"""What torch.load(weights_only=True) and safetensors raise for files of another format, except
+pickle.UnpicklingError, which can also mean that the file contains code."""
 
 
 def torch_cache_dir() -> Path:
-    """Return the folder where torch and torchvision keep downloaded weights."""
+    """Return the directory in which torch and torchvision cache downloaded weights."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def is_url(source: str) -> bool:
-    """Say whether `source` is an http(s) URL rather than a path."""
+    """Return whether `source` is an http(s) URL; otherwise it is a path."""
     return source.lower().startswith(("http://", "https://"))
 
 
 def load_state_dict(source: str) -> Mapping[str, Tensor]:
-    """Read a state dict from a path or an http(s) URL: safetensors, or a pickle of tensors only.
+    """Read a state dict from a path or an http(s) URL: safetensors, or a pickle that contains only tensors.
 
-    Raises ModelLoadError, naming the cause, where it cannot be had, has a wrong hash or is something else.
+    Raises ModelLoadError if the file cannot be read or downloaded, its hash differs or its format is another.
     """
     if not is_url(source):
         return _read(Path(source))
-    path, fetched = download(source)
+    path, is_new = download(source)
     try:
         return _read(path)
     except ModelLoadError:
-        if fetched:
-            path.unlink()  # so that the next start fetches it anew
+        if is_new:
+            path.unlink()  # so that the next start downloads it again
         raise
 
 
@@ -77,26 +77,26 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         _check_hash(path)
         return _find_state_dict(_open(path))
     except FileNotFoundError as error:
-        raise ModelLoadError(f"there is no file {path}") from error
+        raise ModelLoadError(f"file not found: {path}") from error
     except pickle.UnpicklingError as error:
         raise ModelLoadError(
-            f"{path} is damaged or holds more than tensors, and pickled code is never run; "
-            "save network.state_dict(), or use safetensors"
+            f"{path} is damaged or contains more than tensors; pickled code is never run. "
+            "Save network.state_dict(), or use safetensors"
         ) from error
     except LOAD_ERRORS as error:
-        raise ModelLoadError(f"{path} is no readable weights file: {error}") from error
+        raise ModelLoadError(f"{path} is not a readable weights file: {error}") from error
 
 
 def cache_path(url: str) -> Path:
-    """Return where the file for `url` is kept, whether it is there or not."""
+    """Return the path in the cache for the file at `url`; the file may not exist yet."""
     name = Path(urlsplit(url).path).name or "weights"
-    # Without a hash, two servers' files of one name are two files.
+    # Without a hash, files with the same name on two servers are different files.
     folder = "" if _HASH_IN_NAME.search(name) else hashlib.sha256(url.encode()).hexdigest()[:16]
     return torch_cache_dir() / folder / name
 
 
 def download(url: str) -> tuple[Path, bool]:
-    """Return the cached file for `url`, fetched first where it is not there yet, and whether it was."""
+    """Download `url` unless it is cached; return its path and whether it was downloaded now."""
     try:
         path = cache_path(url)
         hash_in_name = _HASH_IN_NAME.search(path.name)
@@ -110,20 +110,20 @@ def download(url: str) -> tuple[Path, bool]:
     # urllib's own errors are OSErrors; torch raises RuntimeError for a wrong hash.
     except (OSError, HTTPException, ValueError, RuntimeError) as error:
         if isinstance(error, HTTPError):
-            error.close()  # it is the response too, with its connection
+            error.close()  # an HTTPError is also the response, with an open connection
         raise ModelLoadError(f"{url} could not be downloaded: {error}") from error
     return path, True
 
 
 @contextmanager
 def connection_timeout() -> Iterator[None]:
-    """Bound the silence of a server while torch or torchvision downloads: their own code waits for ever."""
-    before = socket.getdefaulttimeout()
+    """Set a socket timeout for downloads by torch and torchvision, which have no timeout of their own."""
+    previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(previous)
 
 
 def _check_hash(path: Path) -> None:
@@ -133,18 +133,20 @@ def _check_hash(path: Path) -> None:
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if not actual.startswith(expected.group(1)):
-        raise ModelLoadError(f"{path} is damaged: its SHA-256 starts {actual[:8]}, not {expected.group(1)}")
+        raise ModelLoadError(
+            f"{path} is damaged: its SHA-256 starts with {actual[:8]}, not {expected.group(1)}"
+        )
 
 
 def _open(path: Path) -> object:
     with path.open("rb") as file:
-        # After the length of its header, eight bytes, a safetensors file has JSON; its name may say nothing.
+        # A safetensors file is the length of its header (8 bytes) followed by JSON; its suffix may be any.
         is_safetensors = file.read(9)[8:] == b"{"
     return load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _find_state_dict(content: Any) -> Mapping[str, Tensor]:
-    """Find the state dict in what trainers save: bare, or under "state_dict" or "model"."""
+    """Return the state dict in a trainer's file: the top level, or the entry "state_dict" or "model"."""
     if isinstance(content, dict):
         for key in ("state_dict", "model"):
             if isinstance(content.get(key), dict):
@@ -154,4 +156,4 @@ def _find_state_dict(content: Any) -> Mapping[str, Tensor]:
             state: dict[str, Tensor] = dict(content)
             consume_prefix_in_state_dict_if_present(state, "module.")  # from DistributedDataParallel
             return state
-    raise ModelLoadError("the weights file holds no state dict (a mapping from names to tensors)")
+    raise ModelLoadError("the weights file does not contain a state dict (a mapping from names to tensors)")

@@ -1,4 +1,4 @@
-"""Replay a network on a GPU as one recorded graph for each batch size, instead of launching its kernels."""
+"""Replay a network on a GPU as one CUDA graph per batch size, instead of launching its kernels one by one."""
 
 from collections.abc import Callable, Sequence
 from threading import Lock
@@ -8,54 +8,55 @@ import torch
 from torch import Tensor
 
 from resnet_service.images import Crop
-from resnet_service.runtimes import stack_crops
+from resnet_service.runtimes.runtime import stack_crops
 
 _WARM_UP_RUNS: Final = 3
-"""Before a recording, so that cuDNN has chosen its algorithms and the allocator has its memory."""
+"""Runs before a capture, so that cuDNN has selected its algorithms and the allocator has its memory."""
 
-_recording = Lock()
-"""Recording waits for the whole device, which must not happen while another stream is recorded."""
+_capture_lock = Lock()
+"""A capture synchronizes the device, which is an error while another stream is being captured."""
 
 
-class _Recorded(NamedTuple):
+class _CapturedGraph(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    staging: Tensor  # [B, S, S, 3] uint8, page-locked
-    images: Tensor  # the same on the device, which the graph reads
-    answers: Tensor  # [B, classes] on the device, which the graph writes
+    staging: Tensor  # [B, S, S, 3] uint8, page-locked host memory
+    images: Tensor  # the same on the device; the graph's input
+    outputs: Tensor  # [B, classes] on the device; the graph's output
 
 
 class CudaGraphs:
-    """A network for batches of 1, 2, 4, ... images, each recorded when first asked for.
+    """A network as one CUDA graph for each batch size 1, 2, 4, ..., captured at the first use of the size.
 
-    Of one stream: `__call__` is made with it as the current one, and its answer is overwritten by the next.
+    Belongs to one stream: call it while that stream is the current one. Each call overwrites the result of
+    the previous one.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """`forward` takes [N, S, S, 3] uint8 on `device` to [N, classes] there, without looking at values."""
+        """`forward` maps [N, S, S, 3] uint8 to [N, classes] on `device`, without control flow on values."""
         self._forward = forward
         self._device = device
-        self._recorded: dict[int, _Recorded] = {}
+        self._graphs: dict[int, _CapturedGraph] = {}
 
     def __call__(self, crops: Sequence[Crop]) -> Tensor:
-        """[S, S, 3] uint8 each -> [N, classes], in the order of the crops."""
+        """Run a batch of crops, [S, S, 3] uint8 each, and return the outputs [N, classes] on the device."""
         count = len(crops)
         size = 1 << (count - 1).bit_length()
-        if size not in self._recorded:
-            self._recorded[size] = self._record(size, crops[0].shape)
-        graph, staging, images, answers = self._recorded[size]
+        if size not in self._graphs:
+            self._graphs[size] = self._capture(size, crops[0].shape)
+        graph, staging, images, outputs = self._graphs[size]
         stack_crops(crops, out=staging[:count])
         images[:count].copy_(staging[:count], non_blocking=True)
         graph.replay()
-        return answers[:count]
+        return outputs[:count]
 
-    def _record(self, size: int, shape: tuple[int, ...]) -> _Recorded:
+    def _capture(self, size: int, shape: tuple[int, ...]) -> _CapturedGraph:
         staging = torch.zeros(size, *shape, dtype=torch.uint8).pin_memory()
         stream = torch.cuda.current_stream(self._device)
-        with _recording:
+        with _capture_lock:
             images = staging.to(self._device)
             for _ in range(_WARM_UP_RUNS):
                 self._forward(images)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                answers = self._forward(images)
-        return _Recorded(graph, staging, images, answers)
+                outputs = self._forward(images)
+        return _CapturedGraph(graph, staging, images, outputs)

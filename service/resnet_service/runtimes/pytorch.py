@@ -1,4 +1,4 @@
-"""Run a network with PyTorch itself: batch norm folded, channels last, in the precision given."""
+"""Run a network with PyTorch: batch normalization folded, channels last, in the selected precision."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from resnet_service.devices import Precision
-from resnet_service.errors import DeviceError, DeviceOutOfMemoryError, DeviceUnavailableError
+from resnet_service.errors import DeviceError, DeviceOutOfMemoryError, DeviceUnavailableError, first_line
 from resnet_service.files import app_cache_dir
 from resnet_service.images import Crop, Preprocessing
-from resnet_service.runtimes import DeviceMemory, TopKResult, normalization, stack_crops
 from resnet_service.runtimes.cuda_graphs import CudaGraphs
+from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, normalization, stack_crops
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -26,14 +26,14 @@ _DTYPES: Final = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-_OUT_OF_MEMORY: Final = ("can't allocate memory", "out of memory")
+_OUT_OF_MEMORY_TEXTS: Final = ("can't allocate memory", "out of memory")
 
 
 class TorchRuntime:
-    """A network on one device, from construction to the end of the process.
+    """A network on one device: see `Runtime`.
 
-    On a GPU it has a stream of its own, so that its batch is copied while a sibling's is computed, and
-    replays the network as one graph for each batch size.
+    On a GPU each runtime has a CUDA stream, so that its batch is copied while that of a replica is computed,
+    and replays the network as one CUDA graph per batch size.
     """
 
     name: str = "torch"
@@ -50,7 +50,10 @@ class TorchRuntime:
         cuda_graphs: bool = True,
         channels_last: bool = True,
     ) -> None:
-        """Put a copy of `network` on `device`; DeviceUnavailableError where it cannot be `compiled`."""
+        """Copy `network` to `device`; `threads` limits the CPU threads of a batch.
+
+        Raises DeviceUnavailableError if `compiled` is set and torch.compile fails.
+        """
         self.device = str(device)
         self.precision: str = precision
         self._device = device
@@ -62,7 +65,7 @@ class TorchRuntime:
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         with translate_device_errors():
-            # Folded in fp32 before the weights are rounded: batch norm's own statistics never are.
+            # Folded in fp32 before the weights are rounded, so that the statistics are not rounded.
             folded = fuse(network)  # a copy
             self._network: Callable[[Tensor], Tensor] = folded.to(device, self._dtype).to(
                 memory_format=torch.channels_last if channels_last else torch.contiguous_format
@@ -73,25 +76,25 @@ class TorchRuntime:
         self._graphs = CudaGraphs(self._forward, device) if device.type == "cuda" and cuda_graphs else None
 
     def replica(self) -> "TorchRuntime":
-        """Return a runtime for another batch at the same time, with the same weights."""
-        other = copy(self)
+        """Return a runtime that shares the weights and runs another batch at the same time."""
+        replica = copy(self)
         if self._device.type == "cuda":
-            other._stream = torch.cuda.Stream(self._device)
-            other._graphs = CudaGraphs(other._forward, self._device) if self._graphs else None
-        return other
+            replica._stream = torch.cuda.Stream(self._device)
+            replica._graphs = CudaGraphs(replica._forward, self._device) if self._graphs else None
+        return replica
 
     @torch.inference_mode()
     def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
         """Classify a batch: see `Runtime.run`."""
         if self._threads is not None:
-            # Here, not in __init__: OpenMP keeps the number for each calling thread.
+            # Not in __init__, because OpenMP stores the number per calling thread.
             torch.set_num_threads(self._threads)
-        with translate_device_errors(), torch.cuda.stream(self._stream):  # None: as it is
+        with translate_device_errors(), torch.cuda.stream(self._stream):  # None: no change
             best = self._probabilities(crops).topk(k)
             return TopKResult(best.indices.cpu().numpy(), best.values.cpu().numpy())
 
     def memory(self) -> DeviceMemory | None:
-        """Return what torch holds on the device; None on the CPU."""
+        """Return the memory that PyTorch has allocated on the device; None on the CPU."""
         if self._device.type == "cuda":
             limit = torch.cuda.get_device_properties(self._device).total_memory
             return DeviceMemory(torch.cuda.memory_reserved(self._device), limit)
@@ -105,8 +108,8 @@ class TorchRuntime:
                 return self._graphs(crops)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:  # AcceleratorError too, which will come again if the device failed
-                _log.warning("the network cannot be recorded as a CUDA graph", reason=str(error))
+            except RuntimeError as error:  # includes AcceleratorError, which recurs if the device has failed
+                _log.warning("cuda_graph_unavailable", reason=str(error))
                 self._graphs = None
         batch = stack_crops(crops)
         if self._device.type == "cuda":
@@ -114,7 +117,7 @@ class TorchRuntime:
         return self._forward(batch.to(self._device))
 
     def _forward(self, images: Tensor) -> Tensor:
-        """[N, S, S, 3] uint8 -> [N, classes] fp32. Channels last is the layout it already has."""
+        """[N, S, S, 3] uint8 -> probabilities [N, classes] fp32. The input's layout is channels last."""
         normalized = (images.permute(0, 3, 1, 2) - self._mean) / self._std
         if not self._channels_last:
             normalized = normalized.contiguous()
@@ -122,28 +125,29 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def _compile(self, side: int) -> None:
-        """Compile for one image and for several; what was compiled once is kept for the next start."""
+        """Compile for one image and for several; the compiled code is cached for later starts."""
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(app_cache_dir() / "inductor"))
         self._network = torch.compile(self._network, dynamic=True)
         try:
             for count in (1, 2):
                 self._forward(torch.zeros(count, side, side, 3, dtype=torch.uint8, device=self._device))
-        except Exception as error:  # of many kinds, from the network's Python to the C++ compiler
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise DeviceUnavailableError(f"torch.compile cannot compile it: {reason}") from error
+        except Exception as error:  # torch.compile raises many classes, from Python's to the C++ compiler's
+            raise DeviceUnavailableError(
+                f"torch.compile cannot compile the network: {first_line(error)}"
+            ) from error
 
 
 @contextmanager
 def translate_device_errors() -> Iterator[None]:
-    """Turn torch's exceptions into the service's own, where they say something about the device."""
+    """Convert PyTorch's exceptions about the device to DeviceOutOfMemoryError or DeviceError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceOutOfMemoryError("the device is out of memory") from error
     except torch.AcceleratorError as error:
-        # CUDA's own errors stick: every later call in the process fails as well.
+        # CUDA errors are sticky: every later call in the process fails as well.
         raise DeviceError("the device has failed") from error
     except RuntimeError as error:
-        if any(text in str(error) for text in _OUT_OF_MEMORY):  # the CPU and MPS have no class for it
+        if any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS):  # CPU and MPS raise no specific class
             raise DeviceOutOfMemoryError("the device is out of memory") from error
         raise

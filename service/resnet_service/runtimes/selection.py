@@ -1,4 +1,4 @@
-"""Choose how a model is executed on the devices there are, and get it ready."""
+"""Select the runtime for a model on each device and create its instances."""
 
 import platform
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from resnet_service.devices import Precision, choose_precision
 from resnet_service.errors import DeviceUnavailableError, MissingDependencyError, ModelLoadError
 from resnet_service.machine import available_cpus, cpu_quota
 from resnet_service.models import Model
-from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.pytorch import TorchRuntime
+from resnet_service.runtimes.runtime import Runtime
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 RuntimeName = Literal["auto", "torch", "openvino"]
 
 _OPENVINO_ARCHITECTURES: Final = ("x86_64", "AMD64")
-"""Where OpenVINO has been seen to be the faster one."""
+"""Architectures on which OpenVINO was measured to be faster than PyTorch."""
 
 
 def create_runtimes(
@@ -35,15 +35,16 @@ def create_runtimes(
     cuda_graphs: bool = True,
     channels_last: bool = True,
 ) -> list[Runtime]:
-    """Put `model` on each of `devices`, ready for `streams_per_device` batches at a time, which share its weights.
+    """Place `model` on each of `devices` and return one runtime for each batch that runs at the same time.
 
-    By default a GPU has two batches in flight, so that one is copied while the other is computed, OpenVINO
-    as many as its cores can do best, and PyTorch on a CPU one, on all its cores; several there share
-    `threads` cores out.
+    `streams_per_device` runtimes share the weights on a device. The default is 2 on a GPU, so that one batch
+    is copied while another is computed; OpenVINO's choice for the CPU's cores; and 1 with PyTorch on the CPU,
+    where several divide `threads` threads (default: all available CPUs) among them.
 
-    `compiled` (torch.compile), `cuda_graphs` and `channels_last` are PyTorch's, which runs the network where
-    the first is asked for or the last is not. Raises DeviceUnavailableError for what a device cannot do,
-    MissingDependencyError where OpenVINO is not installed, ModelLoadError for a broken graph.
+    `compiled` (torch.compile), `cuda_graphs` and `channels_last` are options of PyTorch; compiled=True or
+    channels_last=False selects it. `cuda_graphs` has no effect on a CPU. Raises DeviceUnavailableError for a
+    combination that the device does not support, MissingDependencyError if OpenVINO is required but not
+    installed, ModelLoadError if the model cannot be read or converted.
     """
     options = {"compiled": compiled, "cuda_graphs": cuda_graphs, "channels_last": channels_last}
     return [
@@ -65,40 +66,42 @@ def _create_for_device(
     **torch_options: bool,
 ) -> Sequence[Runtime]:
     quantized = model.openvino_model is not None
-    torch_only = torch_options["compiled"] or not torch_options["channels_last"]
-    if torch_only and (quantized or name == "openvino"):
+    requires_openvino = quantized or name == "openvino"
+    requires_torch = torch_options["compiled"] or not torch_options["channels_last"]
+    if requires_torch and requires_openvino:
         raise DeviceUnavailableError(
-            "--compile and the memory format are PyTorch's, and OpenVINO runs this; leave one of them out"
+            "--compile and the memory format require PyTorch, but this model or --runtime requires OpenVINO"
         )
-    if (quantized or name == "openvino") and device.type != "cpu":
-        raise DeviceUnavailableError(f"OpenVINO runs on the CPU here, not on {device}; use the device cpu")
+    if requires_openvino and device.type != "cpu":
+        raise DeviceUnavailableError(
+            f"OpenVINO is supported on the CPU only, not on {device}; use --device cpu"
+        )
     if quantized and name == "torch":
-        raise DeviceUnavailableError(f"{model.name!r} is quantized, which only --runtime openvino can run")
+        raise DeviceUnavailableError(f"the model {model.name!r} is quantized and requires --runtime openvino")
     if quantized and precision not in ("auto", "int8"):
-        raise DeviceUnavailableError(f"{model.name!r} is quantized: int8 is the precision it has")
-    if cpu_quota() is not None:  # which the runtimes themselves do not see
+        raise DeviceUnavailableError(f"the model {model.name!r} is quantized and supports only int8")
+    if cpu_quota() is not None:  # the runtimes do not read it
         threads = threads or available_cpus()
-    chosen: Precision = "int8" if quantized else choose_precision(device, precision)
-    if (
-        quantized
-        or name == "openvino"
-        or (name == "auto" and device.type == "cpu" and not torch_only and _prefers_openvino())
-    ):
+    selected: Precision = "int8" if quantized else choose_precision(device, precision)
+    prefers_openvino = (
+        name == "auto" and device.type == "cpu" and not requires_torch and _is_openvino_faster()
+    )
+    if requires_openvino or prefers_openvino:
         if find_spec("openvino") is None:
-            raise MissingDependencyError("this needs OpenVINO: pip install 'resnet-service[openvino]'")
+            raise MissingDependencyError("OpenVINO is required: pip install 'resnet-service[openvino]'")
         from resnet_service.runtimes import openvino
 
         try:
-            return openvino.compile_model(model, chosen, streams=streams_per_device, threads=threads)
+            return openvino.compile_model(model, selected, streams=streams_per_device, threads=threads)
         except ModelLoadError as error:
-            if quantized or name == "openvino":
+            if requires_openvino:
                 raise
-            _log.warning("OpenVINO cannot run this network, so PyTorch does", reason=str(error))
+            _log.warning("openvino_conversion_failed", fallback="torch", reason=str(error))
     count = streams_per_device or (2 if device.type == "cuda" else 1)
-    each = max(1, (threads or available_cpus()) // count) if count > 1 else threads
-    first = TorchRuntime(model.network, model.preprocessing, device, chosen, each, **torch_options)
+    threads_each = max(1, (threads or available_cpus()) // count) if count > 1 else threads
+    first = TorchRuntime(model.network, model.preprocessing, device, selected, threads_each, **torch_options)
     return [first, *(first.replica() for _ in range(count - 1))]
 
 
-def _prefers_openvino() -> bool:
+def _is_openvino_faster() -> bool:
     return platform.machine() in _OPENVINO_ARCHITECTURES and find_spec("openvino") is not None

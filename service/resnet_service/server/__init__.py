@@ -1,1 +1,1 @@
-"""The HTTP side: the only place that knows FastAPI."""
+"""The HTTP server. Only this package and `integrations` import FastAPI."""

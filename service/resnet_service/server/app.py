@@ -1,4 +1,4 @@
-"""Wire the application: a loaded service in, a FastAPI application out."""
+"""Assemble the FastAPI application: routes, exception handlers and middleware around an `AppState`."""
 
 import re
 from collections.abc import AsyncIterator
@@ -12,43 +12,59 @@ from starlette.requests import ClientDisconnect
 
 from resnet_service import __version__, errors
 from resnet_service.server.exception_handlers import add_exception_handlers, openapi_responses
-from resnet_service.server.middleware import CLIENT_CLOSED, ObservabilityMiddleware
-from resnet_service.server.routes import operations, predict
+from resnet_service.server.middleware import (
+    CLIENT_CLOSED,
+    AuthMiddleware,
+    ObservabilityMiddleware,
+    UploadMemoryMiddleware,
+)
+from resnet_service.server.routes import admin, health, predict
 from resnet_service.server.state import AppState
-from resnet_service.server.upload_middleware import AuthMiddleware
-from resnet_service.server.v2 import routes as inference_protocol
+from resnet_service.server.v2 import routes as v2
+
+__all__ = ["create_app"]
 
 
 def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
-    """Build the application; its lifespan warms the engine up and closes it.
+    """Create the application; its lifespan starts the warm-up of the engine and closes the state.
 
-    With `start_ready` the start ends once it is warm, for servers that do not ask /readyz.
+        app = create_app(build_app_state(Settings(model="resnet50")), start_ready=True)
+
+    With `start_ready`, the startup waits for the end of the warm-up; use it with servers that do not poll
+    /readyz.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        state.engine.start()
+        state.engines.start()
         if start_ready:
-            await state.engine.wait_until_warm()
+            await state.engines.wait_until_warm()
         yield
-        await state.close(timeout_s=1.0)  # the server has drained: only a stuck batch is left
+        await state.close(timeout_s=1.0)  # the server has drained: only a batch that hangs can be left
 
     app = FastAPIOffline(
         title="resnet-service",
         version=__version__,
-        summary="Classify images: POST one to /predict.",
+        summary="Image classification: POST an image to /predict.",
         lifespan=lifespan,
         redoc_url=None,
-        # Generated clients name their methods so: paths may change, these stay.
+        # Generated clients name their methods by operation id; these stay the same if a path changes.
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.app_state = state
-    guarded = (errors.Unauthorized, errors.Forbidden, errors.TooManyRequests)
-    for router in (predict.router, operations.router):
-        app.include_router(router, responses=openapi_responses(*guarded))
-    app.include_router(inference_protocol.router, responses=openapi_responses(*guarded, protocol=True))
+    auth_errors = (errors.Unauthorized, errors.Forbidden, errors.TooManyRequests)
+    for router in (predict.router, health.router, admin.router):
+        app.include_router(router, responses=openapi_responses(*auth_errors))
+    app.include_router(v2.router, responses=openapi_responses(*auth_errors, protocol=True))
     add_exception_handlers(app)
-    app.add_exception_handler(ClientDisconnect, _client_is_gone)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
+    _add_middleware(app, state)
+    return app
+
+
+def _add_middleware(app: FastAPI, state: AppState) -> None:
+    """Add the middleware, the innermost first."""
+    app.add_middleware(UploadMemoryMiddleware, memory=state.upload_memory)
     app.add_middleware(AuthMiddleware, state=state)
     if origins := state.settings.cors_origins:
         app.add_middleware(
@@ -64,8 +80,7 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         tracer=state.tracer,
         access_log=state.settings.access_log,
     )
-    return app
 
 
-async def _client_is_gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED)  # for the log and the metrics; nobody reads it
+async def _client_disconnected(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED)  # for the log and the metrics; it cannot be sent

@@ -1,6 +1,7 @@
-"""API keys: which parts of the service a request may use, and how often.
+"""API keys: which scopes of the API a request may use, and how often.
 
-A key is kept as its SHA-256 and compared in constant time; it is in no log, no metric and no answer.
+A key is stored as its SHA-256 digest and compared in constant time. It never appears in logs, metrics or
+responses.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from starlette.datastructures import Headers
 
@@ -17,11 +18,11 @@ from resnet_service.errors import Forbidden, InvalidAPIKeysError, TooManyRequest
 from resnet_service.settings import Settings
 
 SCOPES: Final = ("predict", "docs", "metrics", "bench", "admin")
-"""`predict` is everything that is none of the others; the probes belong to none and are open to all."""
+"""All scopes. `predict` covers all paths without a scope of their own; the health probes need no scope."""
 
-_DEFAULT: Final = frozenset(SCOPES) - {"admin"}
-_PROBES: Final = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
-_PART: Final = {
+_DEFAULT_SCOPES: Final = frozenset(SCOPES) - {"admin"}
+_PROBE_PATHS: Final = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_SCOPES_BY_PATH: Final = {
     "/": "docs",
     "/docs": "docs",
     "/openapi.json": "docs",
@@ -29,56 +30,65 @@ _PART: Final = {
     "/bench": "bench",
     "/reload": "admin",
 }
-_DOCS_ASSETS: Final = "/static-offline-docs/"
-_LEAST_LENGTH: Final = 16
+_DOCS_ASSETS_PREFIX: Final = "/static-offline-docs/"
+_MIN_KEY_LENGTH: Final = 16
 _KEY: Final = re.compile(r"[!-~]+")
 _COMMENT: Final = re.compile(r"(?:^|\s)#")
 _RATE: Final = re.compile(r"(\d+(?:\.\d+)?)/s")
 
 
 def scope_for_path(path: str) -> str | None:
-    """Return the part that a path belongs to; None for the probes."""
-    if path in _PROBES:
+    """Return the scope that a path needs; None for the health probes, which need none."""
+    if path in _PROBE_PATHS:
         return None
-    return "docs" if path.startswith(_DOCS_ASSETS) else _PART.get(path, "predict")
+    return "docs" if path.startswith(_DOCS_ASSETS_PREFIX) else _SCOPES_BY_PATH.get(path, "predict")
 
 
 @dataclass(eq=False)
 class _Key:
+    """One API key: its digest, its scopes, and a token bucket that allows `rate` requests per second."""
+
     digest: bytes
-    parts: frozenset[str]
+    scopes: frozenset[str]
     rate: float | None
     _tokens: float = field(init=False, default=0.0)
-    _filled: float = field(init=False, default=-1e9)
+    _refilled_at: float = field(init=False, default=-1e9)
 
-    def count(self) -> None:
-        """Take a token of the bucket, which fills with `rate` a second and holds a second's worth."""
+    def consume(self) -> None:
+        """Take one token for a request; raises TooManyRequests if the bucket is empty.
+
+        The bucket refills at `rate` tokens per second and holds the tokens of one second, at least one.
+        """
         if self.rate is None:
             return
-        now, most = time.monotonic(), max(1.0, self.rate)
-        self._tokens = min(most, self._tokens + (now - self._filled) * self.rate)
-        self._filled = now
+        now, capacity = time.monotonic(), max(1.0, self.rate)
+        self._tokens = min(capacity, self._tokens + (now - self._refilled_at) * self.rate)
+        self._refilled_at = now
         if self._tokens < 1:
             raise TooManyRequests(
-                f"more than {self.rate:g} requests a second with this key", (1 - self._tokens) / self.rate
+                f"rate limit of this API key exceeded ({self.rate:g} requests per second)",
+                (1 - self._tokens) / self.rate,
             )
         self._tokens -= 1
 
 
 class APIKeys:
-    """The keys of a service; with none, everything is open but `admin`."""
+    """The API keys of a service, immutable except for their rate buckets.
 
-    def __init__(self, keys: Iterable[_Key], public: frozenset[str]) -> None:
+    Without keys, all scopes are public except `admin`, which then cannot be used at all.
+    """
+
+    def __init__(self, keys: Iterable[_Key], public_scopes: frozenset[str]) -> None:
         self._keys = tuple(keys)
-        self._public = public if self._keys else frozenset(SCOPES) - {"admin"}
+        self._public_scopes = public_scopes if self._keys else _DEFAULT_SCOPES
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "APIKeys":
-        """Read the keys that the settings name; raises InvalidAPIKeysError, without showing any."""
-        public = frozenset(filter(None, re.split(r"[\s,]+", settings.public_scopes)))
-        if unknown := public - _DEFAULT:
+    def from_settings(cls, settings: Settings) -> Self:
+        """Read the keys from the settings and the key file; raises InvalidAPIKeysError, which shows none."""
+        public_scopes = frozenset(filter(None, re.split(r"[\s,]+", settings.public_scopes)))
+        if unknown := public_scopes - _DEFAULT_SCOPES:
             raise InvalidAPIKeysError(
-                f"public: there is no part {min(unknown)!r}; say {', '.join(SCOPES[:-1])}"
+                f"public_scopes: {min(unknown)!r} is not one of {', '.join(SCOPES[:-1])}"
             )
         lines = [] if settings.api_keys is None else re.split("[\n,]", settings.api_keys.get_secret_value())
         if settings.api_keys_file is not None:
@@ -87,57 +97,59 @@ class APIKeys:
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or "it is not ASCII"
                 raise InvalidAPIKeysError(
-                    f"the API keys cannot be read: {settings.api_keys_file}: {reason}"
-                ) from None
+                    f"cannot read the API keys from {settings.api_keys_file}: {reason}"
+                ) from None  # the cause of a UnicodeDecodeError would show the keys
             lines += text.splitlines()
-        words = [_COMMENT.split(line)[0].split() for line in lines]
-        keys = [_read(number, line, settings.rate_limit) for number, line in enumerate(words, 1) if line]
+        entries = [_COMMENT.split(line)[0].split() for line in lines]
+        keys = [
+            _parse_entry(number, words, settings.rate_limit)
+            for number, words in enumerate(entries, 1)
+            if words
+        ]
         if len({key.digest for key in keys}) < len(keys):
-            raise InvalidAPIKeysError("an API key is given twice; put its parts and its rate into one entry")
+            raise InvalidAPIKeysError("duplicate API key; merge its scopes and its rate into one entry")
         if not keys and (settings.api_keys is not None or settings.api_keys_file is not None):
-            raise InvalidAPIKeysError("there is no API key among those given; leave the setting out for none")
-        return cls(keys, public)
-
-    @property
-    def required(self) -> bool:
-        """Whether any part needs a key."""
-        return bool(self._keys)
+            raise InvalidAPIKeysError("no API keys found; unset api_keys and api_keys_file to require none")
+        return cls(keys, public_scopes)
 
     def check(self, path: str, headers: Headers) -> None:
-        """Raise Unauthorized, Forbidden or TooManyRequests where the request may not have this path."""
-        part = scope_for_path(path)
-        if part is None or part in self._public:
+        """Check a request for `path`; raises Unauthorized, Forbidden or TooManyRequests."""
+        scope = scope_for_path(path)
+        if scope is None or scope in self._public_scopes:
             return
         if not self._keys:
-            raise Forbidden("this needs an API key for admin, and the service has none")
-        given = _given(headers)
-        if given is None:
-            raise Unauthorized("send an API key: Authorization: Bearer KEY, or X-API-Key: KEY")
-        digest = hashlib.sha256(given.encode("latin-1")).digest()
-        # All of them, whichever it is: the time says nothing about the keys.
-        matching = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
-        if not matching:
-            raise Unauthorized("this API key is not known")
-        if part not in matching[0].parts:
-            raise Forbidden(f"this API key is not for {part}")
-        matching[0].count()
+            raise Forbidden("requires an API key with the scope 'admin', and no API keys are configured")
+        key = _key_from_headers(headers)
+        if key is None:
+            raise Unauthorized("missing API key; send Authorization: Bearer KEY, or X-API-Key: KEY")
+        digest = hashlib.sha256(key.encode("latin-1")).digest()
+        # Compare with all keys, even after a match: the time must reveal nothing about the keys.
+        matches = [entry for entry in self._keys if hmac.compare_digest(entry.digest, digest)]
+        if not matches:
+            raise Unauthorized("unknown API key")
+        if scope not in matches[0].scopes:
+            raise Forbidden(f"this API key does not have the scope {scope!r}")
+        matches[0].consume()
 
 
-def _given(headers: Headers) -> str | None:
+def _key_from_headers(headers: Headers) -> str | None:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
 
 
-def _read(number: int, words: list[str], rate: float | None) -> _Key:
-    """Read KEY [PART ...] [N/s]; `number` is the entry's, by which a message names it."""
-    key, *rest = words
-    if len(key) < _LEAST_LENGTH or not _KEY.fullmatch(key):
-        raise InvalidAPIKeysError(f"API key {number} has fewer than {_LEAST_LENGTH} visible ASCII characters")
-    rates = [found for word in rest if (found := _RATE.fullmatch(word))]
-    parts = frozenset(word for word in rest if not _RATE.fullmatch(word))
-    if not parts <= frozenset(SCOPES) or len(rates) > 1 or (rates and float(rates[0][1]) == 0):
+def _parse_entry(number: int, words: list[str], default_rate: float | None) -> _Key:
+    """Parse KEY [SCOPE ...] [N/s]; error messages have the entry's number, as they must not show the key."""
+    key, *options = words
+    if len(key) < _MIN_KEY_LENGTH or not _KEY.fullmatch(key):
         raise InvalidAPIKeysError(
-            f"API key {number}: after the key come parts ({', '.join(SCOPES)}) and a rate (10/s)"
+            f"API key {number} has fewer than {_MIN_KEY_LENGTH} visible ASCII characters"
         )
-    own = float(rates[0][1]) if rates else rate
-    return _Key(hashlib.sha256(key.encode()).digest(), parts or _DEFAULT, own)
+    rates = [match for option in options if (match := _RATE.fullmatch(option))]
+    scopes = frozenset(option for option in options if not _RATE.fullmatch(option))
+    if not scopes <= frozenset(SCOPES) or len(rates) > 1 or (rates and float(rates[0][1]) == 0):
+        raise InvalidAPIKeysError(
+            f"API key {number}: expected KEY [SCOPE ...] [N/s], with scopes from {', '.join(SCOPES)} "
+            "and at most one positive rate"
+        )
+    rate = float(rates[0][1]) if rates else default_rate
+    return _Key(hashlib.sha256(key.encode()).digest(), scopes or _DEFAULT_SCOPES, rate)

@@ -1,6 +1,6 @@
-"""Errors over HTTP: one table from error to status, one body shape (RFC 9457), and who writes it.
+"""Convert errors to HTTP responses: one table from error class to status, and one body format (RFC 9457).
 
-Under /v2 the body is the Open Inference Protocol's.
+Below /v2 the body has the format of the Open Inference Protocol.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from resnet_service.server.uploads import mark_body_discarded
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 V2_PREFIX: Final = "/v2"
-"""Where the Open Inference Protocol is spoken."""
+"""The path prefix of the Open Inference Protocol."""
 
 
 class ProblemType(NamedTuple):
-    """How an error appears over HTTP: its status, and the last part of its type URI."""
+    """The HTTP status of an error class and the last part of its type URI."""
 
     status: int
     slug: str
@@ -46,17 +46,16 @@ PROBLEM_TYPES: Final[dict[type[errors.ServiceError], ProblemType]] = {
     errors.ReloadError: ProblemType(500, "reload-failed"),
     errors.InferenceError: ProblemType(500, "inference-failed"),
 }
-"""The one table from error to HTTP. A subclass that is not listed appears as its nearest listed base."""
+"""Error classes and their HTTP form. A subclass that is not listed uses its nearest listed base class."""
 
-_NOT_READY_RETRY_S: Final = 2
-# How long, and how much, a rejected upload is still read, so that the client reads the answer instead of
-# finding its connection reset.
-_LINGER_S: Final = 2.0
-_LINGER_BYTES: Final = 64 * 2**20
+_NOT_READY_RETRY_AFTER_S: Final = 2
+# Limits on reading the rest of a rejected upload; see `_LingeringResponse`.
+_MAX_LINGER_S: Final = 2.0
+_MAX_LINGER_BYTES: Final = 64 * 2**20
 
 
 def to_problem(error: errors.ServiceError) -> Problem:
-    """Describe an error by the nearest class in the table; its message was written for the caller."""
+    """Return the response body of an error; its message becomes the detail."""
     kind = next((kind for kind in type(error).__mro__ if kind in PROBLEM_TYPES), errors.InferenceError)
     status, slug = PROBLEM_TYPES[kind]
     return Problem(
@@ -68,12 +67,12 @@ def to_problem(error: errors.ServiceError) -> Problem:
 
 
 def http_problem(status: int, detail: str) -> Problem:
-    """Describe an error that is HTTP's own."""
+    """Return the response body of an error that has only an HTTP status, such as 404 for an unknown path."""
     return Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Make every error that leaves a route a problem, the framework's own included."""
+    """Convert all errors raised by routes, and those of FastAPI and Starlette, to the same body format."""
     app.add_exception_handler(errors.ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -83,30 +82,33 @@ def add_exception_handlers(app: FastAPI) -> None:
 def openapi_responses(
     *kinds: type[errors.ServiceError], protocol: bool = False
 ) -> dict[int | str, dict[str, Any]]:
-    """Describe for OpenAPI the answers that these errors become, under /v2 where `protocol`."""
+    """Return the OpenAPI descriptions of the error responses; with `protocol`, in the format of /v2."""
     problem = {"content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
     body: dict[str, Any] = {"model": V2Error} if protocol else problem
-    described: dict[int | str, dict[str, Any]] = {}
+    responses: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
+        status = PROBLEM_TYPES[kind].status
         text = (kind.__doc__ or "").splitlines()[0].rstrip(".")
-        earlier = described.get(PROBLEM_TYPES[kind].status)
-        description = f"{earlier['description']}; or: {text}" if earlier else text
-        described[PROBLEM_TYPES[kind].status] = {"description": description, **body}
+        previous = responses.get(status)
+        responses[status] = {
+            "description": f"{previous['description']}; or: {text}" if previous else text,
+            **body,
+        }
         if kind in (errors.OverloadedError, errors.TooManyRequests, errors.ServiceUnavailable):
-            described[PROBLEM_TYPES[kind].status]["headers"] = {
+            responses[status]["headers"] = {
                 "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
             }
-    return described
+    return responses
 
 
 def error_response(scope: Scope, error: errors.ServiceError) -> Response:
-    """Make the answer that an error becomes, with the headers that belong to it."""
-    unread = isinstance(error, errors.RequestBodyTooLarge | errors.RequestTimeout)
-    response = _respond(scope, to_problem(error), _LingeringResponse if unread else Response)
+    """Return the response to a request that failed with `error`, including headers such as Retry-After."""
+    is_body_unread = isinstance(error, errors.RequestBodyTooLarge | errors.RequestTimeout)
+    response = _respond(scope, to_problem(error), _LingeringResponse if is_body_unread else Response)
     if isinstance(error, errors.OverloadedError | errors.TooManyRequests):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif isinstance(error, errors.ServiceUnavailable):
-        response.headers["Retry-After"] = str(_NOT_READY_RETRY_S)
+        response.headers["Retry-After"] = str(_NOT_READY_RETRY_AFTER_S)
     elif isinstance(error, errors.Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
@@ -131,16 +133,16 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _unhandled_exception(request: Request, _: Exception) -> Response:
-    # Starlette raises it again after this answer, so the server logs it with its traceback. Only here is
-    # the answer written outside `ObservabilityMiddleware`, which has left the request's id behind.
-    response = _respond(request.scope, http_problem(500, "the log has its traceback"))
+    # Starlette raises the exception again after this response, so that the server logs its traceback. Only
+    # this response is sent outside of `ObservabilityMiddleware`, so the request id has to be added here.
+    response = _respond(request.scope, http_problem(500, "internal error, see the log"))
     response.headers["X-Request-ID"] = request.scope.get("request_id", "")
-    response.headers["Connection"] = "close"  # as uvicorn will, after an error that it sees
+    response.headers["Connection"] = "close"  # uvicorn closes the connection after an exception
     return response
 
 
 def app_path(scope: Scope) -> str:
-    """Return a request's path below where the application is mounted."""
+    """Return the path of a request relative to the path that the application is mounted at."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
@@ -153,9 +155,10 @@ def _respond(scope: Scope, problem: Problem, kind: type[Response] = Response) ->
 
 
 class _LingeringResponse(Response):
-    """Answer while the client may still be sending: reads on for a moment, then closes the connection.
+    """A response to a client that may still be sending: discards the rest of the body, then disconnects.
 
-    Closing at once would reset the connection with the answer unread; nginx's lingering_close does the same.
+    Closing it at once would reset the connection before the client has read the response. nginx's
+    lingering_close does the same.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,14 +166,14 @@ class _LingeringResponse(Response):
         self.headers["Connection"] = "close"
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": bytes(self.body), "more_body": True})
-        discarded = 0
+        discarded_bytes = 0
         try:
-            async with asyncio.timeout(_LINGER_S):
-                while discarded < _LINGER_BYTES:
+            async with asyncio.timeout(_MAX_LINGER_S):
+                while discarded_bytes < _MAX_LINGER_BYTES:
                     message = await receive()
                     if message["type"] != "http.request" or not message.get("more_body", False):
                         break
-                    discarded += len(message.get("body", b""))
+                    discarded_bytes += len(message.get("body", b""))
         except TimeoutError:
-            pass  # it had its moment
+            pass  # the client is still sending; close the connection anyway
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,4 +1,4 @@
-"""What happens around every request: its id, its trace, its metrics, its line in the log."""
+"""ASGI middleware around all routes: observability, authentication, and the memory of request bodies."""
 
 import re
 import time
@@ -9,7 +9,11 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from resnet_service.errors import ServiceError
 from resnet_service.metrics import Metrics
+from resnet_service.server.exception_handlers import app_path, error_response
+from resnet_service.server.state import AppState
+from resnet_service.server.uploads import UploadMemory, is_body_discarded
 from resnet_service.tracing import RequestTracer
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger("resnet_service.access")
@@ -19,15 +23,16 @@ _TRACEPARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
 CLIENT_CLOSED: Final = 499
-"""The status recorded for a request whose client hung up; nobody is there to receive it (nginx's number)."""
+"""The status recorded for a request whose client disconnected; no client receives it (nginx's number)."""
 
 
 class ObservabilityMiddleware:
-    """ASGI middleware around the routes: request id, trace id, time, status and sizes, and the access log.
+    """Records each request: request id, trace, metrics and access log. The outermost middleware.
 
-    A client's X-Request-ID is kept where it is harmless, and every answer carries one. The trace id of its
-    `traceparent` is in each line of the log and is the exemplar of the request's time. A route may leave the
-    seconds of its stages in scope["stages"].
+    A client's X-Request-ID is kept if it is safe to log; otherwise a new one is generated. All responses have
+    it, and so have all log lines of the request. The trace id of `traceparent` is in the log lines as well,
+    and is the exemplar of the request's duration. A route may store the durations of its stages, in seconds,
+    in scope["stages"].
     """
 
     def __init__(
@@ -44,31 +49,32 @@ class ObservabilityMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        scope["request_id"] = request_id = given if _SAFE_ID.fullmatch(given) else f"{getrandbits(128):032x}"
+        client_id = headers.get("x-request-id", "")
+        request_id = client_id if _SAFE_ID.fullmatch(client_id) else f"{getrandbits(128):032x}"
+        scope["request_id"] = request_id
         trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
         ids = {"request_id": request_id} | ({"trace_id": trace[1]} if trace else {})
-        status = 500  # what an exception that passes here becomes, outside this middleware
-        received = sent = 0
+        status = 500  # an exception that passes this middleware becomes a 500 outside of it
+        bytes_in = bytes_out = 0
 
-        async def receive_counted() -> Message:
-            nonlocal received
+        async def receive_and_count() -> Message:
+            nonlocal bytes_in
             message = await receive()
-            received += len(message.get("body", b""))
+            bytes_in += len(message.get("body", b""))
             return message
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status, sent
+            nonlocal status, bytes_out
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
-            sent += len(message.get("body", b""))
+            bytes_out += len(message.get("body", b""))
             await send(message)
 
-        began_ns, started = time.time_ns(), time.perf_counter()
+        started_at_ns, started = time.time_ns(), time.perf_counter()
         with structlog.contextvars.bound_contextvars(**ids):
             try:
-                await self._app(scope, receive_counted, send_with_id)
+                await self._app(scope, receive_and_count, send_with_id)
             finally:
                 seconds = time.perf_counter() - started
                 route = getattr(scope.get("route"), "path", "unmatched")
@@ -82,13 +88,13 @@ class ObservabilityMiddleware:
                             "http.request.method": scope["method"],
                             "http.route": route,
                             "http.response.status_code": status,
-                            "http.request.body.size": received,
-                            "http.response.body.size": sent,
+                            "http.request.body.size": bytes_in,
+                            "http.response.body.size": bytes_out,
                             "request.id": request_id,
                         },
                         stages,
                         headers=headers,
-                        began_ns=began_ns,
+                        started_at_ns=started_at_ns,
                         seconds=seconds,
                     )
                 if self._access_log:
@@ -97,11 +103,62 @@ class ObservabilityMiddleware:
                         method=scope["method"],
                         route=route,
                         status=status,
-                        bytes_in=received,
-                        bytes_out=sent,
+                        bytes_in=bytes_in,
+                        bytes_out=bytes_out,
                         ms=_ms(seconds),
-                        **{f"{stage}_ms": _ms(took) for stage, took in stages.items()},
+                        **{f"{stage}_ms": _ms(stage_s) for stage, stage_s in stages.items()},
                     )
+
+
+class AuthMiddleware:
+    """Rejects requests whose API key does not permit their path, before anything of the body is read."""
+
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http":
+            try:
+                # From the state for each request, because a reload replaces the keys.
+                self._state.api_keys.check(app_path(scope), Headers(scope=scope))
+            except ServiceError as error:
+                await error_response(scope, error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class UploadMemoryMiddleware:
+    """Counts the bytes of a request body as used upload memory from their arrival to the response.
+
+    Reading more than the limit of all requests raises OverloadedError in the route that reads.
+    """
+
+    def __init__(self, app: ASGIApp, memory: UploadMemory) -> None:
+        self._app = app
+        self._memory = memory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        used = 0
+
+        async def receive_and_acquire() -> Message:
+            nonlocal used
+            message = await receive()
+            size = len(message.get("body", b""))
+            if size and not is_body_discarded(scope):
+                self._memory.acquire(size)
+                used += size
+            return message
+
+        try:
+            await self._app(scope, receive_and_acquire, send)
+        finally:
+            self._memory.release(used)
 
 
 def _ms(seconds: float) -> float:

@@ -1,6 +1,6 @@
-"""Read images out of a request body, within limits, in memory.
+"""Read request bodies and the images in them, within limits, in memory only.
 
-A body over its limit is rejected while it is being read, not after; nothing goes to a temporary file.
+A body over its limit is rejected while it is being read; nothing is written to temporary files.
 """
 
 import asyncio
@@ -24,11 +24,12 @@ from resnet_service.errors import (
 from resnet_service.settings import Settings
 
 FIELD: Final = "file"
+"""The form field that images are uploaded in."""
 
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """Bounds on one request: its body in bytes, its parts, and the seconds the client has to send it."""
+    """Limits on one request body: its size, the parts of a form, and the time the client has to send it."""
 
     max_bytes: int
     max_parts: int
@@ -36,45 +37,43 @@ class UploadLimits:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Return the limits that the settings give."""
+        """Return the limits set in the settings."""
         return cls(
             int(settings.max_upload_mb * 1e6), settings.max_images_per_request, settings.read_timeout_s
         )
 
 
 def mark_body_discarded(scope: Scope) -> None:
-    """Say that what is still read of a request's body is thrown away."""
-    scope["discarding"] = True
+    """Mark the rest of a request's body as discarded: it is read, but does not count as upload memory."""
+    scope["body_discarded"] = True
 
 
 def is_body_discarded(scope: Scope) -> bool:
-    """Tell whether it is."""
-    return "discarding" in scope
+    """Return whether `mark_body_discarded` has been called for this request."""
+    return "body_discarded" in scope
 
 
 class UploadMemory:
-    """The bytes of all uploads held at once, at most `limit`."""
+    """The bytes of the request bodies in memory, over all requests: `used`, at most `limit`."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
 
     def acquire(self, size: int) -> None:
-        """Hold so many bytes more; raises OverloadedError where that would be too many."""
+        """Add `size` bytes to the used memory; raises OverloadedError if that would exceed the limit."""
         if self.used + size > self.limit:
-            raise OverloadedError(
-                f"the uploads at work fill the memory for them ({self.limit:,} bytes)", "memory", 1.0
-            )
+            raise OverloadedError(f"upload memory limit reached ({self.limit:,} bytes)", "memory", 1.0)
         self.used += size
 
     def release(self, size: int) -> None:
-        """Hold so many bytes less."""
+        """Subtract `size` bytes from the used memory."""
         self.used -= size
 
 
 @dataclass
 class UploadedFile:
-    """One part of a form: its field's name, the client's file name (never opened), and its bytes."""
+    """One part of a form: the name of its field, the client's file name (never opened), and its bytes."""
 
     name: str = ""
     filename: str | None = None
@@ -82,48 +81,52 @@ class UploadedFile:
 
 
 async def read_images(request: Request, limits: UploadLimits) -> list[UploadedFile]:
-    """Return the `file` parts of a form, or the one image that is the whole body.
+    """Return the `file` parts of a form, or the body as one image if its content type is an image's.
 
-    Raises RequestBodyTooLarge, RequestTimeout, UnsupportedMediaType for another content type and InvalidRequestError for a
-    malformed form or one without a `file` part; ClientDisconnect where the client hangs up.
+    Raises UnsupportedMediaType for any other content type, InvalidRequestError if the form is malformed or
+    has no `file` part, and what `read_body` raises.
     """
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
-        async with _in_time(limits):
+        async with _timeout(limits):
             parts = await _read_form(request, options.get(b"boundary", b""), limits)
     elif content_type.startswith(b"image/") or content_type == b"application/octet-stream":
         parts = [UploadedFile(name=FIELD, data=await read_body(request, limits))]
     else:
         raise UnsupportedMediaType(
-            f"send multipart/form-data with the field {FIELD!r}, or an image as an image/* body"
+            f"send multipart/form-data with the field {FIELD!r}, or an image with an image/* content type"
         )
     images = [part for part in parts if part.name == FIELD]
     if not images:
-        found = ", ".join(sorted({repr(part.name) for part in parts})) or "no fields"
-        raise InvalidRequestError(f"the form needs the field {FIELD!r}; it has {found}")
+        fields = ", ".join(sorted({repr(part.name) for part in parts})) or "no fields"
+        raise InvalidRequestError(f"the form has no field {FIELD!r}; it has {fields}")
     return images
 
 
 async def read_body(request: Request, limits: UploadLimits) -> bytearray:
-    """Return the whole body; raises RequestBodyTooLarge, RequestTimeout, and ClientDisconnect as `read_images`."""
+    """Return the complete request body.
+
+    Raises RequestBodyTooLarge or RequestTimeout if a limit is exceeded, OverloadedError if the upload memory
+    is full, and ClientDisconnect if the client disconnects.
+    """
     body = bytearray()
-    async with _in_time(limits):
+    async with _timeout(limits):
         async for chunk in _chunks(request, limits):
             body += chunk
     return body
 
 
 @asynccontextmanager
-async def _in_time(limits: UploadLimits) -> AsyncIterator[None]:
+async def _timeout(limits: UploadLimits) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(limits.timeout_s):
             yield
     except TimeoutError as error:
-        raise RequestTimeout(f"the request was not sent within {limits.timeout_s:g} s") from error
+        raise RequestTimeout(f"the request body was not received within {limits.timeout_s:g} s") from error
 
 
 async def _chunks(request: Request, limits: UploadLimits) -> AsyncIterator[bytes]:
-    too_large = RequestBodyTooLarge(f"the request is larger than {limits.max_bytes:,} bytes")
+    too_large = RequestBodyTooLarge(f"the request body is larger than {limits.max_bytes:,} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > limits.max_bytes:
         raise too_large
@@ -137,7 +140,7 @@ async def _chunks(request: Request, limits: UploadLimits) -> AsyncIterator[bytes
 
 async def _read_form(request: Request, boundary: bytes, limits: UploadLimits) -> list[UploadedFile]:
     if not boundary:
-        raise InvalidRequestError("the content type multipart/form-data lacks its boundary")
+        raise InvalidRequestError("the content type multipart/form-data has no boundary")
     form = _Form(limits.max_parts)
     try:
         parser = MultipartParser(
@@ -155,21 +158,21 @@ async def _read_form(request: Request, boundary: bytes, limits: UploadLimits) ->
             parser.write(chunk)
         parser.finalize()
     except FormParserError as error:
-        raise InvalidRequestError(f"the form is malformed: {error}") from error
-    if not form.complete:
-        raise InvalidRequestError("the form is empty or cut off before its closing boundary")
+        raise InvalidRequestError(f"malformed form: {error}") from error
+    if not form.is_complete:
+        raise InvalidRequestError("the form is empty or ends before its closing boundary")
     return form.parts
 
 
 class _Form:
-    """Collects what the parser calls back with."""
+    """Collects the parts of a form from the callbacks of the parser."""
 
     def __init__(self, max_parts: int) -> None:
         self.parts: list[UploadedFile] = []
-        self.complete = False
+        self.is_complete = False
         self._max_parts = max_parts
-        self._header = bytearray()
-        self._value = bytearray()
+        self._header_name = bytearray()
+        self._header_value = bytearray()
 
     def begin_part(self) -> None:
         if len(self.parts) == self._max_parts:
@@ -180,19 +183,19 @@ class _Form:
         self.parts[-1].data += memoryview(data)[start:end]
 
     def add_header_name(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
+        self._header_name += data[start:end]
 
     def add_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
+        self._header_value += data[start:end]
 
     def end_header(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            _, options = parse_options_header(bytes(self._value))
+        if self._header_name.lower() == b"content-disposition":
+            _, options = parse_options_header(bytes(self._header_value))
             self.parts[-1].name = options.get(b"name", b"").decode("utf-8", "replace")
             if b"filename" in options:
                 self.parts[-1].filename = options[b"filename"].decode("utf-8", "replace")
-        self._header.clear()
-        self._value.clear()
+        self._header_name.clear()
+        self._header_value.clear()
 
     def end(self) -> None:
-        self.complete = True
+        self.is_complete = True

@@ -1,4 +1,4 @@
-"""Training: images in folders in, a checkpoint that can be served out."""
+"""Training: labeled images in folders are turned into a checkpoint that can be served."""
 
 from importlib.util import find_spec
 
@@ -6,6 +6,6 @@ from resnet_service.errors import MissingDependencyError
 
 
 def require_plots() -> None:
-    """Raise MissingDependencyError where matplotlib is not installed, which `resnet_service.training.plots` needs."""
+    """Raise MissingDependencyError if matplotlib is not installed, which every `plots` module needs."""
     if find_spec("matplotlib") is None:
         raise MissingDependencyError("plots need matplotlib: pip install 'resnet-service[train]'")

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device: shift, mirror, cutout, and progressive resizing."""
+"""Augment batches on the device: shift, mirror, cutout, and progressive resizing."""
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ def augment(
     shift: float = 0.0,
     cutout: float = 0.0,
 ) -> Tensor:
-    """Shift each image, mirror those that `mirrored`, [N] bool, says, and gray out one square in each.
+    """Shift each image, mirror those selected by `mirrored`, and set one square in each to 0.
 
-    Takes and gives [N, 3, S, S] float of mean 0. `shift` is the furthest move, whose gap the reflected edge
-    fills, and `cutout` the square's side (DeVries and Taylor, 2017), both as shares of S; 0 leaves it out.
-    The random numbers come from the CPU's `generator`, so they are the same on every device.
+    `images` and the result are float [N, 3, S, S] with mean 0; `mirrored` is bool [N]. `shift` is the largest
+    shift, and `cutout` (DeVries and Taylor, 2017) the side of the square, both as shares of S; 0 turns them
+    off. The gap left by a shift is filled by reflection. Random numbers come from `generator`, which is on
+    the CPU, so they are the same on every device.
     """
     count, _, _, size = images.shape
     device = images.device
@@ -26,24 +27,24 @@ def augment(
         return torch.randint(high, (count,), generator=generator).to(device)
 
     pixel = torch.arange(size, device=device)
-    if furthest := round(shift * size):
-        padded = functional.pad(images, (furthest,) * 4, mode="reflect")
-        rows = pixel + random(2 * furthest + 1)[:, None]
-        columns = pixel + random(2 * furthest + 1)[:, None]
-        each = torch.arange(count, device=device)[:, None, None]
-        # Indices on both sides of the channels' slice put the channels last, which is where they belong.
-        images = padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if max_shift := round(shift * size):
+        padded = functional.pad(images, (max_shift,) * 4, mode="reflect")
+        rows = pixel + random(2 * max_shift + 1)[:, None]
+        columns = pixel + random(2 * max_shift + 1)[:, None]
+        batch = torch.arange(count, device=device)[:, None, None]
+        # Indices on both sides of the channels' slice put the channels last, so they are moved back.
+        images = padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if mirrored is not None:
         images = torch.where(mirrored.to(device)[:, None, None, None], images.flip(3), images)
-    if hole := round(cutout * size):
-        inside_rows = (pixel - random(size)[:, None] + hole // 2).div(hole, rounding_mode="floor") == 0
-        inside_columns = (pixel - random(size)[:, None] + hole // 2).div(hole, rounding_mode="floor") == 0
-        images = images.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0.0)
+    if side := round(cutout * size):
+        in_rows = (pixel - random(size)[:, None] + side // 2).div(side, rounding_mode="floor") == 0
+        in_columns = (pixel - random(size)[:, None] + side // 2).div(side, rounding_mode="floor") == 0
+        images = images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
     return images
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Return [N, 3, S, S] float images as [N, 3, size, size]."""
+    """Resize float images [N, 3, S, S] to [N, 3, size, size]."""
     if images.shape[-1] == size:
         return images
     return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)

@@ -1,7 +1,7 @@
-"""Labeled images as uint8 tensors in memory, decoded once.
+"""Labeled images as uint8 tensors in memory, each decoded once.
 
-Images take the same road as in serving (`resnet_service.images.decode`), so a model is trained on exactly what it
-will be served.
+Images are decoded as in serving (`resnet_service.images.decode_image`), so a model is trained on exactly the
+pixels that it will be served.
 """
 
 import hashlib
@@ -25,22 +25,26 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
-from resnet_service.errors import ServiceError, TrainingError
+from resnet_service.errors import InputError, ServiceError, TrainingError
 from resnet_service.files import app_cache_dir
 from resnet_service.images import Crop, Preprocessing, decode_image
 from resnet_service.machine import available_cpus, available_memory
 from resnet_service.models.weights import connection_timeout
 from resnet_service.training import image_folder
-from resnet_service.training.image_folder import Labeled
+from resnet_service.training.image_folder import LabeledImage
 
-_SLICE: Final = 512
+_CHUNK_IMAGES: Final = 512
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images [N, 3, S, S] uint8, channels last in memory, and class indices [N] int64.
+    """Images and their classes.
 
-    `unreadable` are the images that were skipped, by path, with the reason.
+    Attributes:
+        images: uint8 [N, 3, S, S], channels last in memory.
+        targets: class indices, int64 [N].
+        unreadable: path and reason of each image that was skipped.
+
     """
 
     images: Tensor
@@ -51,29 +55,50 @@ class Dataset:
         return len(self.targets)
 
     def maybe_to_device(self, device: torch.device) -> Self:
-        """Return it on a GPU with room for it four times over, and as it is for any other device."""
+        """Return a copy on `device` if that is a GPU with four times the needed memory free, else `self`."""
         if device.type != "cuda" or 4 * self.images.nbytes > torch.cuda.mem_get_info(device)[0]:
             return self
         return replace(self, images=self.images.to(device), targets=self.targets.to(device))
 
     def gather(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the images and targets at `indices`, which are on the CPU, on `device`."""
+        """Return the images and targets at `indices`, a tensor on the CPU, on `device`."""
         indices = indices.to(self.targets.device)
         return self.images[indices].to(device), self.targets[indices].to(device)
+
+    def channel_statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Return mean and standard deviation of each channel, of pixels in 0..1, rounded to four digits."""
+        total = torch.zeros(3, dtype=torch.float64)
+        squares = torch.zeros(3, dtype=torch.float64)
+        for part in self.images.split(max(1, 2**22 // self.images.shape[-1] ** 2)):
+            pixels = part.double() / 255
+            total += pixels.mean((2, 3)).sum(0)
+            squares += pixels.square().mean((2, 3)).sum(0)
+        mean = total / len(self)
+        std = (squares / len(self) - mean.square()).clamp(min=1e-6).sqrt()
+        return _rgb(mean), _rgb(std)
+
+
+def _rgb(values: Tensor) -> tuple[float, float, float]:
+    red, green, blue = (round(value, 4) for value in values.tolist())
+    return red, green, blue
 
 
 @dataclass(frozen=True)
 class TrainTestData:
-    """What a run is trained and tested on. `name` is for people; `split` as in `ImageFolder`."""
+    """The images of a run.
+
+    `name` is for people. `test_share` is the share of the images that was split off for testing, None if the
+    data has test images of its own.
+    """
 
     name: str
     labels: tuple[str, ...]
     train: Dataset
     test: Dataset
-    split: float | None = None
+    test_share: float | None = None
 
     def digest(self) -> str:
-        """Return a SHA-256 of labels, targets and images: what has the same one trains the same."""
+        """Return a SHA-256 of labels, targets and images; equal digests lead to equal runs."""
         digest = hashlib.sha256(repr(self.labels).encode())
         for part in (self.train, self.test):
             digest.update(part.targets.numpy().tobytes())
@@ -83,70 +108,99 @@ class TrainTestData:
 
 
 def load_dataset(source: str, preprocessing: Preprocessing, *, test_share: float = 0.2) -> TrainTestData:
-    """Read `source`: "cifar10", downloaded once by torchvision, or a folder as `layout.find` describes.
+    """Load `source`: "cifar10", which torchvision downloads once, or a folder (see `index_folder`).
 
-    Raises TrainingError where it cannot be had or cannot be trained on.
+    Raises TrainingError if it cannot be downloaded or read, or does not fit training.
     """
     if source == "cifar10":
-        labels, train = _cifar10(preprocessing, train=True)
-        return TrainTestData("cifar10", labels, train, _cifar10(preprocessing, train=False)[1])
+        labels, train = _load_cifar10(preprocessing, train=True)
+        return TrainTestData("cifar10", labels, train, _load_cifar10(preprocessing, train=False)[1])
     folder = Path(source)
     if not image_folder.is_valid_utf8(str(folder.absolute())):
-        raise TrainingError(f"the folder {source!r} has a name that is not UTF-8")
-    found = image_folder.index_folder(folder, test_share)
+        raise TrainingError(f"the name of the folder {source!r} is not UTF-8")
+    index = image_folder.index_folder(folder, test_share)
     return TrainTestData(
         folder.resolve().name,
-        found.labels,
-        read_images(found.train, found.labels, preprocessing, "reading the training images"),
-        read_images(found.test, found.labels, preprocessing, "reading the test images"),
-        found.split,
+        index.labels,
+        read_images(index.train, index.labels, preprocessing, "reading the training images"),
+        read_images(index.test, index.labels, preprocessing, "reading the test images"),
+        index.test_share,
     )
 
 
 def load_test_dataset(
     source: str, labels: tuple[str, ...], preprocessing: Preprocessing, *, test_share: float = 1.0
 ) -> Dataset:
-    """Read the test images of `source`, as for `load`, with targets that are indices of `labels`."""
+    """Load the test images of `source`, as for `load_dataset`, with targets that are indices of `labels`.
+
+    Raises TrainingError, also for a class that is not one of `labels`.
+    """
     if source == "cifar10":
-        known, dataset = _cifar10(preprocessing, train=False)
-        if known != labels:
-            raise TrainingError(f"the model's classes are not CIFAR-10's: {', '.join(labels[:10])}")
+        cifar10_labels, dataset = _load_cifar10(preprocessing, train=False)
+        if cifar10_labels != labels:
+            raise TrainingError(f"the model's classes are not those of CIFAR-10: {', '.join(labels[:10])}")
         return dataset
-    found = image_folder.index_test_folder(Path(source), labels, test_share)
-    return read_images(found, labels, preprocessing, "reading the test images")
+    images = image_folder.index_test_folder(Path(source), labels, test_share)
+    return read_images(images, labels, preprocessing, "reading the test images")
 
 
 def read_images(
-    images: Sequence[Labeled], labels: tuple[str, ...], preprocessing: Preprocessing, title: str
+    images: Sequence[LabeledImage], labels: tuple[str, ...], preprocessing: Preprocessing, title: str
 ) -> Dataset:
-    """Decode `images` on every core, in their order, skipping those that cannot be decoded.
+    """Decode `images` on all cores and return them in their order, without those that cannot be decoded.
 
-    Raises TrainingError, naming some, where a class has no readable one.
+    `title` labels the progress bar. Raises TrainingError, with an example, if a class has no readable image.
     """
+    dataset = _decode_files(images, preprocessing, title)
+    for target in sorted({target for _, target in images} - set(dataset.targets.tolist())):
+        path = next(path for path, index in images if index == target)
+        reason = dataset.unreadable[str(path)]
+        raise TrainingError(f"no image of the class {labels[target]!r} is readable; {path}: {reason}")
+    return dataset
+
+
+def load_calibration_images(folder: Path, preprocessing: Preprocessing, samples: int = 300) -> Dataset:
+    """Read up to `samples` images from `folder` and its subfolders for quantization; all targets are 0.
+
+    The selection is evenly spaced in the sorted list of files. Raises InputError if no image is readable.
+    """
+    if not folder.is_dir():
+        raise InputError(f"directory not found: {folder}")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise InputError(f"{folder} contains no images")
+    count = min(samples, len(files))
+    selection = [(files[index * len(files) // count], 0) for index in range(count)]
+    dataset = _decode_files(selection, preprocessing, "reading images")
+    if not len(dataset):
+        path, reason = next(iter(dataset.unreadable.items()))
+        raise InputError(f"{folder} contains no readable images; {path}: {reason}")
+    return dataset
+
+
+def _decode_files(images: Sequence[LabeledImage], preprocessing: Preprocessing, title: str) -> Dataset:
+    """Decode `images` on all cores and return the readable ones in their order."""
     crops = _allocate((len(images), preprocessing.crop, preprocessing.crop, 3))
     targets: list[int] = []
     unreadable: dict[str, str] = {}
     decode = partial(_decode_file, preprocessing=preprocessing)
     with ThreadPoolExecutor(available_cpus()) as pool, tqdm(total=len(images), desc=title) as bar:
-        for start in range(0, len(images), _SLICE):  # what is decoded ahead of its use stays small
-            some = images[start : start + _SLICE]
-            decoded = pool.map(decode, (path for path, _ in some))
-            for (path, target), crop in zip(some, decoded, strict=True):
+        for start in range(0, len(images), _CHUNK_IMAGES):  # bounds the crops decoded ahead of their use
+            chunk = images[start : start + _CHUNK_IMAGES]
+            decoded = pool.map(decode, (path for path, _ in chunk))
+            for (path, target), crop in zip(chunk, decoded, strict=True):
                 bar.update()
                 if isinstance(crop, str):
                     unreadable[str(path)] = crop
                 else:
                     crops[len(targets)] = crop
                     targets.append(target)
-    for target in sorted({target for _, target in images} - set(targets)):
-        path, reason = next((path, unreadable[str(path)]) for path, index in images if index == target)
-        raise TrainingError(f"no image of {labels[target]!r} can be read; {path}: {reason}")
-    kept = torch.from_numpy(crops[: len(targets)]).permute(0, 3, 1, 2)
-    return Dataset(kept, torch.tensor(targets), unreadable)
+    readable = torch.from_numpy(crops[: len(targets)]).permute(0, 3, 1, 2)
+    return Dataset(readable, torch.tensor(targets), unreadable)
 
 
 def _decode_file(path: Path, preprocessing: Preprocessing) -> Crop | str:
-    """Decode one file, or say why not."""
+    """Return the crop of an image file, or the reason why it cannot be decoded."""
     try:
         return decode_image(path.read_bytes(), preprocessing)
     except ServiceError as error:
@@ -156,55 +210,55 @@ def _decode_file(path: Path, preprocessing: Preprocessing) -> Crop | str:
 
 
 def _allocate(shape: tuple[int, int, int, int]) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-    """Make room for images: in memory where they take less than half of what is free, else in a file."""
+    """Allocate uint8 images in memory, or in a file if they need more than half of the free memory."""
     size = math.prod(shape)
     free = available_memory()
     if free is None or size < free / 2:
         return np.empty(shape, np.uint8)
     try:
-        folder = app_cache_dir()  # not the usual temporary folder, which often is memory itself
+        folder = app_cache_dir()  # not the default temporary folder, which is often in memory
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:  # it has no name; the mapping keeps it
+        with TemporaryFile(dir=folder) as file:  # anonymous; the mapping keeps its content
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would end the process later
+                os.posix_fallocate(file.fileno(), 0, size)  # without it, a full disk ends the process later
             return np.memmap(file, np.uint8, "w+", shape=shape)
     except OSError as error:
         raise TrainingError(
-            f"the images need {size / 1e9:.1f} GB, which neither memory nor {folder} has: {error.strerror}"
+            f"the images need {size / 1e9:.1f} GB, more than memory or {folder} has free: {error.strerror}"
         ) from error
 
 
-def _cifar10(preprocessing: Preprocessing, *, train: bool) -> tuple[tuple[str, ...], Dataset]:
-    """Return CIFAR-10's labels and one of its parts, fetched first where it is not there yet."""
+def _load_cifar10(preprocessing: Preprocessing, *, train: bool) -> tuple[tuple[str, ...], Dataset]:
+    """Return CIFAR-10's labels and its training or test images; downloads them if they are not cached."""
     folder = app_cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with connection_timeout():
             part = CIFAR10(folder, train=train, download=True)
-    # RuntimeError: what came has another hash.
+    # RuntimeError: the hash of the download does not match.
     except (OSError, HTTPException, RuntimeError) as error:
         if isinstance(error, HTTPError):
-            error.close()  # it is the response too, with its connection
+            error.close()  # it is also the response and holds its connection
         raise TrainingError(
             f"CIFAR-10 could not be downloaded into {folder}: {error}; put cifar-10-python.tar.gz there, or "
-            "give --data a folder with train/CLASS and test/CLASS"
+            "pass --data a folder with train/CLASS and test/CLASS"
         ) from error
-    return tuple(part.classes), Dataset(_resized(part.data, preprocessing), torch.tensor(part.targets))
+    return tuple(part.classes), Dataset(_resize_all(part.data, preprocessing), torch.tensor(part.targets))
 
 
-def _resized(images: Crop, preprocessing: Preprocessing) -> Tensor:
-    """[N, 32, 32, 3] uint8 -> [N, 3, S, S] uint8, resized and cropped as `decode_image` does."""
+def _resize_all(images: Crop, preprocessing: Preprocessing) -> Tensor:
+    """Resize and crop uint8 [N, 32, 32, 3] to uint8 [N, 3, S, S], as `decode_image` does."""
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
     size, crop = preprocessing.resize, preprocessing.crop
     if tensor.shape[-1] == size == crop:
         return tensor
-    kept = torch.from_numpy(_allocate((len(tensor), crop, crop, 3))).permute(0, 3, 1, 2)
-    for start in range(0, len(tensor), _SLICE):
+    result = torch.from_numpy(_allocate((len(tensor), crop, crop, 3))).permute(0, 3, 1, 2)
+    for start in range(0, len(tensor), _CHUNK_IMAGES):
         resized = functional.interpolate(
-            tensor[start : start + _SLICE].float(),
+            tensor[start : start + _CHUNK_IMAGES].float(),
             (size, size),
             mode=preprocessing.interpolation,
             antialias=True,
         )
-        kept[start : start + _SLICE] = center_crop(resized.round().clamp(0, 255), [crop, crop])
-    return kept
+        result[start : start + _CHUNK_IMAGES] = center_crop(resized.round().clamp(0, 255), [crop, crop])
+    return result

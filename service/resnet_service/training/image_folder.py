@@ -1,4 +1,4 @@
-"""Which images there are to train and to test on: folders of classes, split with a seed where need be."""
+"""Find the training and test images in a folder that has one folder for each class."""
 
 import os
 from collections.abc import Iterator
@@ -11,59 +11,62 @@ import torch
 
 from resnet_service.errors import TrainingError
 
-Labeled = tuple[Path, int]
-"""An image and the index of its class."""
+LabeledImage = tuple[Path, int]
+"""An image file and the index of its class."""
 
-TEST_FOLDERS: Final = ("test", "val")
-_SPLIT_SEED: Final = 0  # not the run's: several seeds must be tested on the same images
+_TEST_FOLDERS: Final = ("test", "val")
+_SPLIT_SEED: Final = 0  # not the run's seed: runs with different seeds must be tested on the same images
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Labels in the order of their index, and the images of each part.
+    """Labels, in the order of their indices, and the image files for training and for testing.
 
-    `split` is the share of the images that was set apart for testing; None where folders say it.
+    `test_share` is the share of images that was split off for testing, None if the folder has test images.
     """
 
     labels: tuple[str, ...]
-    train: tuple[Labeled, ...]
-    test: tuple[Labeled, ...]
-    split: float | None
+    train: tuple[LabeledImage, ...]
+    test: tuple[LabeledImage, ...]
+    test_share: float | None
 
 
 def index_folder(folder: Path, test_share: float = 0.2) -> ImageFolder:
-    """List the images under `folder`, which has train/CLASS and test/CLASS (or val/), or CLASS alone.
+    """List the images under `folder`, which has train/CLASS and test/CLASS (or val/CLASS), or only CLASS.
 
-    Without test images of their own, `test_share` of each class is set apart, always the same ones. Raises
-    TrainingError, naming the folder, for fewer than two classes, an empty class, or a class to test that
-    is not there to train.
+    Without test images, `test_share` of each class is split off, always the same images. Raises
+    TrainingError, with the folder's name, for fewer than two classes, an empty class, or a test class
+    without training images.
     """
-    with _reading():
+    with _translate_os_errors():
         train_folder, test_folder = _split_dirs(folder)
         if train_folder is None:
             raise TrainingError(f"{folder} has test images but no train/")
         labels = _class_names(train_folder)
-        train = _images(train_folder, labels)
+        train = _list_images(train_folder, labels)
         if test_folder is not None:
             return ImageFolder(labels, train, _match_labels(test_folder, labels), None)
         return ImageFolder(labels, *_split(train, labels, test_share), test_share)
 
 
-def index_test_folder(folder: Path, labels: tuple[str, ...], test_share: float = 1.0) -> tuple[Labeled, ...]:
-    """List the test images under `folder`, which may be of some of `labels` only.
+def index_test_folder(
+    folder: Path, labels: tuple[str, ...], test_share: float = 1.0
+) -> tuple[LabeledImage, ...]:
+    """List the test images under `folder`, which may have only some of the classes in `labels`.
 
-    Without test/ or val/, those that `find` sets apart with the same share, by default all. Raises
-    TrainingError for a class that is not among the labels, and for an empty one.
+    Without test/ or val/, the images that `index_folder` splits off with the same share, by default all of
+    them. Raises TrainingError for a class that is not in `labels` and for an empty class.
     """
-    with _reading():
+    with _translate_os_errors():
         train_folder, test_folder = _split_dirs(folder)
-        found = _match_labels(test_folder or train_folder or folder, labels)
-    apart = test_folder is None and test_share < 1
-    return _split(found, labels, test_share)[1] if apart else found
+        images = _match_labels(test_folder or train_folder or folder, labels)
+    if test_folder is None and test_share < 1:
+        return _split(images, labels, test_share)[1]
+    return images
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def _translate_os_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -71,10 +74,10 @@ def _reading() -> Iterator[None]:
 
 
 def _split_dirs(folder: Path) -> tuple[Path | None, Path | None]:
-    """Return the folders of the classes to train on and to test on; `folder` itself where it has neither."""
+    """Return the folders that hold the training and the test classes; `folder` itself if it has neither."""
     if not folder.is_dir():
-        raise TrainingError(f"there is no folder {folder}")
-    test_folder = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
+        raise TrainingError(f"the folder {folder} does not exist")
+    test_folder = next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
     if (folder / "train").is_dir() and _subfolders(folder / "train"):
         return folder / "train", test_folder
     return (None if test_folder else folder), test_folder
@@ -82,85 +85,84 @@ def _split_dirs(folder: Path) -> tuple[Path | None, Path | None]:
 
 def _subfolders(folder: Path) -> tuple[str, ...]:
     return tuple(
-        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
+        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
     )
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """Return the names of the class folders under `folder`, sorted: their order is the class index."""
+    """Return the sorted names of the class folders under `folder`; their order is the class index."""
     names = _subfolders(folder)
     for name in names:
         if not is_valid_utf8(name):
-            raise TrainingError(f"the class folder {name!r} in {folder} has a name that is not UTF-8")
+            raise TrainingError(f"the name of the class folder {name!r} in {folder} is not UTF-8")
     if len(names) < 2:
-        found = f"found only {names[0]!r}" if names else "found none"
-        raise TrainingError(f"{folder} needs at least two class folders, {found}")
+        count = f"has only {names[0]!r}" if names else "has none"
+        raise TrainingError(f"{folder} needs at least two class folders, but {count}")
     return names
 
 
-def _match_labels(folder: Path, labels: tuple[str, ...]) -> tuple[Labeled, ...]:
-    """List the images under `folder`, whose classes must be among `labels`, with the index there."""
-    here = _subfolders(folder)
-    if unknown := [name for name in here if name not in labels]:
+def _match_labels(folder: Path, labels: tuple[str, ...]) -> tuple[LabeledImage, ...]:
+    """List the images under `folder`, whose classes must be in `labels`, with their index in `labels`."""
+    names = _subfolders(folder)
+    if unknown := [name for name in names if name not in labels]:
         raise TrainingError(
-            f"{folder} has classes that are not there to train: {', '.join(unknown[:5])}; "
-            f"known are {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"
+            f"{folder} has unknown classes: {', '.join(unknown[:5])}; "
+            f"the known ones are {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"
         )
-    if not here:
+    if not names:
         raise TrainingError(f"{folder} has no class folders")
-    return tuple((path, labels.index(here[index])) for path, index in _images(folder, here))
+    return tuple((path, labels.index(names[index])) for path, index in _list_images(folder, names))
 
 
-def _images(folder: Path, labels: tuple[str, ...]) -> tuple[Labeled, ...]:
-    """List the files under folder/CLASS for every class of `labels`, in order of class and path.
+def _list_images(folder: Path, labels: tuple[str, ...]) -> tuple[LabeledImage, ...]:
+    """List the files under folder/CLASS for every class in `labels`, ordered by class and path.
 
-    Raises TrainingError for a class without any.
+    Raises TrainingError for an empty class.
     """
-    found: list[Labeled] = []
+    images: list[LabeledImage] = []
     for index, label in enumerate(labels):
         paths: list[Path] = []
         for parent, folders, names in os.walk(folder / label, onerror=_raise):
-            folders[:] = [name for name in folders if not _hidden(name)]
-            paths += [Path(parent, name) for name in names if not _hidden(name)]
+            folders[:] = [name for name in folders if not _is_hidden(name)]
+            paths += [Path(parent, name) for name in names if not _is_hidden(name)]
         if not paths:
             raise TrainingError(f"{folder / label} holds no images")
-        found += [(path, index) for path in sorted(paths)]
-    return tuple(found)
+        images += [(path, index) for path in sorted(paths)]
+    return tuple(images)
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _hidden(name: str) -> bool:
-    """Say whether it is the system's, not a class or an image: .DS_Store, .ipynb_checkpoints, Thumbs.db."""
+def _is_hidden(name: str) -> bool:
+    """Return whether the name belongs to the system: .DS_Store, .ipynb_checkpoints, Thumbs.db."""
     return name.startswith(".") or name == "Thumbs.db"
 
 
 def is_valid_utf8(name: str) -> bool:
-    """Say whether a name from the file system can be written down elsewhere."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in name)  # what Python makes of other bytes
+    """Return whether a file name is UTF-8, so that JSON and safetensors can hold it."""
+    return not any("\ud800" <= char <= "\udfff" for char in name)  # Python's surrogates for other bytes
 
 
 def _split(
-    found: tuple[Labeled, ...], labels: tuple[str, ...], share: float
-) -> tuple[tuple[Labeled, ...], tuple[Labeled, ...]]:
-    train: list[Labeled] = []
-    test: list[Labeled] = []
+    images: tuple[LabeledImage, ...], labels: tuple[str, ...], test_share: float
+) -> tuple[tuple[LabeledImage, ...], tuple[LabeledImage, ...]]:
+    """Split `images` into training and test images, class by class, with a fixed seed."""
+    train: list[LabeledImage] = []
+    test: list[LabeledImage] = []
     generator = torch.Generator().manual_seed(_SPLIT_SEED)
-    by_class: dict[int, list[Labeled]] = {}
-    for item in found:
-        by_class.setdefault(item[1], []).append(item)
+    by_class: dict[int, list[LabeledImage]] = {}
+    for image in images:
+        by_class.setdefault(image[1], []).append(image)
     for index, label in enumerate(labels):
-        ours = by_class.get(index, [])
-        if not ours:
+        of_class = by_class.get(index, [])
+        if not of_class:
             continue
-        if len(ours) < 2:
-            raise TrainingError(
-                f"the class {label!r} has one image, and one to train and one to test are needed"
-            )
-        apart = min(len(ours) - 1, max(1, round(share * len(ours))))
-        chosen = set(torch.randperm(len(ours), generator=generator)[:apart].tolist())
-        for position, item in enumerate(ours):
-            (test if position in chosen else train).append(item)
+        if len(of_class) < 2:
+            raise TrainingError(f"the class {label!r} has one image; training and testing need one each")
+        test_count = min(len(of_class) - 1, max(1, round(test_share * len(of_class))))
+        test_positions = set(torch.randperm(len(of_class), generator=generator)[:test_count].tolist())
+        for position, image in enumerate(of_class):
+            (test if position in test_positions else train).append(image)
     return tuple(train), tuple(test)

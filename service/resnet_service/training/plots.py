@@ -1,6 +1,6 @@
-"""Learning curves, confusion matrices and maps of channels as PNG files.
+"""Plots of learning curves, confusion matrices and feature maps, as PNG files.
 
-Needs matplotlib, an extra of the package: ask `resnet_service.training.require_plots` before importing it.
+Needs matplotlib, an extra of the package: call `resnet_service.training.require_plots` before importing it.
 """
 
 import math
@@ -16,23 +16,23 @@ from torchvision.utils import make_grid
 
 from resnet_service.files import atomic_write
 
-# Names of classes are people's own, and a dollar in one is no formula.
-_PLAIN_TEXT: Final = mpl.rc_context({"text.parse_math": False})
+# Users choose the names of classes; a dollar sign in one does not start a formula.
+_NO_MATH: Final = mpl.rc_context({"text.parse_math": False})
 
 
-@_PLAIN_TEXT
+@_NO_MATH
 def learning_curve(log: Mapping[str, Any], path: Path) -> None:
-    """Draw loss, accuracy and learning rate over the epochs into a PNG."""
+    """Plot loss, accuracy and learning rate over the epochs of a run's log."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = log["epochs"]
-    title = f"{log['network']} on {log['data']}, seed {log['request']['options']['seed']}"
+    title = f"{log['network']} on {log['data']}, seed {log['config']['training']['seed']}"
     numbers = [epoch["number"] for epoch in epochs]
     left.plot(numbers, [epoch["loss"] for epoch in epochs], marker=".", label="training loss")
     left.set(xlabel="epoch", ylabel="loss", title=title)
     rate = left.twinx()
     rate.plot(numbers, [epoch["learning_rate"] for epoch in epochs], color="0.7", label="learning rate")
-    rate.set(ylabel="learning rate at the epoch's end")
+    rate.set(ylabel="learning rate at the end of the epoch")
     left.legend(handles=[*left.lines, *rate.lines])
     for key, label in (("train_accuracy", "training, augmented"), ("accuracy", "test")):
         right.plot(numbers, [epoch[key] for epoch in epochs], marker=".", label=label)
@@ -45,16 +45,16 @@ def learning_curve(log: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-@_PLAIN_TEXT
+@_NO_MATH
 def confusion_matrix(counts: Tensor, labels: Sequence[str], path: Path) -> None:
-    """Draw the confusion matrix [C, C] into a PNG, each row in shares of its class."""
+    """Plot a confusion matrix [C, C]; the color is the share of the row's class."""
     classes = len(labels)
     side = min(20.0, 3 + 0.45 * classes)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="taken for", ylabel="class", title="test images")
+    axes.set(xlabel="predicted class", ylabel="class", title="test images")
     if classes <= 50:
         axes.set_xticks(range(classes), labels, rotation=90)
         axes.set_yticks(range(classes), labels)
@@ -67,9 +67,9 @@ def confusion_matrix(counts: Tensor, labels: Sequence[str], path: Path) -> None:
     _save(figure, path)
 
 
-@_PLAIN_TEXT
+@_NO_MATH
 def channels(maps: Tensor, title: str, path: Path) -> None:
-    """Draw the maps [C, H, W] side by side, each stretched to its own range, with a scale of colors."""
+    """Plot feature maps [C, H, W] in a grid; each is scaled to the full color range."""
     columns = math.ceil(math.sqrt(len(maps)))
     grid = make_grid(
         maps[:, None], nrow=columns, padding=1, normalize=True, scale_each=True, pad_value=math.nan

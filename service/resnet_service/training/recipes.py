@@ -1,4 +1,4 @@
-"""What a run starts from: a network with random or given weights, and the recipe that suits it."""
+"""What a run starts from: a network with random or pretrained weights, and the recipe for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,41 +20,46 @@ RECIPES: Final = {
     "cifar-resnet10": TrainingConfig(epochs=24),
     "cifar-resnet18": TrainingConfig(muon_lr=0.02, cutout=0.25),
 }
-"""docs/training.md has what they come to. Other networks get one of the two below."""
+"""docs/training.md has the accuracies. All other networks use one of the two recipes below."""
 
 FROM_SCRATCH: Final = TrainingConfig(epochs=60, cutout=0.25, progressive=True)
 FINE_TUNING: Final = TrainingConfig(epochs=10, batch_size=64, max_lr=0.01, weight_decay=1e-4)
 
-_SMALL: Final = {"resnet18": "cifar-resnet18"}
-_SMALL_SIZE: Final = 64
-"""Up to this side a network whose stem shrinks images four times would see next to nothing."""
+_SMALL_IMAGE_VARIANTS: Final = {"resnet18": "cifar-resnet18"}
+_SMALL_IMAGE_SIZE: Final = 64
+"""The stem of a network for ImageNet shrinks images four times, which leaves too little of smaller ones."""
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A network to be trained: its name in a checkpoint, how to build it, its input and its recipe.
+    """A network to train, its input and its recipe.
 
-    `pretrained` says where its weights come from, None for random ones. `preprocessing` has the mean and std
-    they were trained with; where nobody knows, `unknown_statistics` says so, and those of the data serve.
+    Attributes:
+        network: its name in a checkpoint.
+        preprocessing: of its input. With pretrained weights, mean and std are those of their training.
+        recipe: hyperparameters for the network.
+        pretrained: where its weights come from, None for random weights.
+        needs_statistics: whether mean and std are unknown and must be computed from the data.
+
     """
 
     network: str
     preprocessing: Preprocessing
     recipe: TrainingConfig
     pretrained: str | None
-    unknown_statistics: bool
+    needs_statistics: bool
     _build: Callable[[int], nn.Module]
 
     def build(self, classes: int, *, frozen: bool = False) -> nn.Module:
-        """Build the network for `classes` classes; where it is pretrained, its last layer is new.
+        """Build the network for `classes` classes; if it is pretrained, with a new last layer.
 
-        `frozen` leaves all but that layer as it is. Raises ModelLoadError where the weights cannot be had
-        or do not fit, or the network does not exist for the size of the input.
+        `frozen` excludes all but that layer from training. Raises ModelLoadError if the weights cannot be
+        read or do not fit, or if the network does not support the size of the input.
         """
         network = self._build(classes)
         if self.pretrained is None:
             return network
-        head = self._head(classes)
+        head = self._head_names(classes)
         state = dict(weights.load_state_dict(self.pretrained))
         if self.network in catalog.model_names():
             state = dict(catalog.get_spec(self.network).convert_state_dict(state))
@@ -64,56 +69,61 @@ class TrainingSetup:
             parameter.requires_grad = not frozen or name in head
         return network
 
-    def _head(self, classes: int) -> set[str]:
-        """Name the tensors whose shape depends on the number of classes."""
+    def _head_names(self, classes: int) -> set[str]:
+        """Return the names of the tensors whose shape depends on the number of classes."""
         with torch.device("meta"):
-            ours, others = (self._build(count).state_dict() for count in (classes, classes + 1))
-        return {key for key, value in ours.items() if value.shape != others[key].shape}
+            state, other = (self._build(count).state_dict() for count in (classes, classes + 1))
+        return {key for key, value in state.items() if value.shape != other[key].shape}
 
 
 def resolve_setup(
     network: str, *, weights_source: str | None = None, size: int | None = None
 ) -> TrainingSetup:
-    """Look up `network`: one of NETWORKS or a torchvision classifier.
+    """Return the setup for `network`: one of NETWORKS or a torchvision classifier.
 
-    `weights_source` is a path, an http(s) URL or the name of a published set of torchvision's (DEFAULT).
-    `size` is the side of the input in pixels, by default the network's own. A "resnet18" from scratch for up
-    to 64 pixels is the one for small images. Raises TrainingError for an unknown network.
+    `weights_source` is a path, an http(s) URL or the name of torchvision's published weights ("DEFAULT");
+    None starts from random weights. `size` is the side of the input in pixels, by default the network's own.
+    "resnet18" from random weights for up to 64 pixels is the variant for small images. Raises TrainingError
+    for an unknown network.
     """
-    if weights_source is None and (size or 0) <= _SMALL_SIZE:
-        network = _SMALL.get(network, network)
-    trained = _checkpoint(weights_source)
+    if weights_source is None and (size or 0) <= _SMALL_IMAGE_SIZE:
+        network = _SMALL_IMAGE_VARIANTS.get(network, network)
+    pretrained = _load_checkpoint(weights_source)
     if network in NETWORKS:
         if weights_source == "DEFAULT":
-            raise TrainingError(f"nobody has published weights of {network}; give --weights FILE")
-        own = trained.preprocessing if trained else _identity_preprocessing(32)
-        recipe = FINE_TUNING if weights_source else RECIPES[network]
-        preprocessing = _rescale(own, size)
+            raise TrainingError(f"no published weights for {network}; use --weights FILE")
+        default = pretrained.preprocessing if pretrained else _identity_preprocessing(32)
         return TrainingSetup(
-            network, preprocessing, recipe, weights_source, trained is None, NETWORKS[network]
+            network,
+            _rescale(default, size),
+            recipe=FINE_TUNING if weights_source else RECIPES[network],
+            pretrained=weights_source,
+            needs_statistics=pretrained is None,
+            _build=NETWORKS[network],
         )
     if network not in catalog.model_names():
         raise TrainingError(
-            f"there is no network {network!r} to train; choose from {', '.join((*_SMALL, *NETWORKS))}, "
+            f"unknown network {network!r}; choose from {', '.join((*_SMALL_IMAGE_VARIANTS, *NETWORKS))}, "
             "or any torchvision classifier"
         )
-    published = weights_source in catalog.published_weights(network)
-    entry = catalog.get_spec(network, weights_source if published else None)
+    is_published = weights_source in catalog.published_weights(network)
+    spec = catalog.get_spec(network, weights_source if is_published else None)
     if weights_source is None:
-        preprocessing, recipe, source = (
-            _identity_preprocessing(size or entry.preprocessing.crop),
-            FROM_SCRATCH,
-            None,
-        )
+        preprocessing = _identity_preprocessing(size or spec.preprocessing.crop)
     else:
-        preprocessing = _rescale(trained.preprocessing if trained else entry.preprocessing, size)
-        recipe, source = FINE_TUNING, entry.url if published else weights_source
-    entry = replace(entry, preprocessing=preprocessing)
-    return TrainingSetup(network, preprocessing, recipe, source, weights_source is None, entry.build)
+        preprocessing = _rescale(pretrained.preprocessing if pretrained else spec.preprocessing, size)
+    return TrainingSetup(
+        network,
+        preprocessing,
+        recipe=FROM_SCRATCH if weights_source is None else FINE_TUNING,
+        pretrained=spec.url if is_published else weights_source,
+        needs_statistics=weights_source is None,
+        _build=replace(spec, preprocessing=preprocessing).build,
+    )
 
 
-def _checkpoint(source: str | None) -> checkpoint.Checkpoint | None:
-    """Return the checkpoint of ours that `source` is; None for other weights, which `TrainingSetup.build` reads."""
+def _load_checkpoint(source: str | None) -> checkpoint.Checkpoint | None:
+    """Return `source` if it is a checkpoint of this project; None for other weights."""
     if source is None or not Path(source).is_file():
         return None
     try:
@@ -123,12 +133,13 @@ def _checkpoint(source: str | None) -> checkpoint.Checkpoint | None:
 
 
 def _identity_preprocessing(size: int) -> Preprocessing:
-    """Resize to `size` and crop to a square, whose mean and std are still to be found."""
+    """Return a resize and crop to `size` pixels without normalization."""
     return Preprocessing(resize=size, crop=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def _rescale(own: Preprocessing, size: int | None) -> Preprocessing:
-    """Return `own` for images of another size, with the same share cropped away."""
+def _rescale(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
+    """Return `preprocessing` for another size, with the same share of the image cropped away."""
     if size is None:
-        return own
-    return replace(own, crop=size, resize=min(MAX_SIDE, round(own.resize * size / own.crop)))
+        return preprocessing
+    resize = min(MAX_SIDE, round(preprocessing.resize * size / preprocessing.crop))
+    return replace(preprocessing, crop=size, resize=resize)

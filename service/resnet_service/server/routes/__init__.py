@@ -1,1 +1,1 @@
-"""HTTP routes, one module for each group."""
+"""The HTTP routes outside of /v2, one module per group."""

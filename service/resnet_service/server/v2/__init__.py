@@ -1,5 +1,5 @@
-"""The Open Inference Protocol over REST: what clients of KServe and Triton speak.
+"""The Open Inference Protocol over REST, for clients of KServe and Triton.
 
-https://github.com/kserve/open-inference-protocol, with two of Triton's extensions: binary tensor data and
-classification.
+Specification: https://github.com/kserve/open-inference-protocol. It supports two extensions of Triton: binary
+tensor data and classification.
 """

@@ -1,4 +1,4 @@
-"""The protocol's routes. Their errors are the service's own, with the protocol's body."""
+"""Routes of the Open Inference Protocol. Errors are those of the service, in the protocol's body shape."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Final, TypeVar
@@ -11,166 +11,166 @@ from resnet_service import __version__, errors
 from resnet_service.inference.engine import Engine
 from resnet_service.runtimes import TopKResult
 from resnet_service.schemas import V2Error
-from resnet_service.server.concurrency import map_concurrently
-from resnet_service.server.disconnect import cancel_on_disconnect
+from resnet_service.server.concurrency import cancel_on_disconnect, map_concurrently
 from resnet_service.server.exception_handlers import V2_PREFIX, openapi_responses
-from resnet_service.server.routes import operations
+from resnet_service.server.routes import health
 from resnet_service.server.state import AppState, StateDep
 from resnet_service.server.uploads import UploadLimits, read_body
-from resnet_service.server.v2 import metadata as interface
-from resnet_service.server.v2.requests import Image, parse
-from resnet_service.server.v2.responses import classes_needed, encode
+from resnet_service.server.v2 import schemas
+from resnet_service.server.v2.codec import ImageInput, encode_response, parse_request, required_top_k
 from resnet_service.server.v2.schemas import (
     InferResponse,
-    Live,
     ModelMetadata,
     ModelReady,
-    Ready,
+    ServerLive,
     ServerMetadata,
-    request_schema,
+    ServerReady,
 )
 
 Value = TypeVar("Value")
 
 router = APIRouter(prefix=V2_PREFIX, tags=["open inference protocol"])
 
-_JSON_LENGTH: Final = "Inference-Header-Content-Length"
-_BINARY: Final = "application/octet-stream"
-_LONG_JSON: Final = 32_768
-"""Bytes; what is longer is read in a thread, so that other requests get their turns between the images."""
-_MANY_CLASSES: Final = 10_000
-"""Classes of all images; what is more is written in a thread."""
+_JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
+_BINARY_TYPE: Final = "application/octet-stream"
+_MAX_INLINE_JSON_BYTES: Final = 32_768
+"""Longer JSON is parsed in a decoding thread, so that it does not block the event loop."""
+_MAX_INLINE_CLASSES: Final = 10_000
+"""Results with more classes, over all images, are encoded in a decoding thread."""
 
 _NOT_READY: Final = openapi_responses(errors.ServiceUnavailable, protocol=True)
 _NOT_FOUND: Final[dict[int | str, dict[str, Any]]] = {
-    404: {"description": "There is no such model or version", "model": V2Error},
+    404: {"description": "Unknown model or version", "model": V2Error},
     "default": {"description": "Any other error", "model": V2Error},
 }
-_OF_ONE_IMAGE: Final = (
+_IMAGE_ERRORS: Final = (
     errors.InvalidImageError,
     errors.UnsupportedMediaType,
     errors.PayloadTooLarge,
     errors.InferenceError,
 )
-_REJECTED: Final = openapi_responses(
-    *(errors.InvalidRequestError, errors.RequestTimeout, *_OF_ONE_IMAGE),
+"""Errors of a single image; the message gets the index of that image."""
+_INFER_ERRORS: Final = openapi_responses(
+    *(errors.InvalidRequestError, errors.RequestTimeout, *_IMAGE_ERRORS),
     *(errors.OverloadedError, errors.DeadlineExceededError, errors.ServiceUnavailable),
     protocol=True,
 )
 
 
-async def _served(name: str, state: StateDep) -> AppState:
-    if name != state.engine.model.name:
-        raise HTTPException(404, f"no model is called {name[:50]!r}; there is {state.engine.model.name!r}")
+async def _check_model(name: str, state: StateDep) -> AppState:
+    model = state.engine.model.name
+    if name != model:
+        raise HTTPException(404, f"unknown model {name[:50]!r}; the server has {model!r}")
     return state
 
 
-async def _known_version(version: str) -> None:
-    if version != interface.VERSION:
-        raise HTTPException(404, f"the model has no version {version[:50]!r}; there is {interface.VERSION!r}")
+async def _check_version(version: str) -> None:
+    if version != schemas.MODEL_VERSION:
+        raise HTTPException(
+            404, f"unknown version {version[:50]!r}; the model has version {schemas.MODEL_VERSION!r}"
+        )
 
 
-ServedDep = Annotated[AppState, Depends(_served)]
+ModelDep = Annotated[AppState, Depends(_check_model)]
+"""The application's state, for a path that names the current model."""
 
 _MODEL: Final = "/models/{name}"
 _VERSION: Final = _MODEL + "/versions/{version}"
-_VERSIONED: Final = [Depends(_known_version)]
+_CHECK_VERSION: Final = [Depends(_check_version)]
 
 
-@router.get("", operation_id="v2_server", summary="Who answers?")
+@router.get("", operation_id="v2_server", summary="Server metadata")
 async def server_metadata() -> ServerMetadata:
-    """Give the service's version and the protocol's extensions that it knows."""
+    """Return the name and version of the server and the protocol extensions that it supports."""
     return ServerMetadata(
         name="resnet-service", version=__version__, extensions=["binary_tensor_data", "classification"]
     )
 
 
-@router.get("/health/live", operation_id="v2_live", summary="Is the process alive?", responses=_NOT_READY)
-async def live(state: StateDep) -> Live:
-    """Answer as /healthz does."""
-    await operations.healthz(state)
-    return Live(live=True)
+@router.get("/health/live", operation_id="v2_live", summary="Server liveness", responses=_NOT_READY)
+async def live(state: StateDep) -> ServerLive:
+    """Return whether the server is alive, with the same condition and status as /healthz."""
+    await health.healthz(state)
+    return ServerLive(live=True)
 
 
-@router.get(
-    "/health/ready", operation_id="v2_ready", summary="May it be sent requests?", responses=_NOT_READY
-)
-async def ready(state: StateDep) -> Ready:
-    """Answer as /readyz does."""
-    await operations.readyz(state)
-    return Ready(ready=True)
+@router.get("/health/ready", operation_id="v2_ready", summary="Server readiness", responses=_NOT_READY)
+async def ready(state: StateDep) -> ServerReady:
+    """Return whether the server is ready for requests, with the same condition and status as /readyz."""
+    await health.readyz(state)
+    return ServerReady(ready=True)
 
 
 @router.get(
     _VERSION,
     operation_id="v2_version",
-    summary="What does this version of the model take and give?",
+    summary="Metadata of a model version",
     responses=_NOT_FOUND,
-    dependencies=_VERSIONED,
+    dependencies=_CHECK_VERSION,
     response_model_exclude_none=True,
 )
 @router.get(
     _MODEL,
     operation_id="v2_model",
-    summary="What does the model take and give?",
+    summary="Model metadata",
     responses=_NOT_FOUND,
     response_model_exclude_none=True,
 )
-async def model_metadata(state: ServedDep) -> ModelMetadata:
-    """Describe the model's inputs, of which a request has one, and outputs, all of which can be left out."""
+async def model_metadata(state: ModelDep) -> ModelMetadata:
+    """Return the inputs and outputs of the model. A request has exactly one of the inputs."""
     model, runtime = state.engine.model, state.engine.runtimes[0]
     return ModelMetadata(
         name=model.name,
-        versions=[interface.VERSION],
+        versions=[schemas.MODEL_VERSION],
         platform=f"{runtime.name}_{runtime.precision}",
-        inputs=list(interface.inputs(model).values()),
-        outputs=list(interface.outputs(model).values()),
+        inputs=list(schemas.input_tensors(model).values()),
+        outputs=list(schemas.output_tensors(model).values()),
     )
 
 
 @router.get(
     f"{_VERSION}/ready",
     operation_id="v2_version_ready",
-    summary="May this version of the model be sent requests?",
+    summary="Readiness of a model version",
     responses=_NOT_FOUND | _NOT_READY,
-    dependencies=_VERSIONED,
+    dependencies=_CHECK_VERSION,
 )
 @router.get(
     f"{_MODEL}/ready",
     operation_id="v2_model_ready",
-    summary="May the model be sent requests?",
+    summary="Model readiness",
     responses=_NOT_FOUND | _NOT_READY,
 )
-async def model_ready(state: ServedDep) -> ModelReady:
-    """Answer as /readyz does."""
-    await operations.readyz(state)
+async def model_ready(state: ModelDep) -> ModelReady:
+    """Return whether the model is ready for requests, with the same condition and status as /readyz."""
+    await health.readyz(state)
     return ModelReady(name=state.engine.model.name, ready=True)
 
 
-_BINARY_BODY: Final = {_BINARY: {"schema": {"type": "string", "format": "binary"}}}
-_PIXEL: Final = "R0lGODlhAQABAIAAAP///wAAACwAAAAAAQABAAACAkQBADs="  # the smallest GIF
+_BINARY_BODY: Final = {_BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+_TINY_GIF: Final = "R0lGODlhAQABAIAAAP///wAAACwAAAAAAQABAAACAkQBADs="  # one pixel
 _EXAMPLE: Final = {
-    "inputs": [{"name": interface.IMAGE, "shape": [1], "datatype": "BYTES", "data": [_PIXEL]}],
-    "outputs": [{"name": interface.LABEL}, {"name": interface.PROBABILITY}],
+    "inputs": [{"name": schemas.IMAGE_INPUT, "shape": [1], "datatype": "BYTES", "data": [_TINY_GIF]}],
+    "outputs": [{"name": schemas.LABEL_OUTPUT}, {"name": schemas.PROBABILITY_OUTPUT}],
     "parameters": {"top_k": 2},
 }
 _INFER: Final[dict[str, Any]] = {
     "summary": "Classify images",
     "response_model": InferResponse,
-    "responses": {200: {"content": _BINARY_BODY}} | _NOT_FOUND | _REJECTED,
+    "responses": {200: {"content": _BINARY_BODY}} | _NOT_FOUND | _INFER_ERRORS,
     "openapi_extra": {
         "parameters": [
             {
                 "in": "header",
-                "name": _JSON_LENGTH,
-                "description": "The bytes of the JSON, where binary data follow it.",
+                "name": _JSON_LENGTH_HEADER,
+                "description": "Size of the JSON in bytes, if binary data follows it.",
                 "schema": {"type": "integer"},
             }
         ],
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": request_schema(), "example": _EXAMPLE},
+                "application/json": {"schema": schemas.infer_request_schema(), "example": _EXAMPLE},
                 **_BINARY_BODY,
             },
         },
@@ -178,67 +178,74 @@ _INFER: Final[dict[str, Any]] = {
 }
 
 
-@router.post(f"{_VERSION}/infer", operation_id="v2_version_infer", dependencies=_VERSIONED, **_INFER)
+@router.post(f"{_VERSION}/infer", operation_id="v2_version_infer", dependencies=_CHECK_VERSION, **_INFER)
 @router.post(f"{_MODEL}/infer", operation_id="v2_infer", **_INFER)
-async def infer(request: Request, state: ServedDep) -> Response:
-    """Send one of the inputs; its images share batches with those of all other requests.
+async def infer(request: Request, state: ModelDep) -> Response:
+    """Classify the images of one input, in batches shared with other requests.
 
-    An image that cannot be classified fails the request. `top_k`, a parameter of the request, is how many
-    classes `class_id`, `label` and `probability` have.
+    If one image cannot be classified, the request fails. The request parameter `top_k` sets the number of
+    classes in the outputs `class_id`, `label` and `probability`.
     """
     json_length = _json_length(request)
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise errors.UnsupportedMediaType(f"send the body as it is, not in the encoding {encoding[:50]!r}")
-    state.engine.check_admission(state.deadline())  # what cannot be taken is not read either
+        raise errors.UnsupportedMediaType(
+            f"unsupported Content-Encoding {encoding[:50]!r}; send the body as is"
+        )
+    state.engine.check_admission(state.deadline())  # reject before the body is read
     with state.metrics.stage_seconds.labels("read").time():
         body = await read_body(request, UploadLimits.from_settings(state.settings))
-    with state.acquire_engine() as engine:
-        answering = _answer(state, engine, body, json_length)
-        answer, answer_json_length = await cancel_on_disconnect(request, answering)
-    if answer_json_length is None:
-        return Response(answer, media_type="application/json")
-    return Response(answer, headers={_JSON_LENGTH: str(answer_json_length)}, media_type=_BINARY)
+    with state.engines.acquire() as engine:
+        work = _infer(state, engine, body, json_length)
+        content, content_json_length = await cancel_on_disconnect(request, work)
+    if content_json_length is None:
+        return Response(content, media_type="application/json")
+    headers = {_JSON_LENGTH_HEADER: str(content_json_length)}
+    return Response(content, headers=headers, media_type=_BINARY_TYPE)
 
 
 def _json_length(request: Request) -> int | None:
-    given = request.headers.get(_JSON_LENGTH)
-    if given is None:
+    value = request.headers.get(_JSON_LENGTH_HEADER)
+    if value is None:
         return None
-    if not (given.isascii() and given.isdigit() and len(given) <= 18):
-        raise errors.InvalidRequestError(f"{_JSON_LENGTH} must be a number of bytes, got {given[:50]!r}")
-    return int(given)
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise errors.InvalidRequestError(
+            f"{_JSON_LENGTH_HEADER} must be a number of bytes, got {value[:50]!r}"
+        )
+    return int(value)
 
 
-async def _answer(
+async def _infer(
     state: AppState, engine: Engine, body: bytearray, json_length: int | None
 ) -> tuple[bytes, int | None]:
-    """Return the answer's body and the length of its JSON, None where that is all."""
+    """Return the body of the response and the length of its JSON; None if all of it is JSON."""
     deadline = state.deadline()
-    long = (len(body) if json_length is None else json_length) > _LONG_JSON
-    limit = state.settings.max_images_per_request
-    if long:
+    is_long = (len(body) if json_length is None else json_length) > _MAX_INLINE_JSON_BYTES
+    if is_long:
         engine.check_admission(deadline)
-    asked = await _run(long, engine, deadline, parse, body, json_length, engine.model, limit)
-    top_k = state.top_k(engine, asked.parameters.top_k)
-    depth = classes_needed(asked, engine.model, top_k)
+    limit = state.settings.max_images_per_request
+    parsed = await _call(is_long, engine, deadline, parse_request, body, json_length, engine.model, limit)
+    top_k = state.top_k(engine, parsed.parameters.top_k)
+    classes = required_top_k(parsed, engine.model, top_k)
 
-    async def classify(numbered: tuple[int, Image]) -> TopKResult:
-        index, image = numbered
+    async def classify(indexed_image: tuple[int, ImageInput]) -> TopKResult:
+        index, image = indexed_image
         try:
             if isinstance(image, bytes):
-                return (await engine.classify(image, depth, deadline)).best
-            return (await engine.classify_crop(image, depth, deadline)).best
-        except _OF_ONE_IMAGE as error:
-            raise type(error)(f"{asked.input}[{index}]: {error}") from error
+                return (await engine.classify(image, classes, deadline)).best
+            return (await engine.classify_crop(image, classes, deadline)).best
+        except _IMAGE_ERRORS as error:
+            raise type(error)(f"{parsed.input_name}[{index}]: {error}") from error
 
-    results = await map_concurrently(engine, classify, list(enumerate(asked.images)))
-    many = len(results) * depth > _MANY_CLASSES
-    return await _run(many, engine, deadline, encode, asked, engine.model, top_k, results)
+    results = await map_concurrently(classify, list(enumerate(parsed.images)), engine.max_batch)
+    is_large = len(results) * classes > _MAX_INLINE_CLASSES
+    return await _call(is_large, engine, deadline, encode_response, parsed, engine.model, top_k, results)
 
 
-async def _run(
-    long: bool, engine: Engine, deadline: float, function: Callable[..., Value], *arguments: object
+async def _call(
+    is_slow: bool, engine: Engine, deadline: float, function: Callable[..., Value], *arguments: object
 ) -> Value:
-    """Call `function`, in a decoding thread where it takes `long`."""
-    return await engine.run_in_decode_pool(deadline, function, *arguments) if long else function(*arguments)
+    """Call `function`; a slow one runs in a decoding thread."""
+    return (
+        await engine.run_in_decode_pool(deadline, function, *arguments) if is_slow else function(*arguments)
+    )

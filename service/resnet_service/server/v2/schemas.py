@@ -1,8 +1,22 @@
-"""The protocol's JSON: what is asked and what is answered."""
+"""JSON messages of the protocol, and the names, types and shapes of the model's tensors."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+
+from resnet_service.models import Model
+
+MODEL_VERSION: Final = "1"
+"""The only version of a model."""
+
+IMAGE_INPUT: Final = "image"
+PIXELS_INPUT: Final = "pixels"
+NORMALIZED_INPUT: Final = "input"
+
+PROBABILITIES_OUTPUT: Final = "probabilities"
+CLASS_ID_OUTPUT: Final = "class_id"
+LABEL_OUTPUT: Final = "label"
+PROBABILITY_OUTPUT: Final = "probability"
 
 
 class _Message(BaseModel):
@@ -12,34 +26,34 @@ class _Message(BaseModel):
 class _Parameters(_Message):
     @model_validator(mode="before")
     @classmethod
-    def _reject_shared_memory(cls, given: Any) -> Any:
-        if isinstance(given, dict) and any(str(name).startswith("shared_memory") for name in given):
+    def _reject_shared_memory(cls, value: Any) -> Any:
+        if isinstance(value, dict) and any(str(name).startswith("shared_memory") for name in value):
             raise ValueError("shared memory is not supported; send the data with the request")
-        return given
+        return value
 
 
 class InputParameters(_Parameters):
-    """The bytes of this input after the JSON; None where its data are in the JSON."""
+    """Parameters of an input: the size of its binary data after the JSON; null if its data is in the JSON."""
 
     binary_data_size: int | None = Field(None, ge=0)
 
 
 class OutputParameters(_Parameters):
-    """How to answer with one output: as bytes after the JSON, and as the best so many classes in words."""
+    """Parameters of an output: binary or JSON data, and the number of classes to return as text."""
 
     binary_data: bool | None = None
     classification: int | None = Field(None, ge=1)
 
 
 class RequestParameters(_Parameters):
-    """Whether outputs are bytes where they do not say, and how many classes the best are."""
+    """Parameters of a request: the default for `binary_data`, and the number of classes to return."""
 
     binary_data_output: bool = False
     top_k: int | None = Field(None, ge=1)
 
 
 class RequestInput(_Message):
-    """A tensor that is sent; `data` are flat or nested, row-major."""
+    """An input tensor; `data` is flat or nested, in row-major order."""
 
     name: str
     shape: Annotated[list[Annotated[int, Field(ge=1)]], FailFast(), Field(min_length=1, max_length=8)]
@@ -49,14 +63,14 @@ class RequestInput(_Message):
 
 
 class RequestOutput(_Message):
-    """An output that is asked for."""
+    """A requested output."""
 
     name: str
     parameters: OutputParameters = OutputParameters()
 
 
 class InferRequest(_Message):
-    """The JSON of a request, or its JSON part; all outputs where it asks for none."""
+    """The JSON of an inference request. Without `outputs`, the response contains all outputs."""
 
     id: str | None = None
     parameters: RequestParameters = RequestParameters()
@@ -64,25 +78,28 @@ class InferRequest(_Message):
     outputs: Annotated[list[RequestOutput], FailFast()] = []
 
 
-def request_schema() -> dict[str, Any]:
-    """Return the JSON schema of a request without references, for a place where none would lead anywhere."""
+def infer_request_schema() -> dict[str, Any]:
+    """Return the JSON schema of InferRequest with its definitions inlined.
+
+    The operation's `requestBody` in OpenAPI cannot refer to definitions that FastAPI does not collect.
+    """
     schema = InferRequest.model_json_schema()
     definitions = schema.pop("$defs")
 
-    def inlined(part: Any) -> Any:
+    def inline(part: Any) -> Any:
         if isinstance(part, list):
-            return [inlined(item) for item in part]
+            return [inline(item) for item in part]
         if not isinstance(part, dict):
             return part
         if "$ref" in part:
-            return inlined(definitions[part["$ref"].rsplit("/", 1)[1]])
-        return {key: inlined(value) for key, value in part.items()}
+            return inline(definitions[part["$ref"].rsplit("/", 1)[1]])
+        return {key: inline(value) for key, value in part.items()}
 
-    return dict(inlined(schema))
+    return dict(inline(schema))
 
 
 class ResponseOutput(_Message):
-    """A tensor of the answer: `data`, row-major, or the number of its bytes after the JSON."""
+    """An output tensor: `data` in row-major order, or the size of its binary data after the JSON."""
 
     name: str
     datatype: str
@@ -92,7 +109,7 @@ class ResponseOutput(_Message):
 
 
 class InferResponse(_Message):
-    """The answer, or its JSON part."""
+    """The JSON of an inference response; binary data follows it."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -114,7 +131,7 @@ class InferResponse(_Message):
 
 
 class ServerMetadata(_Message):
-    """Who answers, and which of the protocol's extensions it knows."""
+    """The server's name and version, and the protocol extensions that it supports."""
 
     name: str
     version: str
@@ -122,7 +139,7 @@ class ServerMetadata(_Message):
 
 
 class TensorMetadata(_Message):
-    """An input or output; -1 in its shape stands for any length."""
+    """An input or output of the model; -1 in `shape` means any length."""
 
     name: str
     datatype: str
@@ -131,7 +148,7 @@ class TensorMetadata(_Message):
 
 
 class ModelMetadata(_Message):
-    """The model, what runs it, and what it takes and gives."""
+    """The model's name, versions, platform (runtime and precision), inputs and outputs."""
 
     name: str
     versions: list[str]
@@ -140,20 +157,56 @@ class ModelMetadata(_Message):
     outputs: list[TensorMetadata]
 
 
-class Live(_Message):
-    """The process is alive."""
+class ServerLive(_Message):
+    """The liveness of the server."""
 
     live: bool
 
 
-class Ready(_Message):
-    """The service may be sent requests."""
+class ServerReady(_Message):
+    """The readiness of the server."""
 
     ready: bool
 
 
 class ModelReady(_Message):
-    """The model may be sent requests."""
+    """The readiness of a model."""
 
     name: str
     ready: bool
+
+
+def input_tensors(model: Model) -> dict[str, TensorMetadata]:
+    """Return the model's inputs by name; a request contains exactly one of them."""
+    side = model.preprocessing.crop
+    images = "encoded image files, such as JPEG or PNG; base64 in JSON"
+    pixels = "RGB images, resized and cropped"
+    normalized = "RGB planes, resized, cropped and normalized; rounded to 8-bit values"
+    tensors = (
+        TensorMetadata(name=IMAGE_INPUT, datatype="BYTES", shape=[-1], parameters=_optional(images)),
+        TensorMetadata(
+            name=PIXELS_INPUT, datatype="UINT8", shape=[-1, side, side, 3], parameters=_optional(pixels)
+        ),
+        TensorMetadata(
+            name=NORMALIZED_INPUT,
+            datatype="FP32",
+            shape=[-1, 3, side, side],
+            parameters=_optional(normalized),
+        ),
+    )
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def output_tensors(model: Model) -> dict[str, TensorMetadata]:
+    """Return the model's outputs by name: the probabilities of all classes by index, and the top classes."""
+    tensors = (
+        TensorMetadata(name=PROBABILITIES_OUTPUT, datatype="FP32", shape=[-1, len(model.labels)]),
+        TensorMetadata(name=CLASS_ID_OUTPUT, datatype="INT64", shape=[-1, -1]),
+        TensorMetadata(name=LABEL_OUTPUT, datatype="BYTES", shape=[-1, -1]),
+        TensorMetadata(name=PROBABILITY_OUTPUT, datatype="FP32", shape=[-1, -1]),
+    )
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _optional(content: str) -> dict[str, bool | str]:
+    return {"optional": True, "content": content}

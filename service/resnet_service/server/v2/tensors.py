@@ -1,4 +1,7 @@
-"""Tensors on the wire <-> arrays and byte strings, in JSON or binary. Knows no model and no HTTP."""
+"""Convert tensors between arrays or byte strings and the protocol's JSON or binary format.
+
+This module must not depend on the model or on HTTP.
+"""
 
 import base64
 import struct
@@ -20,75 +23,84 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "FP32": np.dtype("<f4"),
 }
 _DATATYPES: Final = {"u": "UINT8", "i": "INT64", "f": "FP32", "O": "BYTES"}
-_IN_JSON: Final[dict[str, set[type]]] = {"UINT8": {int}, "FP32": {int, float}}
-_LENGTH: Final = struct.Struct("<I")
-"""What goes before each element of BYTES in binary."""
+_JSON_TYPES: Final[dict[str, set[type]]] = {"UINT8": {int}, "FP32": {int, float}}
+_LENGTH_PREFIX: Final = struct.Struct("<I")
+"""Precedes each element of a BYTES tensor in binary."""
 
 
 def datatype(values: Values) -> str:
-    """Return what the protocol calls the type of an array; strings are objects."""
+    """Return the protocol's name for the type of an array; arrays of objects contain strings."""
     return _DATATYPES[values.dtype.kind]
 
 
 def to_bytes(values: Values) -> bytes:
-    """Return the elements, row-major and little-endian, strings with their lengths before them."""
+    """Encode an array as binary: row-major, little-endian, each string after its length."""
     name = datatype(values)
     if name != "BYTES":
         return values.astype(_DTYPES[name], copy=False).tobytes()
     encoded = [value.encode() for value in values.flat]
-    return b"".join(chain.from_iterable((_LENGTH.pack(len(value)), value) for value in encoded))
+    return b"".join(chain.from_iterable((_LENGTH_PREFIX.pack(len(value)), value) for value in encoded))
 
 
 def numbers_from_bytes(data: memoryview, datatype: str, shape: Sequence[int]) -> list[Values]:
-    """Return the rows of a tensor of numbers as views of `data`; raises InvalidRequestError for a wrong size."""
+    """Return the rows of a binary tensor of numbers as views of `data`.
+
+    Raises InvalidRequestError if the size of `data` does not match the shape.
+    """
     dtype = _DTYPES[datatype]
-    if len(data) != prod(shape) * dtype.itemsize:
-        raise InvalidRequestError(
-            f"{datatype} of shape {list(shape)} is {prod(shape) * dtype.itemsize} bytes, got {len(data)}"
-        )
+    size = prod(shape) * dtype.itemsize
+    if len(data) != size:
+        raise InvalidRequestError(f"{datatype} of shape {list(shape)} has {size} bytes, got {len(data)}")
     return list(np.frombuffer(data, dtype).reshape(shape))
 
 
 def strings_from_bytes(data: memoryview, count: int) -> list[bytes]:
-    """Return the elements of BYTES; raises InvalidRequestError where their lengths do not add up."""
+    """Return the `count` elements of a binary BYTES tensor.
+
+    Raises InvalidRequestError if their lengths do not add up to the size of `data`.
+    """
     strings = []
     position = 0
     for index in range(count):
-        start = position + _LENGTH.size
+        start = position + _LENGTH_PREFIX.size
         if start > len(data):
-            raise InvalidRequestError(f"the data end before element {index} of {count}")
-        position = start + _LENGTH.unpack_from(data, position)[0]
+            raise InvalidRequestError(f"the data ends before element {index} of {count}")
+        position = start + _LENGTH_PREFIX.unpack_from(data, position)[0]
         if position > len(data):
-            raise InvalidRequestError(f"element {index} is longer than the data that are left")
+            raise InvalidRequestError(f"element {index} is longer than the remaining data")
         strings.append(bytes(data[start:position]))
     if position != len(data):
-        raise InvalidRequestError(f"{len(data) - position} bytes are left after {count} elements")
+        raise InvalidRequestError(f"{len(data) - position} bytes remain after {count} elements")
     return strings
 
 
 def numbers_from_json(data: object, datatype: str, shape: Sequence[int]) -> list[Values]:
-    """Return the rows of a tensor of numbers, shape[0] of them, from nested or flat lists.
+    """Return the shape[0] rows of a tensor of numbers, from nested or flat lists.
 
-    Nothing is made in a size that is only claimed. Raises InvalidRequestError for what is not such a tensor.
+    Allocates memory for numbers that are in `data`, not for those that `shape` claims. Raises
+    InvalidRequestError if `data` does not match the datatype or the shape.
     """
     count, *row_shape = shape
     size = prod(row_shape)
     if _is_nested(data):
-        rows = [_flat(row, row_shape) for row in _flat(data, [count])]
+        rows = [_flatten(row, row_shape) for row in _flatten(data, [count])]
     else:
-        values = _flat(data, [count * size])
+        values = _flatten(data, [count * size])
         rows = [values[start : start + size] for start in range(0, count * size, size)]
-    return [_numbers(row, datatype).reshape(row_shape) for row in rows]
+    return [_to_array(row, datatype).reshape(row_shape) for row in rows]
 
 
 def strings_from_json(data: object, shape: Sequence[int]) -> list[bytes]:
-    """Return the bytes that a tensor has as base64; raises InvalidRequestError for anything else."""
+    """Return the bytes of a tensor of base64 strings, from nested or flat lists.
+
+    Raises InvalidRequestError if `data` does not match the shape or is not base64.
+    """
     strings = []
-    for index, value in enumerate(_flat(data, shape if _is_nested(data) else [prod(shape)])):
+    for index, value in enumerate(_flatten(data, shape if _is_nested(data) else [prod(shape)])):
         try:
             strings.append(base64.b64decode(value, validate=True))
-        except (TypeError, ValueError) as error:  # TypeError: no string
-            raise InvalidRequestError(f"element {index} is not a string in base64") from error
+        except (TypeError, ValueError) as error:  # TypeError: not a string
+            raise InvalidRequestError(f"element {index} is not a base64 string") from error
     return strings
 
 
@@ -96,21 +108,21 @@ def _is_nested(data: object) -> bool:
     return isinstance(data, list) and bool(data) and isinstance(data[0], list)
 
 
-def _flat(data: object, shape: Sequence[int]) -> list[Any]:
-    """Return the elements of lists that are nested as `shape` says."""
+def _flatten(data: object, shape: Sequence[int]) -> list[Any]:
+    """Return the elements of nested lists; raises InvalidRequestError if their lengths are not `shape`."""
     elements: list[Any] = [data]
     for size in shape:
         if set(map(type, elements)) != {list} or set(map(len, elements)) != {size}:
-            raise InvalidRequestError(f"the data are not lists of {size} elements where the shape says so")
+            raise InvalidRequestError(f"the data does not match the shape: expected lists of {size} elements")
         elements = list(chain.from_iterable(elements))
     return elements
 
 
-def _numbers(values: list[Any], datatype: str) -> Values:
-    if not set(map(type, values)) <= _IN_JSON[datatype]:
-        raise InvalidRequestError(f"the data hold what is not {datatype}")
+def _to_array(values: list[Any], datatype: str) -> Values:
+    if not set(map(type, values)) <= _JSON_TYPES[datatype]:
+        raise InvalidRequestError(f"data contains values that are not {datatype}")
     try:
-        with np.errstate(over="ignore"):  # what becomes infinite is rejected as such
+        with np.errstate(over="ignore"):  # `denormalize` rejects values that become infinite
             return np.array(values, _DTYPES[datatype])
     except OverflowError as error:
-        raise InvalidRequestError(f"the data hold a number that is too large for {datatype}") from error
+        raise InvalidRequestError(f"data contains a number that is out of range for {datatype}") from error

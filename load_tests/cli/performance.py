@@ -1,0 +1,190 @@
+"""Commands that measure performance: run, capacity, incident, profile and resources."""
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from load_tests import plots, profiling, report, wrk
+from load_tests.cli.options import (
+    host_option,
+    image_option,
+    images_option,
+    model_option,
+    output_option,
+    service_or_host,
+    service_under_test,
+    weights_option,
+)
+from load_tests.incident import draw_dashboards, schedule_slowdown, slow_server_command
+from load_tests.resource_usage import measure_resource_usage
+from load_tests.scenario_runner import ScenarioRunner
+from load_tests.scenarios import SCENARIOS, constant_rate
+from load_tests.service import run_service, serve_command
+from monitoring.local import run_prometheus
+
+_CAPACITY_SHARES: Final = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
+_INCIDENT_LOAD: Final = 0.5
+
+
+@click.command()
+@click.argument("scenarios", nargs=-1, type=click.Choice(list(SCENARIOS)))
+@model_option
+@weights_option
+@host_option
+@images_option
+@output_option
+@click.option("--seconds", type=float, help="Duration of each scenario instead of its default.")
+@click.option(
+    "--p99-ms", default=500.0, show_default=True, help="Target for the latency of successful requests."
+)
+def run(
+    scenarios: tuple[str, ...],
+    model: str,
+    weights: str | None,
+    host: str | None,
+    images: Path | None,
+    output: Path,
+    seconds: float | None,
+    p99_ms: float,
+) -> None:
+    """Run SCENARIOS (default: all) and compare the results with targets.
+
+    The targets are: no request fails, none is rejected, and p99 is within --p99-ms. In scenarios that exceed
+    the capacity, rejections with 429 are allowed and the processing time of a full queue is added to p99's
+    target. The exit status is 1 if a target is missed.
+    """
+    logs, missed = {}, []
+    with service_or_host(host, output, model, weights) as url:
+        runner = ScenarioRunner(url, images, *([] if seconds is None else [seconds]))
+        click.echo(f"{url}: capacity {runner.capacity_rps:.0f} requests/s")
+        for name in scenarios or SCENARIOS:
+            scenario = SCENARIOS[name]
+            duration_s = seconds or scenario.seconds
+            click.echo(f"{name}: {scenario.description}, {duration_s:g} s")
+            log = logs[name] = runner.run(scenario, duration_s)
+            report.write_csv(log, output / f"{name}.csv")
+            plots.draw_timeline(name, log, runner.capacity_rps, output / f"{name}.png")
+            target_ms = p99_ms + runner.full_queue_ms * scenario.exceeds_capacity
+            missed += report.missed_targets(name, log, target_ms, scenario.exceeds_capacity)
+    table = report.scenario_table(logs)
+    (output / "report.md").write_text(table + "\n", encoding="utf-8")
+    click.echo(f"\n{table}\n")
+    for line in missed:
+        click.echo(f"missed target: {line}", err=True)
+    click.echo(f"reports: {output}/")
+    sys.exit(1 if missed else 0)
+
+
+@click.command()
+@model_option
+@weights_option
+@host_option
+@images_option
+@output_option
+@click.option("--seconds", default=15.0, show_default=True, help="Duration of each step.")
+def capacity(
+    model: str,
+    weights: str | None,
+    host: str | None,
+    images: Path | None,
+    output: Path,
+    seconds: float,
+) -> None:
+    """Step through rates from 10 % to 150 % of the capacity, and draw latency over the rate."""
+    logs = {}
+    with service_or_host(host, output, model, weights) as url:
+        runner = ScenarioRunner(url, images, seconds)
+        click.echo(f"{url}: capacity {runner.capacity_rps:.0f} requests/s")
+        for share in _CAPACITY_SHARES:
+            name = f"{share:.0%}"
+            logs[name] = runner.run(constant_rate(share), seconds)
+            click.echo("  ".join(report.scenario_row(name, logs[name])))
+    title = f"{host or model}: open loop, {seconds:g} s per rate"
+    plots.draw_capacity(list(logs.values()), title, output / "capacity.png")
+    table = report.scenario_table(logs)
+    (output / "capacity.md").write_text(table + "\n", encoding="utf-8")
+    click.echo(f"\n{table}\n\nreports: {output}/")
+
+
+@click.command()
+@model_option
+@images_option
+@output_option
+@click.option(
+    "--factor", default=4.0, show_default=True, help="Factor by which batches take longer while slow."
+)
+@click.option("--before", default=60.0, show_default=True, help="Seconds before the model becomes slow.")
+@click.option("--during", default=90.0, show_default=True, help="Seconds for which it is slow.")
+@click.option("--after", default=60.0, show_default=True, help="Seconds after that.")
+def incident(
+    model: str, images: Path | None, output: Path, factor: float, before: float, during: float, after: float
+) -> None:
+    """Slow the model down at half of its capacity, and draw what the dashboards show.
+
+    Needs Prometheus (Debian's package prometheus).
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    seconds = before + during + after
+    with run_service(slow_server_command(model, factor), output / "service.log") as (url, process):
+        # Before Prometheus starts: otherwise its first minute would show the measurement of the capacity.
+        runner = ScenarioRunner(url, images, seconds)
+        with run_prometheus(url.removeprefix("http://"), log=output / "prometheus.log") as prometheus:
+            click.echo(f"half of {runner.capacity_rps:.0f} requests/s for {seconds:g} s")
+            slowdown = schedule_slowdown(process, before, during, after)
+            log = runner.run(constant_rate(_INCIDENT_LOAD), seconds)
+            for path in draw_dashboards(prometheus, slowdown, output):
+                click.echo(f"plot: {path}")
+    click.echo(f"\n{report.scenario_table({'incident': log})}")
+
+
+@click.command()
+@model_option
+@weights_option
+@image_option
+@output_option
+@click.option(
+    "--connections", default=16, show_default=True, help="Connections over which wrk sends the image."
+)
+@click.option("--seconds", default=10, show_default=True, help="Duration of the recording.")
+def profile(
+    model: str, weights: str | None, image: Path, output: Path, connections: int, seconds: int
+) -> None:
+    """Show the CPU time of each stage of a request.
+
+    Needs wrk (Debian's package wrk), and root on macOS.
+    """
+    wrk.require_wrk()
+    with service_under_test(output, model, weights) as (url, pid):
+        rate_rps, stages_ms = profiling.profile(f"{url}/predict", pid, image, connections, seconds)
+    total_ms = sum(stages_ms.values())
+    click.echo(f"{rate_rps:.0f} requests/s, {total_ms:.2f} ms of CPU time per request\n")
+    click.echo("| stage | CPU ms per request | share |\n|---|---|---|")
+    for stage, ms in sorted(stages_ms.items(), key=lambda item: -item[1]):
+        click.echo(f"| {stage} | {ms:.2f} | {ms / total_ms:.0%} |")
+
+
+@click.command()
+@model_option
+@weights_option
+@image_option
+@output_option
+@click.option(
+    "--requests", default=20_000, show_default=True, help="Requests between the two readings of memory."
+)
+@click.option("--idle", "idle_s", default=30.0, show_default=True, help="Seconds without requests.")
+def resources(
+    model: str, weights: str | None, image: Path, output: Path, requests: int, idle_s: float
+) -> None:
+    """Measure the startup time, the CPU time when idle, and the growth of memory.
+
+    Needs wrk (Debian's package wrk).
+    """
+    wrk.require_wrk()
+    output.mkdir(parents=True, exist_ok=True)
+    command = serve_command(model, weights)
+    usage = measure_resource_usage(command, image, output / "service.log", requests, idle_s)
+    click.echo("| measurement | value |\n|---|---|")
+    for name, value in usage.rows():
+        click.echo(f"| {name} | {value} |")

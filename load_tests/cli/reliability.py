@@ -1,0 +1,150 @@
+"""Commands that check guarantees of the service: overload, slow-clients, worst-case, fuzz and soak."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from load_tests.cli.options import model_option, output_option, service_under_test, weights_option
+from load_tests.overload import run_overload
+from load_tests.plots import draw_overload, draw_soak
+from load_tests.report import Check, checks_table
+from load_tests.slow_clients import run_slow_clients
+from load_tests.soak import run_soak
+from load_tests.worst_case import checks as worst_case_checks
+from load_tests.worst_case import measurements as worst_case_measurements
+from load_tests.worst_case import run_worst_cases
+
+if TYPE_CHECKING:
+    from load_tests.fuzz.api import ApiFuzzResult
+    from load_tests.fuzz.fuzzers import DecoderFuzzResult, ParserFuzzResult
+
+_MODEL: Final = "bundled"
+_MIN_INPUTS: Final = 100_000
+_MAX_GROWTH_MB: Final = 50
+_MAX_PROBE_MS: Final = 100
+
+
+@click.command()
+@model_option
+@weights_option
+@output_option
+@click.option(
+    "--factor", default=10.0, show_default=True, help="Rate of requests as a multiple of the capacity."
+)
+@click.option("--seconds", default=120.0, show_default=True, help="Duration of the overload.")
+def overload(model: str, weights: str | None, output: Path, factor: float, seconds: float) -> None:
+    """Send many times the capacity, then check goodput, rejections and recovery.
+
+    A large network on a CPU leaves CPU time for the load generator.
+    """
+    with service_under_test(output, model, weights, log="overload.log") as (url, pid):
+        result = run_overload(url, pid, factor=factor, seconds=seconds, show_progress=True)
+    title = f"{model}: {factor:g} times its capacity for {seconds:g} s"
+    draw_overload(result, title, output / "overload.png")
+    _report(output, "overload", result.checks(), result.measurements())
+
+
+@click.command("slow-clients")
+@output_option
+@click.option("--idle", default=10_000, show_default=True, help="Number of connections that send nothing.")
+@click.option(
+    "--slow", default=2_000, show_default=True, help="Number of clients that send one byte per second."
+)
+@click.option("--seconds", default=20.0, show_default=True, help="Duration of each part.")
+def slow_clients(output: Path, idle: int, slow: int, seconds: float) -> None:
+    """Open thousands of idle and slow connections beside a normal client."""
+    checks: list[Check] = []
+    flags = ("--header-timeout-s", str(seconds * 10))  # keeps idle connections open
+    with service_under_test(output, _MODEL, None, *flags, log="slow-clients.log") as (url, pid):
+        checks += run_slow_clients(url, pid, "idle", idle, seconds).checks()
+    with service_under_test(output, _MODEL, log="slow-clients.log") as (url, pid):
+        checks += run_slow_clients(url, pid, "slow", slow, seconds).checks()
+    _report(output, "slow-clients", checks)
+
+
+@click.command("worst-case")
+@output_option
+def worst_case(output: Path) -> None:
+    """Send the most expensive requests within the limits, and probe /healthz meanwhile."""
+    with service_under_test(output, _MODEL, log="worst-case.log") as (url, _):
+        results = run_worst_cases(url, show_progress=True)
+    _report(output, "worst-case", worst_case_checks(results), worst_case_measurements(results))
+
+
+@click.command()
+@output_option
+@click.option("--decode", default=300_000, show_default=True, help="Number of inputs for the decoder.")
+@click.option("--parse", default=30_000, show_default=True, help="Number of bodies for the parsers.")
+@click.option("--api", default=20_000, show_default=True, help="Approximate number of requests for the API.")
+def fuzz(output: Path, decode: int, parse: int, api: int) -> None:
+    """Send random input to the decoder, the parsers and the whole API."""
+    # Imported here: these modules need hypothesis, schemathesis and atheris.
+    from load_tests.fuzz.api import fuzz_api
+    from load_tests.fuzz.fuzzers import fuzz_decoder, fuzz_parsers
+
+    output.mkdir(parents=True, exist_ok=True)
+    decoder = fuzz_decoder(decode, output)
+    click.echo(f"decoder: {decoder.runs:,} inputs in {decoder.seconds:.0f} s")
+    parsers = fuzz_parsers(parse)
+    click.echo(f"parsers: {parsers.total:,} bodies in {parsers.seconds:.0f} s")
+    with service_under_test(output, _MODEL, log="fuzz.log") as (url, pid):
+        responses = fuzz_api(url, api, pid)
+    for failure in [*map(str, decoder.crashes), *parsers.failures, *responses.failures]:
+        click.echo(failure, err=True)
+    counts = sorted(responses.statuses.items())
+    statuses = ", ".join(f"{status}: {count:,}" for status, count in counts)
+    _report(
+        output,
+        "fuzz",
+        _fuzz_checks(decoder, parsers, responses),
+        [("responses of the API by status", statuses)],
+    )
+
+
+def _fuzz_checks(
+    decoder: "DecoderFuzzResult", parsers: "ParserFuzzResult", api: "ApiFuzzResult"
+) -> list[Check]:
+    inputs = decoder.runs + parsers.total + api.total
+    failures = len(decoder.crashes) + len(parsers.failures) + len(api.failures)
+    growth_mb = (decoder.growth_mb, parsers.growth_mb, api.growth_mb)
+    return [
+        Check(f"at least {_MIN_INPUTS:,} inputs", f"{inputs:,}", inputs >= _MIN_INPUTS),
+        Check("no crash, no undeclared error, no 5xx", str(failures), not failures),
+        Check(
+            f"memory of decoder, parsers and service grows by less than {_MAX_GROWTH_MB} MB after warm-up",
+            ", ".join(f"{growth:+.1f}" for growth in growth_mb) + " MB",
+            max(growth_mb) < _MAX_GROWTH_MB,
+        ),
+        Check(
+            f"/healthz responds within {_MAX_PROBE_MS} ms meanwhile",
+            f"slowest {api.slowest_probe_ms:.0f} ms of {api.probes:,} responses",
+            api.slowest_probe_ms < _MAX_PROBE_MS and not api.failed_probes,
+        ),
+    ]
+
+
+@click.command()
+@model_option
+@weights_option
+@output_option
+@click.option("--seconds", default=1800.0, show_default=True, help="Duration of the load.")
+def soak(model: str, weights: str | None, output: Path, seconds: float) -> None:
+    """Send mixed load with bad images and disconnects for half an hour."""
+    with service_under_test(output, model, weights, log="soak.log") as (url, pid):
+        result = run_soak(url, pid, seconds=seconds, show_progress=True)
+    draw_soak(result, f"{model}: {seconds / 60:.0f} minutes of mixed load", output / "soak.png")
+    _report(output, "soak", result.checks(), result.measurements())
+
+
+def _report(
+    output: Path, name: str, checks: Iterable[Check], measurements: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Print the table, write it to NAME.md, and exit with status 1 if a check failed."""
+    checks = list(checks)
+    table = checks_table(checks, measurements)
+    (output / f"{name}.md").write_text(table + "\n", encoding="utf-8")
+    click.echo(f"\n{table}\n\nreports: {output}/")
+    sys.exit(0 if all(check.passed for check in checks) else 1)

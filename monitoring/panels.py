@@ -1,0 +1,323 @@
+"""The panels of the Grafana dashboards: titles, descriptions and PromQL queries, as data.
+
+`monitoring.dashboards` builds Grafana's JSON from them.
+"""
+
+from typing import Final, NamedTuple
+
+SELECTED: Final = 'job="resnet-service", instance=~"$instance"'
+"""Selects the instances that are chosen at the top of the dashboard."""
+
+_PREDICTIONS: Final = f'{SELECTED}, route=~"/predict.*|/v2/.*/infer"'
+
+
+class Series(NamedTuple):
+    """A PromQL query and the legend of its lines."""
+
+    expr: str
+    legend: str
+
+
+class Panel(NamedTuple):
+    """A panel. `unit` is Grafana's name of a unit; `limit` draws a threshold; `top` is the maximum of the axis."""
+
+    title: str
+    description: str
+    unit: str
+    series: tuple[Series, ...]
+    limit: float | None = None
+    top: float | None = None
+
+
+STAT_ROW: Final = "Status"
+"""Title of the row whose panels show a single number."""
+
+HEATMAP_ROW: Final = "Model and device"
+"""Title of the row that also shows the heatmap of batch sizes."""
+
+
+def _rate(counter: str, selector: str = SELECTED) -> str:
+    return f"rate({counter}{{{selector}}}[$__rate_interval])"
+
+
+def _per_instance(record: str) -> str:
+    return f"{record}{{{SELECTED}}}"
+
+
+_STATS: Final = (
+    Panel(
+        "Ready",
+        "Instances that accept images.",
+        "short",
+        (Series(f"sum(inference_ready{{{SELECTED}}})", "ready"),),
+    ),
+    Panel(
+        "Predictions",
+        "Requests per second to /predict, /predict/batch and /v2.",
+        "reqps",
+        (Series(f"sum({_per_instance('instance:inference_requests:rate1m')})", "requests"),),
+    ),
+    Panel(
+        "Errors",
+        "Share of predictions with a 5xx response. The alert fires above 1 %.",
+        "percentunit",
+        (
+            Series(
+                f"sum({_per_instance('instance:inference_request_errors:rate1m')})"
+                f" / sum({_per_instance('instance:inference_requests:rate1m')} > 0)",
+                "errors",
+            ),
+        ),
+        limit=0.01,
+    ),
+    Panel(
+        "p99",
+        "p99 latency of the slowest instance. The alert fires above 1 s.",
+        "s",
+        (Series(f"max({_per_instance('instance:inference_request_seconds:p99_1m')})", "p99"),),
+        limit=1,
+    ),
+    Panel(
+        "Queue",
+        "Fill level of the fullest queue. When it is full, images are rejected.",
+        "percentunit",
+        (Series(f"max({_per_instance('instance:inference_queue:ratio')})", "queue"),),
+        limit=0.8,
+    ),
+    Panel(
+        "Device",
+        "Utilization of the busiest device: share of the time in which it runs a batch.",
+        "percentunit",
+        (Series(f"max({_per_instance('instance:inference_device:utilization_rate1m')})", "device"),),
+        limit=0.95,
+    ),
+)
+
+_OVERVIEW: Final = {
+    "Health": (
+        Panel(
+            "Predictions by status",
+            "429: overload. Other 4xx: client errors. 5xx: server errors. 499: the client disconnected.",
+            "reqps",
+            (
+                Series(
+                    f"sum by (status) ({_rate('inference_request_seconds_count', _PREDICTIONS)})",
+                    "{{status}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Prediction latency",
+            "Responses with status 200, from the request headers to the end of the response.",
+            "s",
+            tuple(
+                Series(f"max({_per_instance(f'instance:inference_request_seconds:p{part}_1m')})", f"p{part}")
+                for part in (50, 95, 99)
+            ),
+            limit=1,
+        ),
+        Panel(
+            "Errors",
+            "Share of predictions with a 5xx response, by instance.",
+            "percentunit",
+            (Series(_per_instance("instance:inference_request_errors:ratio_rate1m"), "{{instance}}"),),
+            limit=0.01,
+        ),
+        Panel(
+            "Rejected images",
+            "queue_full, deadline: overload. memory: too many uploads. not_ready: start, drain or failed device.",
+            "ops",
+            (
+                Series(
+                    f"sum by (reason) ({_rate('inference_rejected_total')})",
+                    "{{reason}}",
+                ),
+            ),
+        ),
+    ),
+    "Saturation": (
+        Panel(
+            "Utilization",
+            "The resource at 1 is the bottleneck: the device or the decoding threads. They fill the queue.",
+            "percentunit",
+            (
+                Series(f"max({_per_instance('instance:inference_device:utilization_rate1m')})", "device"),
+                Series(f"max({_per_instance('instance:inference_decode:utilization')})", "decoding threads"),
+                Series(f"max({_per_instance('instance:inference_queue:ratio')})", "queue"),
+            ),
+            top=1,
+        ),
+        Panel(
+            "Waiting images",
+            "Images that wait for the device or for a decoding thread, and all accepted images.",
+            "short",
+            (
+                Series(f"sum(inference_queue_depth{{{SELECTED}}})", "for the device"),
+                Series(f"sum(inference_decode_waiting{{{SELECTED}}})", "for decoding"),
+                Series(f"sum(inference_in_flight{{{SELECTED}}})", "all accepted"),
+            ),
+        ),
+        Panel(
+            "Batch size",
+            "Mean number of images per device batch. It grows with the load.",
+            "short",
+            (
+                Series(
+                    f"sum({_rate('inference_batch_size_sum')})"
+                    f" / sum({_rate('inference_batch_size_count')} > 0)",
+                    "mean",
+                ),
+            ),
+        ),
+        Panel(
+            "Images by outcome",
+            "ok; invalid: client error; rejected: overload; failed; expired: deadline exceeded; cancelled.",
+            "ops",
+            (
+                Series(
+                    f"sum by (outcome) ({_rate('inference_images_total')})",
+                    "{{outcome}}",
+                ),
+            ),
+        ),
+    ),
+}
+
+
+def _stage(quantile: float) -> str:
+    return f"histogram_quantile({quantile}, sum by (stage, le) ({_rate('inference_stage_seconds_bucket')}))"
+
+
+_DETAIL: Final = {
+    "Stages": (
+        Panel(
+            "Stage durations, p99",
+            "If the p99 latency rises, the stage that rises with it is the cause.",
+            "s",
+            (Series(_stage(0.99), "{{stage}}"),),
+        ),
+        Panel(
+            "Stage durations, median",
+            "Median duration of each stage.",
+            "s",
+            (Series(_stage(0.5), "{{stage}}"),),
+        ),
+        Panel(
+            "Stage durations, mean",
+            "Mean duration of each stage.",
+            "s",
+            (
+                Series(
+                    f"sum by (stage) ({_rate('inference_stage_seconds_sum')})"
+                    f" / sum by (stage) ({_rate('inference_stage_seconds_count')} > 0)",
+                    "{{stage}}",
+                ),
+            ),
+        ),
+    ),
+    HEATMAP_ROW: (
+        Panel(
+            "Batch duration",
+            "Time of a batch on the device. A slower model or device is visible here first.",
+            "s",
+            tuple(
+                Series(
+                    f"histogram_quantile({part / 100}, sum by (le) "
+                    f"({_rate('inference_batch_seconds_bucket')}))",
+                    f"p{part}",
+                )
+                for part in (50, 99)
+            ),
+        ),
+        Panel(
+            "Batches per second",
+            "By instance.",
+            "ops",
+            (Series(f"{_rate('inference_batch_size_count')}", "{{instance}}"),),
+        ),
+        Panel(
+            "Device memory",
+            "Memory used by the process and total memory of the device; 0 on a CPU.",
+            "bytes",
+            (
+                Series(f"inference_device_memory_bytes{{{SELECTED}}}", "{{instance}} {{device}}"),
+                Series(f"inference_device_memory_limit_bytes{{{SELECTED}}}", "{{instance}} {{device}} limit"),
+            ),
+        ),
+        Panel(
+            "Model",
+            "Model, precision, device, runtime and version; a change starts a new line.",
+            "short",
+            (
+                Series(
+                    f"sum by (model, device, precision, runtime, version) (inference_model_info{{{SELECTED}}})",
+                    "{{model}} {{precision}} on {{device}}, {{runtime}}, {{version}}",
+                ),
+            ),
+        ),
+    ),
+    "Process": (
+        Panel(
+            "CPU",
+            "CPU cores in use.",
+            "short",
+            (Series(f"{_rate('process_cpu_seconds_total')}", "{{instance}}"),),
+        ),
+        Panel(
+            "Memory",
+            "Resident memory.",
+            "bytes",
+            (Series(f"process_resident_memory_bytes{{{SELECTED}}}", "{{instance}}"),),
+        ),
+        Panel(
+            "Open files",
+            "Open file descriptors, including connections, and their limit.",
+            "short",
+            (
+                Series(f"process_open_fds{{{SELECTED}}}", "{{instance}}"),
+                Series(f"process_max_fds{{{SELECTED}}}", "{{instance}} limit"),
+            ),
+        ),
+    ),
+    "Clients": (
+        Panel(
+            "Connections",
+            "Open connections, active or idle.",
+            "short",
+            (Series(f"inference_connections{{{SELECTED}}}", "{{instance}}"),),
+        ),
+        Panel(
+            "Rejected connections",
+            "Connections that the server rejected or closed, by reason.",
+            "ops",
+            (
+                Series(
+                    f"sum by (reason) ({_rate('inference_connections_rejected_total')})",
+                    "{{reason}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Uploads in memory",
+            "Memory of request bodies that are being read, queued or processed.",
+            "bytes",
+            (Series(f"inference_upload_bytes{{{SELECTED}}}", "{{instance}}"),),
+        ),
+    ),
+}
+
+DASHBOARDS: Final = {
+    "overview": ("resnet-service: overview", {STAT_ROW: _STATS, **_OVERVIEW}),
+    "detail": ("resnet-service: detail", _DETAIL),
+}
+"""File name -> dashboard title and panels by row title."""
+
+BATCH_SIZES: Final = Series(f"sum by (le) ({_rate('inference_batch_size_bucket')})", "{{le}}")
+"""The query of the heatmap on the detail dashboard."""
+
+
+def queries() -> list[tuple[str, Series]]:
+    """Return every query of every dashboard, with the title of its panel."""
+    panels = [panel for _, rows in DASHBOARDS.values() for row in rows.values() for panel in row]
+    pairs = [(panel.title, series) for panel in panels for series in panel.series]
+    return [*pairs, ("Batch sizes", BATCH_SIZES)]

@@ -1,0 +1,238 @@
+"""Shared parts of the commands: grouped help, options, parameter types, model loading, tables and errors.
+
+Imports only click at module level; torch and the rest of the package are imported when they are used.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from resnet_service.devices import Precision
+    from resnet_service.models import Model
+    from resnet_service.runtimes import Runtime
+    from resnet_service.runtimes.selection import RuntimeName
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DEFAULT_MODEL: Final = "bundled"
+PRECISIONS: Final = ("fp32", "tf32", "bf16", "fp16", "int8")
+RUNTIMES: Final = ("torch", "openvino")
+DEVICE_HELP: Final = "Device: auto, cpu, mps, cuda or cuda:N."
+PRECISION_HELP: Final = "Number format of the network; auto is the fastest one that does not reduce accuracy."
+RUNTIME_HELP: Final = "Library that runs the network."
+
+_UNLIMITED_WIDTH: Final = 1_000
+"""Table width if the output is not a terminal: one line per row, for grep and files."""
+
+
+class CommandGroups(click.Group):
+    """A click group whose help lists its commands under headings, in the order of `sections`."""
+
+    def __init__(self, *, sections: Mapping[str, Sequence[click.Command]], **attributes: Any) -> None:
+        commands = [command for section in sections.values() for command in section]
+        super().__init__(commands=commands, **attributes)
+        self._sections = sections
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one definition list per section (click calls this hook for --help)."""
+        width = max(map(len, self.commands))
+        limit = formatter.width - 6 - width  # 6 is click's indentation and spacing
+        for heading, commands in self._sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(f"{command.name:{width}}", command.get_short_help_str(limit)) for command in commands]
+                )
+
+
+class CommaSeparated(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
+    """A comma-separated list of words, choices, or integers from `minimum` on; duplicates are dropped."""
+
+    name = "list"
+
+    def __init__(self, choices: Iterable[str] | None = None, *, minimum: int | None = None) -> None:
+        self._choices = None if choices is None else tuple(choices)
+        self._minimum = minimum
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        """Return the elements as a tuple; an invalid element is a usage error."""
+        if isinstance(value, tuple):
+            return value
+        words = tuple(dict.fromkeys(word.strip() for word in str(value).split(",")))
+        if "" in words:
+            self.fail(f"{value!r} has an empty element", param, ctx)
+        if self._minimum is not None:
+            return tuple(self._integer(word, self._minimum, param, ctx) for word in words)
+        for word in words:
+            if self._choices is not None and word not in self._choices:
+                self.fail(f"{word!r} is not one of {', '.join(self._choices)}", param, ctx)
+        return words
+
+    def _integer(
+        self, word: str, minimum: int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if not (word.isdecimal() and minimum <= int(word) < 2**63):
+            kind = "a positive integer" if minimum == 1 else f"an integer from {minimum} to 2^63-1"
+            self.fail(f"{word!r} is not {kind}", param, ctx)
+        return int(word)
+
+
+class FiniteFloat(click.FloatRange):
+    """A float range that rejects nan and infinity: nan passes every comparison of click's range check."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; a usage error if it is not finite or out of range."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+def model_option(command: Command) -> Command:
+    """Add --model and --weights, which mean the same as for `serve`."""
+    for option in (
+        click.option("--weights", help="Weights for a torchvision classifier, as for serve."),
+        click.option(
+            "--model",
+            default=DEFAULT_MODEL,
+            help="A torchvision classifier, a checkpoint file, or bundled.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def execution_options(command: Command) -> Command:
+    """Add --device, --precision and --runtime, each with one value."""
+    for option in (
+        click.option("--runtime", type=click.Choice(("auto", *RUNTIMES)), default="auto", help=RUNTIME_HELP),
+        click.option(
+            "--precision", type=click.Choice(("auto", *PRECISIONS)), default="auto", help=PRECISION_HELP
+        ),
+        click.option("--device", default="auto", help=DEVICE_HELP),
+    ):
+        command = option(command)
+    return command
+
+
+def batch_size_option(default: int) -> Callable[[Command], Command]:
+    """Return a decorator that adds --batch-size."""
+    return click.option(
+        "--batch-size", type=click.IntRange(1), default=default, help="Maximum number of images in a batch."
+    )
+
+
+def workers_option(command: Command) -> Command:
+    """Add --workers, the number of decoding threads; None means one per CPU core."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(1),
+        show_default="one per CPU core",
+        help="Number of threads that decode images.",
+    )(command)
+
+
+def output_option(
+    help_text: str, *, directory: bool = False, required: bool = True
+) -> Callable[[Command], Command]:
+    """Return a decorator that adds --output (-o), the path of a file or a directory."""
+    return click.option(
+        *("--output", "-o"),
+        type=click.Path(file_okay=not directory, dir_okay=directory, path_type=Path),
+        required=required,
+        metavar="DIRECTORY" if directory else "FILE",
+        help=help_text,
+    )
+
+
+def json_option(help_text: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds --json."""
+    return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
+@contextmanager
+def exit_on_service_error() -> Iterator[None]:
+    """Turn a ServiceError into its message on standard error and exit status 1."""
+    from resnet_service.errors import ServiceError
+
+    try:
+        yield
+    except ServiceError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def require_parent_directory(path: Path | None) -> None:
+    """Raise UsageError if `path` cannot be written because its directory does not exist."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise click.UsageError(f"the directory {path.absolute().parent} does not exist")
+
+
+def write_error(path: Path, error: OSError) -> click.ClickException:
+    """Return the exception for a file that could not be written."""
+    return click.ClickException(f"cannot write {click.format_filename(path)}: {error.strerror}")
+
+
+def report_skipped(unreadable: Mapping[Any, str], limit: int | None = None) -> None:
+    """Print up to `limit` images that could not be read, with the reasons, to standard error."""
+    for path, reason in list(unreadable.items())[:limit]:
+        click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and the runtime that executes it, one batch at a time."""
+
+    model: "Model"
+    runtime: "Runtime"
+
+    def __str__(self) -> str:
+        """Name the model, device, precision and runtime."""
+        runtime = self.runtime
+        return f"{self.model.name} on {runtime.device}, {runtime.precision}, {runtime.name}"
+
+
+def load_on_device(
+    model: str,
+    weights: str | None,
+    device: str,
+    precision: "Precision | Literal['auto']",
+    runtime: "RuntimeName",
+) -> LoadedModel:
+    """Load a model onto one device. Raises ServiceError if the model or the device is not available."""
+    from resnet_service.devices import choose_device
+    from resnet_service.models import load_model
+    from resnet_service.runtimes.selection import create_runtimes
+
+    target = choose_device(device)  # first: downloading weights takes longer
+    loaded = load_model(model, weights)
+    [executor] = create_runtimes(loaded, [target], name=runtime, precision=precision, streams_per_device=1)
+    return LoadedModel(loaded, executor)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Print rows with a label in the first column and figures, aligned right, in the others.
+
+    Nothing is wrapped: if the table is wider than the terminal, labels get lines of their own.
+    """
+    terminal = shutil.get_terminal_size((_UNLIMITED_WIDTH, 0)).columns
+    table = [tuple(columns), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    figures = "".join(f"  {{:>{width}}}" for width in widths[1:])
+    is_split = sum(widths) + 2 * len(widths[1:]) > terminal
+    margin = len(columns[0]) if is_split else widths[0]
+    if title:
+        click.echo(f"{title}\n")
+    for number, (label, *values) in enumerate(table):
+        if is_split and number:
+            if number == 1 or label != table[number - 1][0]:
+                click.echo(label)
+            label = ""
+        click.secho(f"{label:{margin}}{figures.format(*values)}", bold=number == 0)

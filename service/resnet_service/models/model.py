@@ -1,0 +1,100 @@
+"""A classifier in memory: a network or an OpenVINO model, with its labels and its preprocessing."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from resnet_service.errors import InferenceError, ModelLoadError, UnsupportedModelError
+from resnet_service.images import Preprocessing
+from resnet_service.schemas import Prediction
+
+_TOPOLOGY: Final = "openvino.xml"
+_WEIGHTS: Final = "openvino.bin"
+
+
+@dataclass(frozen=True)
+class OpenVINOModel:
+    """The two files of an OpenVINO model, as bytes; created by quantization.
+
+    Input [N, S, S, 3] uint8, output probabilities [N, classes] fp32. The network that was quantized cannot be
+    recovered from it.
+    """
+
+    topology: bytes
+    weights: bytes
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Self | None:
+        """Return the model stored in a checkpoint's tensors; None if they are the weights of a network.
+
+        Raises ModelLoadError if one of the two files is missing or other tensors are present.
+        """
+        if _TOPOLOGY not in state and _WEIGHTS not in state:
+            return None
+        if set(state) != {_TOPOLOGY, _WEIGHTS} or any(
+            tensor.dtype != torch.uint8 for tensor in state.values()
+        ):
+            raise ModelLoadError(
+                f"a quantized checkpoint must have exactly two uint8 tensors, {_TOPOLOGY} and {_WEIGHTS}"
+            )
+        return cls(state[_TOPOLOGY].numpy().tobytes(), state[_WEIGHTS].numpy().tobytes())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return both files as uint8 tensors for a checkpoint."""
+        files = {_TOPOLOGY: self.topology, _WEIGHTS: self.weights}
+        return {key: torch.from_numpy(np.frombuffer(data, np.uint8).copy()) for key, data in files.items()}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier that a runtime can place on a device; immutable, created by `load_model`.
+
+    `program` is a network in fp32 on the CPU in eval mode, or an OpenVINO model. The network takes
+    [N, 3, S, S] normalized float, S = preprocessing.crop, and returns logits [N, len(labels)].
+    `source` is the file name or URL of the weights.
+    """
+
+    name: str
+    program: nn.Module | OpenVINOModel
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    source: str
+
+    @property
+    def network(self) -> nn.Module:
+        """The network. Raises UnsupportedModelError if the model is quantized and has none."""
+        if isinstance(self.program, OpenVINOModel):
+            raise UnsupportedModelError(
+                f"the model {self.name!r} is quantized; use the model that it was quantized from"
+            )
+        return self.program
+
+    @property
+    def openvino_model(self) -> OpenVINOModel | None:
+        """The OpenVINO model of a quantized model, otherwise None."""
+        return self.program if isinstance(self.program, OpenVINOModel) else None
+
+    def rank(
+        self, class_ids: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]
+    ) -> tuple[Prediction, ...]:
+        """Return the best classes of one image with their labels.
+
+        `class_ids` [k] and `probabilities` [k] are ordered best first. The probabilities must be finite: see
+        `validate_probabilities`.
+        """
+        return tuple(
+            Prediction(class_id=class_id, label=self.labels[class_id], probability=probability)
+            for class_id, probability in zip(class_ids.tolist(), probabilities.tolist(), strict=True)
+        )
+
+
+def validate_probabilities(probabilities: npt.NDArray[np.float32]) -> None:
+    """Raise InferenceError if one of the probabilities of an image, [k], is not finite."""
+    if not all(map(math.isfinite, probabilities.tolist())):
+        raise InferenceError("the network returned a value that is not finite; try --precision fp32")

@@ -1,0 +1,141 @@
+"""Load a model by name: a torchvision classifier, a checkpoint's path, or the bundled model."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from resnet_service.errors import ModelLoadError
+from resnet_service.models import catalog, weights
+from resnet_service.models.checkpoint import load_checkpoint
+from resnet_service.models.model import Model, OpenVINOModel
+from resnet_service.models.networks import NETWORKS
+
+BUNDLED: Final = "bundled"
+_BUNDLED_RESOURCE: Final = resources.files("resnet_service.models") / "bundled" / "cifar10.safetensors"
+
+
+def load_model(name: str, weights_source: str | None = None) -> Model:
+    """Load a model: `name` is a torchvision classifier, the path of a checkpoint, or "bundled".
+
+    `weights_source` replaces the published weights of a torchvision classifier: a path, an http(s) URL or the
+    name of another published set (IMAGENET1K_V1). Raises ModelLoadError if the model cannot be loaded; the
+    message lists alternatives.
+    """
+    try:
+        model = _load(name, weights_source)
+        _check_output(model)
+    except (ModelLoadError, OSError) as error:  # OSError: a path that the file system does not accept
+        raise ModelLoadError(f"cannot load the model {name!r}: {error}\n{_hints(name)}") from error
+    return model
+
+
+def weights_path(name: str, weights_source: str | None = None) -> Path:
+    """Return the file that `load_model` reads the weights from, even if it is not downloaded yet."""
+    if name == BUNDLED:
+        return Path(str(_BUNDLED_RESOURCE))
+    if name not in catalog.model_names():
+        return Path(name)
+    if weights_source is None or weights_source in catalog.published_weights(name):
+        weights_source = catalog.get_spec(name, weights_source).url
+    return weights.cache_path(weights_source) if weights.is_url(weights_source) else Path(weights_source)
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load the state dict `state` into `network`; `name` is the network's name for the error message.
+
+    Raises ModelLoadError if keys or shapes differ.
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        mismatches = [line.strip() for line in str(error).splitlines()[1:]]
+        summary = " ".join(" ".join(mismatches[:3])[:500].split())
+        raise ModelLoadError(f"the weights do not fit {name}: {summary}") from error
+
+
+def _load(name: str, weights_source: str | None) -> Model:
+    if name in catalog.model_names():
+        return _from_torchvision(name, weights_source)
+    if weights_source is not None:
+        raise ModelLoadError(
+            f"weights can be set only for torchvision classifiers, and {name!r} is not one of them"
+        )
+    if name == BUNDLED:
+        with resources.as_file(_BUNDLED_RESOURCE) as path:
+            return _from_checkpoint(name, path)
+    path = Path(name)
+    if path.suffix or len(path.parts) > 1 or path.exists():
+        # The trainer writes RUN/model.safetensors: the name of the run directory identifies the model.
+        return _from_checkpoint(path.absolute().parent.name if path.stem == "model" else path.stem, path)
+    similar = get_close_matches(name, [BUNDLED, *catalog.model_names()], n=3)
+    suggestion = f"; did you mean {' or '.join(similar)}?" if similar else ""
+    raise ModelLoadError(f"it is neither a torchvision classifier nor a file{suggestion}")
+
+
+def _from_torchvision(name: str, weights_source: str | None) -> Model:
+    if weights_source is None or weights_source in catalog.published_weights(name):
+        spec = catalog.get_spec(name, weights_source)
+        source = spec.url
+    else:
+        spec, source = catalog.get_spec(name), weights_source
+    network = spec.build()
+    load_weights(network, spec.convert_state_dict(weights.load_state_dict(source)), name)
+    return Model(name, network.eval(), spec.labels, spec.preprocessing, source)
+
+
+def _from_checkpoint(name: str, path: Path) -> Model:
+    checkpoint = load_checkpoint(path)
+    labels, preprocessing = checkpoint.labels, checkpoint.preprocessing
+    if quantized := OpenVINOModel.from_state_dict(checkpoint.state):
+        return Model(name, quantized, labels, preprocessing, path.name)
+    if checkpoint.network in NETWORKS:
+        network = NETWORKS[checkpoint.network](len(labels))
+    elif checkpoint.network in catalog.model_names():
+        spec = replace(catalog.get_spec(checkpoint.network), preprocessing=preprocessing)
+        network = spec.build(len(labels))
+    else:
+        raise ModelLoadError(f"{path} has the network {checkpoint.network!r}, unknown to this version")
+    load_weights(network, checkpoint.state, checkpoint.network)
+    return Model(name, network.eval(), labels, preprocessing, path.name)
+
+
+@torch.inference_mode()
+def _check_output(model: Model) -> None:
+    """Run a network once, so that a checkpoint that contradicts itself fails at the start."""
+    if model.openvino_model is not None:
+        return  # the OpenVINO runtime checks its shapes
+    size = model.preprocessing.crop
+    try:
+        output = model.network(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ModelLoadError(
+            f"the network cannot run on an image of {size}x{size} pixels: {error}"
+        ) from error
+    classes = len(model.labels)
+    if output.ndim != 2 or output.shape[0] != 1:
+        raise ModelLoadError(f"the model's output has the shape {list(output.shape)}, not [1, {classes}]")
+    if output.shape[1] != classes:
+        raise ModelLoadError(f"the model outputs {output.shape[1]} classes but has {classes} labels")
+    if not output.isfinite().all():
+        raise ModelLoadError("the model outputs values that are not finite")
+
+
+def _hints(name: str) -> str:
+    hints = [
+        "--model bundled serves the model that ships with the package and needs no download",
+        "--model FILE.safetensors serves a checkpoint of this project's trainer",
+    ]
+    if name in catalog.model_names():
+        file_name = Path(catalog.get_spec(name).url).name
+        hints += [
+            "--weights FILE or URL loads the weights from there",
+            f"or copy {file_name} to {weights.torch_cache_dir()}",
+            "behind a proxy, set HTTPS_PROXY",
+        ]
+    return "Alternatives:\n" + "\n".join(f"  - {hint}" for hint in hints)

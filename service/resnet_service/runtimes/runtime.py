@@ -1,0 +1,65 @@
+"""The interface of a runtime, which executes a model on a device, and what all runtimes share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from resnet_service.images import Crop, Preprocessing
+
+
+@dataclass(frozen=True)
+class TopKResult:
+    """The best classes of each image, best first: `class_ids` [N, k] int64, `probabilities` [N, k] fp32."""
+
+    class_ids: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+
+
+class DeviceMemory(NamedTuple):
+    """Bytes of device memory: allocated by this process, and available on the device in total."""
+
+    used: int
+    limit: int
+
+
+class Runtime(Protocol):
+    """A model on a device that runs one batch at a time, from its creation to the end of the process.
+
+    `create_runtimes` creates it. Not thread-safe: all calls must come from the same thread. `name` is the
+    kind of runtime ("torch"), `device` and `precision` are those in use.
+    """
+
+    name: str
+    device: str
+    precision: str
+
+    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
+        """Classify a batch of crops [S, S, 3] uint8 and return when the device has finished.
+
+        Raises DeviceOutOfMemoryError if the batch does not fit into the device's memory, and DeviceError if
+        the device cannot be used any more in this process.
+        """
+        ...
+
+    def memory(self) -> DeviceMemory | None:
+        """Return the current memory usage of the device; None if it has no memory of its own."""
+        ...
+
+
+def stack_crops(crops: Sequence[Crop], out: Tensor | None = None) -> Tensor:
+    """Copy crops [S, S, 3] uint8 to a batch [N, S, S, 3], into `out` if it is set.
+
+    PyTorch releases the GIL once for all crops; NumPy would release and reacquire it for each.
+    """
+    return torch.stack([torch.from_numpy(crop) for crop in crops], out=out)
+
+
+def normalization(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Return mean and std, [3, 1, 1] each, for pixels of 0..255; those of `preprocessing` are for 0..1."""
+    mean, std = torch.tensor([preprocessing.mean, preprocessing.std]).view(2, 3, 1, 1) * 255
+    return mean, std

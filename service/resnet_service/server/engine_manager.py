@@ -1,0 +1,134 @@
+"""Own the engine that serves requests, and replace it without interrupting them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+import structlog
+
+from resnet_service.errors import Conflict, ReloadError, ServiceError, ServiceUnavailable
+from resnet_service.inference.engine import Engine
+from resnet_service.inference.worker_pool import WorkerPool
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
+
+Config = TypeVar("Config")
+
+
+class EngineManager:
+    """The current engine and the engines that it has replaced but that still have requests.
+
+    Life cycle, on one event loop:
+
+    1. The constructor loads the first engine; it can take seconds.
+    2. `start` starts its warm-up in the background; `wait_until_warm` waits for it.
+    3. `acquire` returns the current engine for one request, which keeps it open until the request ends.
+    4. `reload` loads and warms up another engine, makes it the current one, and closes the previous one
+       after its last request.
+    5. `begin_drain` makes the service not ready for good, and `close` closes all engines.
+    """
+
+    def __init__(self, load_engine: Callable[[], Engine], drain_timeout_s: float) -> None:
+        """Load the first engine with `load_engine`, which `reload` calls again."""
+        self.load_engine = load_engine
+        self.current = load_engine()
+        self.current.bind_metrics()
+        self._drain_timeout_s = drain_timeout_s
+        self._is_draining = False
+        self._reload_lock = asyncio.Lock()
+        self._request_counts: Counter[Engine] = Counter()
+        self._replaced: dict[Engine, asyncio.Task[None]] = {}
+        self._engine_released = asyncio.Event()
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether a `reload` is running."""
+        return self._reload_lock.locked()
+
+    def start(self) -> None:
+        """Start the warm-up of the first engine in the background."""
+        self.current.start()
+
+    async def wait_until_warm(self) -> None:
+        """Wait until the warm-up has finished; raises the error that it failed with."""
+        await self.current.wait_until_warm()
+
+    @contextmanager
+    def acquire(self) -> Iterator[Engine]:
+        """Yield the current engine to one request; it stays open until the block ends, even if replaced."""
+        engine = self.current
+        self._request_counts[engine] += 1
+        try:
+            yield engine
+        finally:
+            self._request_counts[engine] -= 1
+            if not self._request_counts[engine]:
+                del self._request_counts[engine]
+                self._engine_released.set()
+
+    async def reload(self, read_config: Callable[[], Config]) -> Config:
+        """Load a new engine, warm it up, make it the current one, and return the value of `read_config`.
+
+        `read_config` reads what has to change together with the engine. It is called before the engine is
+        loaded, so that an invalid configuration is reported immediately, and again after the warm-up.
+        Raises Conflict if a reload is running, and ReloadError, with the reason, if the engine or the
+        configuration cannot be used; the current engine then stays.
+        """
+        if self.is_reloading:
+            raise Conflict("a reload is already running")
+        async with self._reload_lock:
+            engine, config = await self._load_warm_engine(read_config)
+            previous, self.current = self.current, engine
+            engine.bind_metrics()
+            self._replaced[previous] = asyncio.create_task(self._close_after_last_request(previous))
+            return config
+
+    def begin_drain(self) -> None:
+        """Stop being ready, for good; requests on open connections still get a response."""
+        self._is_draining = True
+        self.current.begin_drain()
+
+    async def close(self, timeout_s: float) -> None:
+        """Close all engines as `Engine.close` does; may be called again, with another time limit."""
+        for task in self._replaced.values():
+            task.cancel()
+        await asyncio.gather(*(engine.close(timeout_s) for engine in (self.current, *self._replaced)))
+
+    async def _load_warm_engine(self, read_config: Callable[[], Config]) -> tuple[Engine, Config]:
+        engine: Engine | None = None
+        # A thread of its own, because a load that never returns must not keep the process from ending.
+        loader = WorkerPool(1, "load")
+        try:
+            self._check_not_draining()
+            read_config()
+            engine = await loader.run(self.load_engine)
+            engine.start()
+            await engine.wait_until_warm()
+            self._check_not_draining()
+            return engine, read_config()
+        except BaseException as error:
+            if engine is not None:
+                await engine.close(timeout_s=0)
+            if not isinstance(error, Exception):
+                raise
+            if isinstance(error, ServiceError):
+                reason = str(error)
+            else:  # its message may show internals
+                _log.error("engine_load_failed", exc_info=error)
+                reason = "internal error, see the log"
+            raise ReloadError(f"reload failed, still serving the previous model: {reason}") from error
+        finally:
+            await loader.close(timeout_s=0)
+
+    def _check_not_draining(self) -> None:
+        if self._is_draining:
+            raise ServiceUnavailable("the service is shutting down")
+
+    async def _close_after_last_request(self, engine: Engine) -> None:
+        while self._request_counts[engine]:
+            self._engine_released.clear()
+            await self._engine_released.wait()
+        await engine.close(self._drain_timeout_s)
+        del self._replaced[engine]

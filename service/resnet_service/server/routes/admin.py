@@ -1,0 +1,125 @@
+"""Routes that describe, benchmark and reload the loaded model."""
+
+from typing import Annotated, Final
+
+import torch
+import torchvision
+from fastapi import APIRouter, Query, Request
+
+from resnet_service import __version__, errors
+from resnet_service.benchmark.timing import WARMUP_BATCHES, time_batches
+from resnet_service.images import FORMATS
+from resnet_service.machine import hardware_info
+from resnet_service.schemas import BenchResponse, InfoResponse, RequestLimits
+from resnet_service.server.concurrency import cancel_on_disconnect
+from resnet_service.server.exception_handlers import openapi_responses
+from resnet_service.server.state import StateDep
+
+router = APIRouter(tags=["operations"])
+
+_DEFAULT_BATCH_SIZES: Final = (1, 4, 8, 16, 32)
+
+
+@router.get("/info", summary="Model, device, versions, machine and limits")
+async def info(state: StateDep) -> InfoResponse:
+    """Return the loaded model, the device, the versions, the machine and the request limits."""
+    model, runtime, settings = state.engine.model, state.engine.runtimes[0], state.settings
+    return InfoResponse(
+        model=model.name,
+        source=model.source,
+        labels=len(model.labels),
+        input_size=model.preprocessing.crop,
+        device=state.engine.devices,
+        precision=runtime.precision,
+        runtime=runtime.name,
+        streams=len(state.engine.runtimes),
+        version=__version__,
+        versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
+        hardware=hardware_info(),
+        limits=RequestLimits(
+            max_upload_bytes=int(settings.max_upload_mb * 1e6),
+            max_pixels=int(settings.max_megapixels * 1e6),
+            max_images_per_request=settings.max_images_per_request,
+            max_batch=state.engine.max_batch,
+            max_queue=settings.max_queue,
+            request_timeout_s=settings.request_timeout_s,
+            formats=list(FORMATS),
+        ),
+    )
+
+
+@router.get(
+    "/bench",
+    summary="Benchmark the loaded model",
+    responses=openapi_responses(
+        errors.InvalidRequestError, errors.Conflict, errors.ServiceUnavailable, errors.InferenceError
+    ),
+)
+async def bench(
+    request: Request,
+    state: StateDep,
+    batch_sizes: Annotated[
+        str | None,
+        Query(description="Comma-separated batch sizes; by default 1,4,8,16,32, up to the maximum."),
+    ] = None,
+    iterations: Annotated[
+        int, Query(ge=1, le=1000, description="Number of timed batches of each size.")
+    ] = 20,
+) -> BenchResponse:
+    """Time batches of random pixels on the first device, between the batches of other requests.
+
+    Only one benchmark can run at a time; another one gets 409.
+    """
+    sizes = _batch_sizes(batch_sizes, state.engine.max_batch)
+    image_count = sum(sizes) * (iterations + WARMUP_BATCHES)
+    if image_count > state.settings.bench_max_images:
+        raise errors.InvalidRequestError(
+            f"the benchmark would run {image_count} images, the limit is {state.settings.bench_max_images}; "
+            "reduce iterations or batch_sizes"
+        )
+    with state.engines.acquire() as engine:
+        if not engine.is_ready:
+            raise errors.ServiceUnavailable("the service is warming up, draining or has failed")
+        if state.bench_lock.locked():
+            raise errors.Conflict("a benchmark is already running")
+        async with state.bench_lock:
+            rows = await cancel_on_disconnect(
+                request, time_batches(engine.run_benchmark_batch, sizes, iterations)
+            )
+    runtime = engine.runtimes[0]
+    return BenchResponse(
+        model=engine.model.name,
+        device=runtime.device,
+        precision=runtime.precision,
+        runtime=runtime.name,
+        hardware=hardware_info(),
+        rows=rows,
+    )
+
+
+@router.post(
+    "/reload",
+    summary="Reload the model and the API keys",
+    responses=openapi_responses(errors.Conflict, errors.ReloadError),
+)
+async def reload(state: StateDep) -> InfoResponse:
+    """Load the model, its weights and the API keys again, and use them once the model is warmed up.
+
+    Requires an API key with the scope `admin`. No request is lost: each gets its response from the previous
+    or from the new model. If the new model cannot be loaded or fails its warm-up, the previous model
+    continues to serve, and the response has the reason.
+    """
+    await state.reload()
+    return await info(state)
+
+
+def _batch_sizes(text: str | None, max_batch: int) -> list[int]:
+    if text is None:
+        return [size for size in _DEFAULT_BATCH_SIZES if size <= max_batch]
+    items = text.split(",")
+    if not all(item.isascii() and item.isdigit() and len(item) <= 5 for item in items):
+        raise errors.InvalidRequestError(f"batch_sizes must be comma-separated integers, got {text[:50]!r}")
+    sizes = [int(item) for item in items]
+    if not all(1 <= size <= max_batch for size in sizes):
+        raise errors.InvalidRequestError(f"batch_sizes must be from 1 to {max_batch}, got {text[:50]!r}")
+    return sizes

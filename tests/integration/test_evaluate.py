@@ -1,0 +1,134 @@
+"""`resnet-service evaluate` and `activations` with the bundled model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image, ImageChops
+
+from resnet_service.cli import main
+from resnet_service.errors import UnsupportedModelError
+from resnet_service.models import Model, load_model
+from resnet_service.training import plots
+from resnet_service.training.activations import draw_activations
+from resnet_service.training.evaluate import Evaluation, confusion_matrix
+from tests.support.images import encode, make_image
+
+pytest.importorskip("matplotlib", reason="needs the extra train")
+
+
+def evaluate(data: Path, *flags: str) -> Result:
+    return CliRunner().invoke(main, ["evaluate", "--model", "bundled", "--data", str(data), *flags])
+
+
+def activations(image: Path, output: Path, *flags: str) -> Result:
+    arguments = [str(image), "--model", "bundled", "--output", str(output), *flags]
+    return CliRunner().invoke(main, ["activations", *arguments])
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "image.png"
+    path.write_bytes(encode(make_image(), "PNG"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Model:
+    return load_model("bundled")
+
+
+def test_confusion_matrix_counts_classes_by_prediction() -> None:
+    """Rows are classes and columns predictions; a class without images has no accuracy."""
+    confusion = confusion_matrix(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]), 3)
+    assert confusion.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    evaluation = Evaluation(confusion, ("a", "b", "c"))
+    assert evaluation.accuracy == 0.75
+    assert evaluation.accuracy_by_class() == pytest.approx({"a": 2 / 3, "b": 1.0})
+
+
+def test_evaluate_prints_the_classes_that_have_images(image: Path, tmp_path: Path) -> None:
+    """Some classes may be missing, and an unreadable image is skipped and named."""
+    (tmp_path / "test" / "dog").mkdir(parents=True)
+    (tmp_path / "test" / "dog" / "a.png").write_bytes(image.read_bytes())
+    (tmp_path / "test" / "dog" / "b.png").write_bytes(b"broken")
+    result = evaluate(tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "of 1 images" in result.output
+    assert "skipped" in result.output
+    assert result.stdout.startswith("dog ")
+    assert "cat " not in result.stdout
+
+
+@pytest.mark.parametrize(("flags", "images"), [([], 10), (["--test-share", "0.2"], 2), (["--mirrored"], 10)])
+def test_evaluate_selects_the_share_of_images(
+    image: Path, tmp_path: Path, flags: list[str], images: int
+) -> None:
+    """--test-share selects a share of each class; without it, all images are used."""
+    for label in ("dog", "cat"):
+        (tmp_path / label).mkdir()
+        for number in range(5):
+            (tmp_path / label / f"{number}.png").write_bytes(image.read_bytes())
+    result = evaluate(tmp_path, "--json", *flags)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["images"] == images
+
+
+def test_class_that_the_model_does_not_have_is_an_error(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "test" / "unicorn").mkdir(parents=True)
+    (tmp_path / "test" / "unicorn" / "a.png").write_bytes(image.read_bytes())
+    for folder in (tmp_path, tmp_path / "test" / "unicorn"):
+        result = evaluate(folder)
+        assert result.exit_code == 1
+        assert "unicorn" in result.output
+
+
+def test_activation_maps_are_drawn_for_each_layer(image: Path, bundled: Model, tmp_path: Path) -> None:
+    """By default conv1 and layer1 to layer3, each as a grid of its channels; --layer selects others."""
+    result = activations(image, tmp_path)
+    assert result.exit_code == 0, result.output
+    names = ["conv1.png", "layer1.png", "layer2.png", "layer3.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    width = bundled.network.state_dict()["conv1.weight"].shape[0]
+    assert f"layer3.png: [{4 * width}, 8, 8]" in result.output
+    maps = [Image.open(tmp_path / f"{name}.png").convert("RGB") for name in ("conv1", "layer1")]
+    below_title = (0, maps[0].height // 4, maps[0].width, maps[0].height)
+    colors = [{color for _, color in one.crop(below_title).getcolors(1 << 24) or []} for one in maps]
+    assert all(len(found) > 200 for found in colors)  # viridis has 256; an empty map has one
+    assert ImageChops.difference(maps[0].crop(below_title), maps[1].crop(below_title)).getbbox() is not None
+    assert activations(image, tmp_path, "--layer", "layer4.0.bn1").exit_code == 0
+    assert (tmp_path / "layer4.0.bn1.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"), [("conv9", "has no layer 'conv9'"), ("fc", "does not have channels")]
+)
+def test_layer_without_activation_maps_is_an_error(
+    image: Path, tmp_path: Path, layer: str, message: str
+) -> None:
+    result = activations(image, tmp_path, "--layer", layer)
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_network_without_default_layers_needs_layer_names(bundled: Model, tmp_path: Path) -> None:
+    """The error lists the layers that it has."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1))
+    model = Model("plain", network, bundled.labels, bundled.preprocessing, "plain.pth")
+    crop = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
+    with pytest.raises(UnsupportedModelError, match="choose one with --layer: 0"):
+        draw_activations(model, crop, tmp_path)
+
+
+def test_output_that_cannot_be_written_is_an_error(image: Path) -> None:
+    result = activations(image, image / "maps")
+    assert result.exit_code == 1
+    assert "cannot be written" in result.output
+
+
+def test_class_name_with_dollar_signs_can_be_plotted(tmp_path: Path) -> None:
+    """Matplotlib does not parse it as a formula."""
+    plots.confusion_matrix(torch.ones(2, 2, dtype=torch.int64), ("$^$", "light"), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").exists()

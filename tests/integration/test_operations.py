@@ -1,0 +1,132 @@
+"""The routes for operators on a real server: probes, /info, /bench, /metrics, ids and error bodies."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from resnet_service.models import load_model
+from tests.support.http import PROBLEM_MEDIA_TYPE, assert_problem, files
+from tests.support.server import Running
+
+
+def test_probes_succeed_on_a_ready_service(server: Running) -> None:
+    """A service that has been warmed up is alive and ready."""
+    assert server.client.get("/healthz").json() == {"status": "ok"}
+    assert server.client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_root_redirects_to_the_api_page(server: Running) -> None:
+    """/ redirects to the OpenAPI page, which loads nothing from other hosts."""
+    response = server.client.get("/", follow_redirects=True)
+    assert response.url.path == "/docs"
+    assert "https://" not in response.text
+    assert "swagger-ui" in response.text
+
+
+def test_info_describes_the_service(server: Running) -> None:
+    """/info has the model, the device, the versions, the machine and the limits."""
+    info = server.client.get("/info").json()
+    assert info["model"] == "bundled"
+    assert info["labels"] == len(load_model("bundled").labels)
+    assert info["hardware"]["cores"] >= 1
+    assert info["limits"]["max_upload_bytes"] == 20_000_000
+    assert {"torch", "torchvision"} <= set(info["versions"])
+
+
+def test_bench_measures_the_requested_batch_sizes(server: Running) -> None:
+    """/bench returns one row per requested batch size, with consistent figures."""
+    rows = server.client.get("/bench", params={"batch_sizes": "1,4,8", "iterations": 3}).json()["rows"]
+    assert [row["batch_size"] for row in rows] == [1, 4, 8]
+    for row in rows:
+        assert row["iterations"] == 3
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["images_per_second"] == pytest.approx(row["batch_size"] / row["mean_ms"] * 1e3)
+
+
+def test_bench_has_default_batch_sizes(server: Running) -> None:
+    """Without batch sizes, /bench measures 1, 4, 8, 16 and 32."""
+    rows = server.client.get("/bench", params={"iterations": 1}).json()["rows"]
+    assert [row["batch_size"] for row in rows] == [1, 4, 8, 16, 32]
+
+
+def test_bench_during_another_one_is_409(server: Running) -> None:
+    """Only one benchmark can run at a time; the first is not affected by the second."""
+    with ThreadPoolExecutor(1) as pool, server.runtime.held():
+        first = pool.submit(server.client.get, "/bench?batch_sizes=1&iterations=1")
+        assert server.runtime.begun.acquire(timeout=30)
+        assert_problem(server.client.get("/bench"), 409, "conflict")
+        server.runtime.release()
+        assert first.result().status_code == 200
+
+
+@pytest.mark.parametrize("query", ["batch_sizes=0", "batch_sizes=a", "batch_sizes=33", "batch_sizes=1,,2"])
+def test_invalid_batch_sizes_are_422(server: Running, query: str) -> None:
+    """/bench accepts comma-separated integers from 1 to the maximum batch size."""
+    assert_problem(server.client.get(f"/bench?{query}"), 422, "invalid-request")
+
+
+def test_bench_over_the_image_limit_is_422(server: Running) -> None:
+    """A benchmark of more images than the limit is rejected before it starts."""
+    response = server.client.get("/bench?batch_sizes=32&iterations=1000")
+    assert "limit" in assert_problem(response, 422, "invalid-request")
+
+
+def test_safe_request_ids_are_kept_and_unsafe_ones_replaced(server: Running) -> None:
+    """X-Request-ID is returned unchanged only if it is safe to log."""
+    response = server.client.get("/healthz", headers={"x-request-id": "abc-1"})
+    assert response.headers["x-request-id"] == "abc-1"
+    response = server.client.get("/healthz", headers={"x-request-id": 'a"b\tc' + "x" * 500})
+    assert len(response.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/predict", 405), ("GET", "/nothing", 404)])
+def test_unknown_paths_and_methods_return_a_problem(
+    server: Running, method: str, path: str, status: int
+) -> None:
+    """Errors of the web framework have the same body format as all other errors."""
+    response = server.client.request(method, path)
+    assert response.headers["content-type"] == PROBLEM_MEDIA_TYPE
+    assert response.json()["status"] == response.status_code == status
+
+
+def test_metrics_have_the_documented_names(server: Running, jpeg: bytes) -> None:
+    """The metrics that dashboards use exist with their labels, and a request is counted once."""
+    before = server.metric("inference_images_total", outcome="ok")
+    server.client.post("/predict", files=files(jpeg))
+    assert server.metric("inference_images_total", outcome="ok") == before + 1
+    assert server.metric("inference_request_seconds_count", route="/predict", method="POST", status="200") > 0
+    for stage in ("read", "decode", "queue", "device"):
+        assert server.metric("inference_stage_seconds_count", stage=stage) > 0
+    assert server.metric("inference_ready") == 1
+    assert server.metric("inference_model_info", model="bundled", device="cpu") == 1
+    text = server.client.get("/metrics").text
+    for name in (
+        "inference_queue_depth",
+        "inference_in_flight",
+        "inference_rejected_total",
+        "inference_device_streams",
+        "inference_device_memory_bytes",
+        "process_resident_memory_bytes",
+        "python_info",
+    ):
+        assert f"# TYPE {name.removesuffix('_total')}" in text
+
+
+def test_trace_id_is_an_exemplar_of_the_request_duration(server: Running, jpeg: bytes) -> None:
+    """OpenMetrics has the trace id of `traceparent` as an exemplar; the text format has none."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    server.client.post("/predict", files=files(jpeg), headers=headers)
+    accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    text = server.client.get("/metrics", headers=accept).text
+    assert re.search(f'inference_request_seconds_bucket.*route="/predict".*# {{trace_id="{trace}"}}', text)
+    assert trace not in server.client.get("/metrics").text
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", "x/y;;=", "\u00e9"])
+def test_metrics_with_an_invalid_accept_header_are_text(server: Running, accept: str) -> None:
+    """An Accept header that cannot be parsed selects the text format."""
+    response = server.client.get("/metrics", headers={b"accept": accept.encode("latin-1")})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain")

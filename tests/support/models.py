@@ -1,0 +1,50 @@
+"""Models for tests: checkpoints, small networks with random weights, and errors of loading."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import squeezenet1_1
+
+from resnet_service.errors import ModelLoadError
+from resnet_service.models import BUNDLED, checkpoint, load_model, weights_path
+
+CLASSIFIER = "squeezenet1_1"
+"""A torchvision classifier with small weights (5 MB)."""
+
+
+def write_checkpoint(path: Path, label_prefix: str = "", scale: float = 1.0) -> None:
+    """Write the bundled model with a prefix before its labels and its weights multiplied by `scale`."""
+    model = checkpoint.load_checkpoint(weights_path(BUNDLED))
+    labels = tuple(f"{label_prefix}{label}" for label in model.labels)
+    state = {
+        name: tensor * torch.tensor(scale, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state.items()
+    }
+    checkpoint.save_checkpoint(replace(model, labels=labels, state=state), path)
+
+
+@cache
+def random_classifier(classes: int = 1000) -> nn.Module:
+    """Return `CLASSIFIER` with random weights, the same in each call; do not modify it."""
+    torch.manual_seed(0)
+    return cast(nn.Module, squeezenet1_1(num_classes=classes))
+
+
+def same_weights(network: nn.Module, other: nn.Module) -> bool:
+    """Return whether the state dicts of two networks are equal."""
+    state = other.state_dict()
+    return all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def load_error(name: str, weights: str | None = None) -> str:
+    """Load a model, which must fail, and return the message, which must list alternatives."""
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(name, weights)
+    message = str(caught.value)
+    assert "--model bundled" in message
+    return message

@@ -1,0 +1,119 @@
+"""The access log and the traces of `resnet-service serve` as a process, and secrets in neither."""
+
+import gzip
+import http.server
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tests.support.processes import started, until
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+CALLER_ID = "00f067aa0ba902b7"
+TRACEPARENT = f"00-{TRACE_ID}-{CALLER_ID}-01"
+
+
+def test_access_log_has_ids_status_sizes_and_stage_durations(jpeg: bytes) -> None:
+    """Each request is one log line; an invalid traceparent adds no trace id."""
+    headers = {"traceparent": TRACEPARENT, "X-Request-ID": "mine"}
+    with started("--access-log") as (_, log, url):
+        response = httpx.post(f"{url}/predict", files={"file": jpeg}, headers=headers)
+        line = until(log, "request")
+        assert (line["request_id"], line["trace_id"]) == ("mine", TRACE_ID)
+        assert (line["method"], line["route"], line["status"]) == ("POST", "/predict", 200)
+        assert line["bytes_in"] > len(jpeg)
+        assert line["bytes_out"] == len(response.content)
+        stages = [line[f"{stage}_ms"] for stage in ("read", "decode", "queue", "device")]
+        assert 0 < sum(stages) < line["ms"]
+        for invalid in ("00-" + 32 * "0" + "-00f067aa0ba902b7-01", "nonsense"):
+            httpx.get(f"{url}/healthz", headers={"traceparent": invalid})
+            assert "trace_id" not in until(log, "request")
+
+
+@contextmanager
+def trace_collector() -> Iterator[tuple[str, list[Span]]]:
+    """Run an OpenTelemetry collector; yield its URL and the list that it adds the received spans to."""
+    spans: list[Span] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            for resource_spans in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for scope_spans in resource_spans.scope_spans:
+                    spans.extend(scope_spans.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/v1/traces", spans
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_spans_of_requests_and_stages_reach_a_collector(jpeg: bytes) -> None:
+    """A request is a child of the caller's span with one child per stage; all are exported before the exit."""
+    with (
+        trace_collector() as (collector_url, received),
+        started("--traces-url", collector_url) as (
+            process,
+            _,
+            url,
+        ),
+    ):
+        httpx.post(f"{url}/predict", files={"file": jpeg}, headers={"traceparent": TRACEPARENT})
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    spans = {span.name: span for span in received if span.trace_id.hex() == TRACE_ID}
+    request = spans.pop("POST /predict")
+    assert request.parent_span_id.hex() == CALLER_ID
+    assert set(spans) == {"read", "decode", "queue", "device"}
+    for span in spans.values():
+        assert span.parent_span_id == request.span_id
+        assert request.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+        assert span.end_time_unix_nano <= request.end_time_unix_nano
+
+
+def test_unavailable_collector_does_not_affect_the_service(jpeg: bytes) -> None:
+    """Without its collector, the service responds, and exits with status 0."""
+    variables = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    with started("--traces-url", "http://127.0.0.1:9/v1/traces", program=None, limit=None, **variables) as (
+        process,
+        _,
+        url,
+    ):
+        assert httpx.post(f"{url}/predict", files={"file": jpeg}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_api_keys_do_not_appear_in_logs_and_responses(jpeg: bytes) -> None:
+    """Neither the log at level debug, nor the metrics, nor any response contains a key."""
+    all_scopes, predict = "everything-0123456789", "images-0123456789"
+    flags = ("--log-level", "debug", "--access-log")
+    with started(*flags, RESNET_SERVICE_API_KEYS=f"{all_scopes},{predict} predict") as (process, log, url):
+        headers = {"Authorization": f"Bearer {all_scopes}"}
+        texts = [
+            httpx.get(f"{url}{path}", headers=headers).text for path in ("/info", "/metrics", "/openapi.json")
+        ]
+        for request_headers in (headers, {"X-API-Key": f"{predict}x"}):
+            texts.append(httpx.post(f"{url}/predict", files={"file": jpeg}, headers=request_headers).text)
+        process.send_signal(signal.SIGTERM)
+        texts += [json.dumps(event) for event in log]
+        assert process.wait(30) == 0
+    assert any('"route": "/predict"' in text for text in texts)
+    assert not any(key in text for key in (all_scopes, predict) for text in texts)

@@ -1,0 +1,155 @@
+"""The command line as a whole: help texts, common options, parameter types, tables and import time."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from resnet_service.cli import main
+from resnet_service.cli.common import CommaSeparated, FiniteFloat, exit_on_service_error, print_table
+from resnet_service.errors import ServiceError
+
+_NO_MODEL = {"train", "ui", "doctor", "report"}
+_NO_JSON = {"serve", "ui"}
+
+
+def leaf_commands(group: click.Group = main) -> Iterator[tuple[str, click.Command]]:
+    """Yield each command with its name, `bench report` as "report"."""
+    for name, command in group.commands.items():
+        yield name, command
+        if isinstance(command, click.Group):
+            yield from leaf_commands(command)
+
+
+def flags(command: click.Command) -> set[str]:
+    context = click.Context(command)
+    return {flag for parameter in command.get_params(context) for flag in parameter.opts}
+
+
+COMMANDS = pytest.mark.parametrize(("name", "command"), leaf_commands(), ids=lambda value: str(value)[:12])
+
+
+def help_text(*arguments: str) -> str:
+    result = CliRunner().invoke(main, [*arguments, "--help"], terminal_width=80)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_help_lists_the_commands_in_groups() -> None:
+    """All commands appear under four headings with complete one-line summaries."""
+    text = help_text()
+    headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Options:", "Serve and measure:", "Local inference:", "Training:", "Tools:"]
+    for command in main.commands.values():
+        assert f"  {command.name}" in text
+        assert str(command.short_help) in text
+
+
+@pytest.mark.parametrize("arguments", [[name] for name in main.commands] + [["bench", "report"]], ids=str)
+def test_help_fits_80_columns_without_empty_defaults(arguments: list[str]) -> None:
+    """Lines have at most 80 characters, and options without a default show none."""
+    text = help_text(*arguments)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "default: None" not in text
+    assert "default: none" not in text
+
+
+@COMMANDS
+def test_options_have_the_same_names_everywhere(name: str, command: click.Command) -> None:
+    """--model, --device, --output and --json; only `train` has --network."""
+    options = flags(command)
+    assert not options & {"--devices", "--out", "--images", "--seed", "--service"}
+    assert ("--model" in options) == (name not in _NO_MODEL)
+    assert ("--network" in options) == (name == "train")
+    assert ("--json" in options) == (name not in _NO_JSON)
+    assert ("--output" in options) == ("-o" in options)
+
+
+@COMMANDS
+def test_default_model_is_bundled(name: str, command: click.Command) -> None:
+    """Commands that use a model share their default."""
+    from resnet_service.settings import Settings
+
+    for parameter in command.get_params(click.Context(command)):
+        if "--model" in parameter.opts and name != "serve":
+            assert parameter.default == "bundled"
+    assert Settings.model_fields["model"].default == "bundled"
+
+
+def test_import_of_the_command_line_is_quick() -> None:
+    """Heavy libraries are imported by the commands that use them, not by --help."""
+    heavy = {"torch", "numpy", "PIL", "pydantic", "tqdm", "httpx"}
+    script = f"import sys, resnet_service.cli; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("type_", "text", "expected"),
+    [
+        (CommaSeparated(), "a, b,a", ("a", "b")),
+        (CommaSeparated(("fp32", "bf16")), "bf16,fp32", ("bf16", "fp32")),
+        (CommaSeparated(minimum=1), "8,1", (8, 1)),
+        (CommaSeparated(minimum=0), "0", (0,)),
+    ],
+)
+def test_comma_separated_list(type_: CommaSeparated, text: str, expected: tuple[object, ...]) -> None:
+    """Elements keep their order, without spaces and duplicates."""
+    assert type_.convert(text, None, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("type_", "text", "message"),
+    [
+        (CommaSeparated(), "a,,b", "empty element"),
+        (CommaSeparated(("fp32", "bf16")), "fp31", "'fp31' is not one of fp32, bf16"),
+        (CommaSeparated(minimum=1), "1,x", "'x' is not a positive integer"),
+        (CommaSeparated(minimum=1), "0", "'0' is not a positive integer"),
+        (CommaSeparated(minimum=0), "99999999999999999999", "is not an integer from 0"),
+        (FiniteFloat(0), "nan", "is not a finite number"),
+        (FiniteFloat(0), "inf", "is not a finite number"),
+        (FiniteFloat(0), "-1", "range"),
+    ],
+)
+def test_invalid_values_are_usage_errors(type_: click.ParamType, text: str, message: str) -> None:
+    """The message names the invalid element."""
+    with pytest.raises(click.BadParameter, match=message):
+        type_.convert(text, None, None)
+
+
+def test_service_error_becomes_message_with_status_1() -> None:
+    """exit_on_service_error keeps the text of the error and drops the traceback."""
+    with pytest.raises(click.ClickException, match="no such thing") as failure, exit_on_service_error():
+        raise ServiceError("no such thing")
+    assert failure.value.exit_code == 1
+
+
+def test_table_wider_than_the_terminal_has_labels_on_their_own_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 40 columns a long label precedes its rows, once, and the figures stay aligned."""
+    rows = [("a-very-long-label-of-a-model", "1", "10.0"), ("a-very-long-label-of-a-model", "2", "5.0")]
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table(("variant", "batch", "images/s"), rows)
+    assert capsys.readouterr().out.splitlines()[1] == "a-very-long-label-of-a-model      1      10.0"
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table(("variant", "batch", "images/s"), rows)
+    assert capsys.readouterr().out.splitlines() == [
+        "variant  batch  images/s",
+        "a-very-long-label-of-a-model",
+        "             1      10.0",
+        "             2       5.0",
+    ]
+
+
+def test_output_in_a_missing_directory_is_a_usage_error(tmp_path: Path) -> None:
+    """Commands check the directory of --output before they start to work."""
+    output = str(tmp_path / "missing" / "file")
+    for arguments in (["bench"], ["quantize", "--data", str(tmp_path)]):
+        result = CliRunner().invoke(main, [*arguments, "--output", output])
+        assert result.exit_code == 2
+        assert "does not exist" in result.stderr

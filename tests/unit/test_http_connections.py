@@ -1,0 +1,230 @@
+"""HTTPConnection in memory, with a manual clock: timeouts, unread responses and the number of connections."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.memory_server import (
+    BODY_TIMEOUT_S,
+    GET,
+    HEADER_TIMEOUT_S,
+    KEEP_ALIVE_S,
+    LIMIT,
+    LINGER_S,
+    MemoryServer,
+    memory_server,
+    post,
+)
+from tests.support.memory_transport import MemoryTransport
+
+
+@pytest.fixture
+def server() -> Iterator[MemoryServer]:
+    with memory_server() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: MemoryServer) -> MemoryTransport:
+    return server.connect()
+
+
+# Time for request headers
+
+
+@pytest.mark.parametrize("start", [b"G", b"POST / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"\r\n\r\n"])
+def test_incomplete_headers_get_408_after_header_timeout(
+    server: MemoryServer, client: MemoryTransport, start: bytes
+) -> None:
+    """A client that sends a part of the request headers gets 408, and its connection is closed."""
+    client.send(start)
+    server.loop.advance(HEADER_TIMEOUT_S - 1)
+    assert not client.responses()
+    server.loop.advance(1)
+    assert "10 s" in server.check_rejected(client, "header_timeout", 408)
+
+
+def test_sending_header_bytes_does_not_extend_header_timeout(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """A client that sends its headers byte by byte gets 408 after the same time."""
+    client.send(b"GET / HTTP/1.1\r\nX-Slow: ")
+    for _ in range(int(HEADER_TIMEOUT_S)):
+        assert not client.has_eof
+        client.send(b"x")
+        server.loop.advance(1)
+    server.check_rejected(client, "header_timeout", 408)
+
+
+def test_silent_connection_is_closed_without_response(server: MemoryServer, client: MemoryTransport) -> None:
+    """A connection without any byte of a request is closed after the header timeout."""
+    server.loop.advance(HEADER_TIMEOUT_S)
+    assert client.is_lost
+    assert not client.responses()
+    assert server.rejected("header_timeout") == 0
+
+
+def test_incomplete_pipelined_headers_get_408(server: MemoryServer, client: MemoryTransport) -> None:
+    """A part of request headers after a whole request gets 408 after the response to that request."""
+    client.send(GET + b"GET / HT")
+    assert [response.status for response in client.responses()] == [200]
+    server.loop.advance(HEADER_TIMEOUT_S)
+    server.check_rejected(client, "header_timeout", 408)
+
+
+# Time for bodies and between requests
+
+
+def test_body_after_early_response_is_limited_in_time(server: MemoryServer, client: MemoryTransport) -> None:
+    """A client that got a response and continues to send its body is closed after the body timeout."""
+    client.send(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999999\r\n\r\n")
+    assert [response.status for response in client.responses()] == [415]
+    for _ in range(int(BODY_TIMEOUT_S)):
+        assert not client.is_lost
+        client.send(b"x" * 100)
+        server.loop.advance(1)
+    assert client.is_lost
+
+
+def test_rejected_connection_can_idle_for_keep_alive_time(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """After an early response and the rest of the body, the keep-alive timeout holds, not a shorter one."""
+    request = post(b"12", "/early")
+    client.send(request[:-2])
+    client.send(request[-2:])
+    server.loop.advance(KEEP_ALIVE_S - 1)
+    client.send(GET)
+    assert [response.status for response in client.responses()] == [415, 200]
+    server.loop.advance(KEEP_ALIVE_S)
+    assert client.is_lost
+
+
+def test_keep_alive_connection_is_closed_when_idle(server: MemoryServer, client: MemoryTransport) -> None:
+    """Each response starts the keep-alive timeout anew, whatever the request headers took."""
+    for _ in range(3):
+        client.send(GET)
+        assert [response.status for response in client.responses()] == [200]
+        server.loop.advance(KEEP_ALIVE_S - 1)
+        assert not client.is_lost
+    server.loop.advance(1)
+    assert client.is_lost
+    assert not client.responses()
+
+
+def test_incomplete_headers_on_keep_alive_connection_get_408(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """The header timeout also holds for later requests of a connection."""
+    client.send(GET)
+    client.responses()
+    server.loop.advance(HEADER_TIMEOUT_S * 2)
+    client.send(GET[:5])
+    server.loop.advance(HEADER_TIMEOUT_S)
+    server.check_rejected(client, "header_timeout", 408)
+
+
+# Clients that do not read or disconnect
+
+
+def test_unread_response_aborts_connection(server: MemoryServer, client: MemoryTransport) -> None:
+    """A client that reads nothing of its response for the body timeout is closed."""
+    client.client_reads = False
+    client.send(post(b"", "/large"))
+    server.loop.advance(BODY_TIMEOUT_S)
+    assert client.is_lost
+    assert server.rejected("write_timeout") == 1
+
+
+def test_slowly_read_response_does_not_abort_connection(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """A client that reads a part of its response within the body timeout receives the rest later."""
+    client.client_reads = False
+    client.send(post(b"", "/large"))
+    client.read(500_000)
+    server.loop.advance(BODY_TIMEOUT_S)
+    client.read(1_000_000)
+    [response] = client.responses()
+    assert len(response.body) == 1_000_000
+    assert server.rejected("write_timeout") == 0
+
+
+def test_keep_alive_timeout_aborts_connection_with_unread_response(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """A response so small that writing is not paused does not keep the connection open."""
+    client.client_reads = False
+    client.send(GET)
+    server.loop.advance(BODY_TIMEOUT_S)
+    assert client.is_lost
+    assert server.rejected("write_timeout") == 1
+
+
+@pytest.mark.parametrize("error", [None, ConnectionResetError()], ids=["closed", "reset"])
+def test_disconnect_reaches_application_and_frees_connection(
+    server: MemoryServer, client: MemoryTransport, error: Exception | None
+) -> None:
+    """The application learns of a disconnect in the middle of a body, and no timer remains."""
+    client.send(post(bytes(10))[:-5])
+    client.disconnect(error)
+    assert server.app.disconnects == 1
+    assert server.registry.open == 0
+    assert not server.registry.idle
+    server.loop.advance(1_000)
+    assert sum(server.rejected(reason) for reason in ("header_timeout", "write_timeout")) == 0
+
+
+# The number of connections
+
+
+def test_connection_over_limit_closes_longest_idle(server: MemoryServer) -> None:
+    """If some connections are idle, the one that has been idle longest is closed for the new one."""
+    clients = [server.connect() for _ in range(LIMIT)]
+    for client in [*clients, clients[0]]:  # the first is not the longest idle any more
+        client.send(GET)
+        assert [response.status for response in client.responses()] == [200]
+    new = server.connect()
+    new.send(GET)
+    assert [response.status for response in new.responses()] == [200]
+    assert [client.is_lost for client in clients] == [False, True, False, False]
+    assert server.rejected("limit") == 1
+    assert server.registry.open == LIMIT
+
+
+def test_incomplete_request_counts_as_idle(server: MemoryServer) -> None:
+    """A client that sends its request slowly does not keep new clients out."""
+    slow = server.connect()
+    slow.send(post(bytes(10))[:-5])
+    for _ in range(LIMIT):
+        server.connect().send(post(b"", "/wait"))
+    assert slow.is_lost
+
+
+def test_connection_over_limit_gets_503_if_none_is_idle(server: MemoryServer) -> None:
+    """If every connection has a complete request, the new one gets 503, and the others their responses."""
+    clients = [server.connect() for _ in range(LIMIT)]
+    for client in clients:
+        client.send(post(b"", "/wait"))
+    rejected = server.connect()
+    rejected.send(GET)
+    [response] = rejected.responses()
+    assert response.status == 503
+    assert "connections" in response.problem["detail"]
+    assert rejected.has_eof
+    server.app.release.set()
+    server.loop.settle()
+    assert [response.status for client in clients for response in client.responses()] == [200] * LIMIT
+    server.loop.advance(LINGER_S)
+    assert rejected.is_lost
+    assert server.registry.open == LIMIT
+
+
+def test_flood_over_limit_is_aborted_without_response(server: MemoryServer) -> None:
+    """At most 128 connections over the limit wait for their 503 to be read; further ones get none."""
+    for _ in range(LIMIT):
+        server.connect().send(post(b"", "/wait"))
+    flood = [server.connect() for _ in range(200)]
+    assert [len(client.responses()) for client in flood] == [1] * 128 + [0] * 72
+    assert server.registry.open == LIMIT + 128
+    assert server.rejected("limit") == 200

@@ -1,0 +1,189 @@
+"""Weights from files and URLs: formats, hashes, downloads, and files with code or other content."""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from resnet_service.models import catalog, load_model
+from tests.support.file_server import FileServer
+from tests.support.models import CLASSIFIER, load_error, random_classifier, same_weights
+
+pytestmark = pytest.mark.usefixtures("torch_cache")
+
+
+def add_hash(path: Path) -> Path:
+    """Rename a file in PyTorch's style: append the first eight digits of its SHA-256."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    return path.rename(path.with_stem(f"{path.stem}-{digest}"))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_file_replaces_published_weights(tmp_path: Path, suffix: str) -> None:
+    """A state dict in a PyTorch file or a safetensors file is loaded."""
+    network = random_classifier()
+    path = tmp_path / f"weights{suffix}"
+    save: Any = torch.save if suffix == ".pth" else save_file
+    save(network.state_dict(), path)
+    assert same_weights(load_model(CLASSIFIER, str(path)).network, network)
+
+
+def test_format_is_detected_from_the_content(tmp_path: Path) -> None:
+    """A safetensors file with any suffix is loaded."""
+    network = random_classifier()
+    path = tmp_path / "pytorch_model.bin"
+    save_file(network.state_dict(), path)
+    assert same_weights(load_model(CLASSIFIER, str(path)).network, network)
+
+
+def test_date_in_file_name_is_not_a_hash(tmp_path: Path) -> None:
+    """A file whose name ends in a date is not checked against it."""
+    network = random_classifier()
+    path = tmp_path / "weights-20260115.pth"
+    torch.save(network.state_dict(), path)
+    assert same_weights(load_model(CLASSIFIER, str(path)).network, network)
+
+
+@pytest.mark.parametrize("entry", ["state_dict", "model"])
+def test_state_dict_in_training_checkpoint_is_found(tmp_path: Path, entry: str) -> None:
+    """A state dict within a training checkpoint, with the prefix of DistributedDataParallel, is loaded."""
+    network = random_classifier()
+    state = {f"module.{key}": value for key, value in network.state_dict().items()}
+    torch.save({entry: state, "epoch": 3}, tmp_path / "run.pth")
+    assert same_weights(load_model(CLASSIFIER, str(tmp_path / "run.pth")).network, network)
+
+
+def test_url_is_downloaded_once(file_server: FileServer, torch_cache: Path) -> None:
+    """Weights at a URL are downloaded once to PyTorch's cache, and checked against the hash in the name."""
+    network = random_classifier()
+    torch.save(network.state_dict(), file_server.folder / "weights.pth")
+    path = add_hash(file_server.folder / "weights.pth")
+    for _ in range(2):
+        assert same_weights(load_model(CLASSIFIER, f"{file_server.url}/{path.name}").network, network)
+    assert file_server.requests == [f"/{path.name}"]
+    assert (torch_cache / path.name).exists()
+
+
+def test_equal_file_names_at_two_urls_are_two_cache_entries(file_server: FileServer) -> None:
+    """Without a hash in the file name, the URL determines the cache entry."""
+    biases = []
+    for number, folder in enumerate(("a", "b")):
+        (file_server.folder / folder).mkdir()
+        state = {**random_classifier().state_dict(), "classifier.1.bias": torch.full((1000,), float(number))}
+        save_file(state, file_server.folder / folder / "model.safetensors")
+        loaded = load_model(CLASSIFIER, f"{file_server.url}/{folder}/model.safetensors")
+        biases.append(float(loaded.network.state_dict()["classifier.1.bias"][0]))
+    assert biases == [0, 1]
+
+
+def test_missing_weights_file_is_reported() -> None:
+    """A missing file is reported as such."""
+    assert "file not found" in load_error(CLASSIFIER, "missing.pth")
+
+
+def test_http_404_is_reported_with_the_url(file_server: FileServer) -> None:
+    """The message contains the URL and the status."""
+    message = load_error(CLASSIFIER, f"{file_server.url}/missing.pth")
+    assert "404" in message
+    assert "/missing.pth" in message
+
+
+def test_download_with_wrong_hash_is_rejected(file_server: FileServer, torch_cache: Path) -> None:
+    """A downloaded file that does not match the hash in its name is rejected and deleted."""
+    torch.save({}, file_server.folder / "net-00000000.pth")
+    assert "hash" in load_error(CLASSIFIER, f"{file_server.url}/net-00000000.pth")
+    assert not list(torch_cache.glob("*"))
+
+
+def test_damaged_download_is_downloaded_again(file_server: FileServer) -> None:
+    """A file without a hash that cannot be read is not kept in the cache."""
+    (file_server.folder / "net.pth").write_bytes(b"half a file")
+    url = f"{file_server.url}/net.pth"
+    load_error(CLASSIFIER, url)
+    torch.save(random_classifier().state_dict(), file_server.folder / "net.pth")
+    assert same_weights(load_model(CLASSIFIER, url).network, random_classifier())
+
+
+def test_local_file_with_wrong_hash_is_rejected(tmp_path: Path) -> None:
+    """A local file is also checked against the hash in its name."""
+    path = tmp_path / "net-00000000.pth"
+    torch.save({}, path)
+    assert "SHA-256" in load_error(CLASSIFIER, str(path))
+
+
+def test_weights_for_another_number_of_classes_are_rejected(tmp_path: Path) -> None:
+    """The message contains both shapes."""
+    path = tmp_path / "ten.pth"
+    torch.save(random_classifier(classes=10).state_dict(), path)
+    message = load_error(CLASSIFIER, str(path))
+    assert "[10, 512" in message
+    assert "[1000, 512" in message
+
+
+def test_weights_of_another_network_are_rejected(tmp_path: Path) -> None:
+    """Weights with other keys are rejected with a message of limited length."""
+    path = tmp_path / "other.pth"
+    torch.save(random_classifier().state_dict(), path)
+    message = load_error("mobilenet_v3_small", str(path))
+    assert "do not fit" in message
+    assert len(message) < 2000
+
+
+class Exploit:
+    """An object whose pickle creates a folder when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, suffix: str) -> None:
+    """A weights file with code is rejected and the code is not run."""
+    path, trace = tmp_path / f"exploit{suffix}", tmp_path / "trace"
+    content = {"fc.weight": Exploit(trace)}
+    if suffix == ".pth":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    assert "never run" in load_error(CLASSIFIER, str(path))
+    assert not trace.exists()
+
+
+def test_code_in_a_cached_pickle_is_not_run(torch_cache: Path, tmp_path: Path) -> None:
+    """A file in the cache with the name of published weights is checked against the hash in the name."""
+    torch_cache.mkdir(parents=True)
+    content = {"fc.weight": Exploit(tmp_path / "trace")}
+    torch.save(content, torch_cache / Path(catalog.get_spec(CLASSIFIER).url).name)
+    assert "damaged" in load_error(CLASSIFIER)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"text", b"\x80\x04", b"PK\x03\x04broken", os.urandom(1000)],
+    ids=["empty", "text", "pickle", "zip", "random"],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_weights_file_is_rejected(tmp_path: Path, content: bytes, suffix: str) -> None:
+    """Any other content raises ModelLoadError with the path."""
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    assert str(path) in load_error(CLASSIFIER, str(path))
+    if suffix == ".safetensors":
+        assert str(path) in load_error(str(path))
+
+
+def test_file_without_state_dict_is_rejected(tmp_path: Path) -> None:
+    """A file that does not contain named tensors is rejected."""
+    torch.save([1, 2, 3], tmp_path / "list.pth")
+    assert "does not contain a state dict" in load_error(CLASSIFIER, str(tmp_path / "list.pth"))
