@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= bundled
 CIFAR ?= cifar10
-IMAGE ?= dog.jpg
+IMAGE ?= tests/data/coffee.jpg
 USE_GPU ?= 1
 NUM_IMAGES ?= 1000
 BATCH_SIZE ?= 64
@@ -47,15 +47,15 @@ lock: $(VENV)/.installed-dev  ## Update the lock files from pyproject.toml; lock
 	$(LOCK) --extra openvino --extra train --extra traces pyproject.toml --output-file requirements.lock
 	$(LOCK) --extra ray --extra openvino --extra quantize --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 
-load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL; reports in load-test/
+load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL; reports in load-test-results/
 	$(BIN)/python -m load_tests run --model "$(MODEL)"
 
-reliability: $(VENV)/.installed-dev  ## Run the long tests (slow clients, worst case, fuzzing, overload, soak): an hour; reports in reliability-results/
-	$(BIN)/python -m load_tests.reliability crowds
-	$(BIN)/python -m load_tests.reliability largest
-	$(BIN)/python -m load_tests.reliability fuzz
-	$(BIN)/python -m load_tests.reliability overload --model "$(or $(OVERLOAD_MODEL),bundled)" $(if $(OVERLOAD_WEIGHTS),--weights "$(OVERLOAD_WEIGHTS)")
-	$(BIN)/python -m load_tests.reliability soak
+reliability: $(VENV)/.installed-dev  ## Run the long tests (slow clients, worst case, fuzzing, overload, soak): an hour; reports in load-test-results/
+	$(BIN)/python -m load_tests slow-clients
+	$(BIN)/python -m load_tests worst-case
+	$(BIN)/python -m load_tests fuzz
+	$(BIN)/python -m load_tests overload --model "$(or $(OVERLOAD_MODEL),bundled)" $(if $(OVERLOAD_WEIGHTS),--weights "$(OVERLOAD_WEIGHTS)")
+	$(BIN)/python -m load_tests soak
 
 audit: $(VENV)/.installed-dev  ## Check the locked packages for known vulnerabilities
 	$(BIN)/pip-audit --disable-pip --no-deps --requirement requirements.lock
@@ -64,7 +64,7 @@ image: install  ## Classify NUM_IMAGES generated images: USE_GPU=1 BATCH_SIZE=64
 	$(BIN)/resnet-service bench --end-to-end "$(NUM_IMAGES)" --batch-size "$(BATCH_SIZE)" --model "$(IMAGE_MODEL)" \
 	  --device $(if $(filter 0,$(USE_GPU)),cpu,auto)
 
-compare-peers: $(VENV)/.installed-dev  ## Compare with other servers on IMAGE, over HTTP, with wrk; results in peers/
+compare-peers: $(VENV)/.installed-dev  ## Compare with other servers on IMAGE, over HTTP, with wrk; results in load-test-results/peers/
 	$(BIN)/python -m load_tests.peers --image "$(IMAGE)"
 
 container-test: $(VENV)/.installed-dev  ## Build both container images (buildah, root) and run their containers

@@ -56,7 +56,7 @@ def draw_capacity(logs: Sequence[RequestLog], title: str, path: Path) -> None:
     succeeded = latency.twinx()
     rates = [log.rate(mask) for log, mask in zip(logs, masks, strict=True)]
     succeeded.plot(sent_rps, rates, "s--", color=_GREEN)
-    succeeded.set_ylabel("requests/s succeeded", color=_GREEN)
+    succeeded.set_ylabel("successful requests/s", color=_GREEN)
     succeeded.set_ylim(0, None)
     figure.savefig(path, dpi=110)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,10 +65,10 @@ class RequestLog:
         cls, records: Sequence[RequestRecord], seconds: float, cpu_s: float = 0.0
     ) -> "RequestLog":
         """Make a log of records in any order."""
-        types = {"kind": np.str_, "status": np.int64, "error": np.str_}
+        types: dict[str, Any] = {"kind": np.str_, "status": np.int64, "error": np.str_}
         names = RequestRecord._fields
         columns = zip(*sorted(records, key=itemgetter(0)), strict=True) if records else [()] * len(names)
-        arrays = {
+        arrays: dict[str, Any] = {
             name: np.array(column, dtype=types.get(name, np.float64))
             for name, column in zip(names, columns, strict=True)
         }

@@ -14,7 +14,7 @@ from load_tests.service import run_service
 from load_tests.wrk import run_wrk
 
 _CONNECTIONS: Final = 16
-_WRK_RUN_S: Final = 2
+_WRK_RUN_S: Final = 1
 
 
 @dataclass(frozen=True)

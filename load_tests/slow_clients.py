@@ -97,7 +97,7 @@ async def _run(
 
 async def _classify_images(url: str, request: Request, seconds: float) -> RequestLog:
     async with LoadGenerator(url) as generator:
-        requests = [request] * int(seconds / _REQUEST_INTERVAL_S)
+        requests = [request] * round(seconds / _REQUEST_INTERVAL_S)
         await generator.run_open_loop(zip(itertools.count(0, _REQUEST_INTERVAL_S), requests, strict=False))
         return generator.log(seconds)
 

@@ -50,8 +50,8 @@ def build_dashboard(name: str) -> Any:
         if row == HEATMAP_ROW:
             built = built.with_panel(_batch_size_heatmap())
     result = built.build()
-    for number, panel in enumerate(result.panels or [], 1):
-        panel.id_val = number  # fixed, because links and alerts refer to it
+    for number, built_panel in enumerate(result.panels or [], 1):
+        built_panel.id_val = number  # fixed, because links and alerts refer to it
     return result
 
 

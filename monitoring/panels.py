@@ -19,7 +19,10 @@ class Series(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A panel. `unit` is Grafana's name of a unit; `limit` draws a threshold; `top` is the maximum of the axis."""
+    """A panel of a dashboard.
+
+    `unit` is Grafana's name of a unit, `limit` a threshold to draw, and `top` the maximum of the axis.
+    """
 
     title: str
     description: str
@@ -38,6 +41,18 @@ HEATMAP_ROW: Final = "Model and device"
 
 def _rate(counter: str, selector: str = SELECTED) -> str:
     return f"rate({counter}{{{selector}}}[$__rate_interval])"
+
+
+def _rate_by(label: str, counter: str, selector: str = SELECTED) -> Series:
+    return Series(f"sum by ({label}) ({_rate(counter, selector)})", f"{{{{{label}}}}}")
+
+
+def _mean(histogram: str, by: str = "") -> str:
+    return f"sum{by}({_rate(f'{histogram}_sum')}) / sum{by}({_rate(f'{histogram}_count')} > 0)"
+
+
+def _by_instance(metric: str, suffix: str = "") -> Series:
+    return Series(f"{metric}{{{SELECTED}}}", f"{{{{instance}}}} {suffix}".rstrip())
 
 
 def _per_instance(record: str) -> str:
@@ -99,12 +114,7 @@ _OVERVIEW: Final = {
             "Predictions by status",
             "429: overload. Other 4xx: client errors. 5xx: server errors. 499: the client disconnected.",
             "reqps",
-            (
-                Series(
-                    f"sum by (status) ({_rate('inference_request_seconds_count', _PREDICTIONS)})",
-                    "{{status}}",
-                ),
-            ),
+            (_rate_by("status", "inference_request_seconds_count", _PREDICTIONS),),
         ),
         Panel(
             "Prediction latency",
@@ -120,19 +130,14 @@ _OVERVIEW: Final = {
             "Errors",
             "Share of predictions with a 5xx response, by instance.",
             "percentunit",
-            (Series(_per_instance("instance:inference_request_errors:ratio_rate1m"), "{{instance}}"),),
+            (_by_instance("instance:inference_request_errors:ratio_rate1m"),),
             limit=0.01,
         ),
         Panel(
             "Rejected images",
-            "queue_full, deadline: overload. memory: too many uploads. not_ready: start, drain or failed device.",
+            "queue_full, deadline: overload. memory: too many uploads. not_ready: start, drain or failure.",
             "ops",
-            (
-                Series(
-                    f"sum by (reason) ({_rate('inference_rejected_total')})",
-                    "{{reason}}",
-                ),
-            ),
+            (_rate_by("reason", "inference_rejected_total"),),
         ),
     ),
     "Saturation": (
@@ -161,24 +166,13 @@ _OVERVIEW: Final = {
             "Batch size",
             "Mean number of images per device batch. It grows with the load.",
             "short",
-            (
-                Series(
-                    f"sum({_rate('inference_batch_size_sum')})"
-                    f" / sum({_rate('inference_batch_size_count')} > 0)",
-                    "mean",
-                ),
-            ),
+            (Series(_mean("inference_batch_size"), "mean"),),
         ),
         Panel(
             "Images by outcome",
             "ok; invalid: client error; rejected: overload; failed; expired: deadline exceeded; cancelled.",
             "ops",
-            (
-                Series(
-                    f"sum by (outcome) ({_rate('inference_images_total')})",
-                    "{{outcome}}",
-                ),
-            ),
+            (_rate_by("outcome", "inference_images_total"),),
         ),
     ),
 }
@@ -206,13 +200,7 @@ _DETAIL: Final = {
             "Stage durations, mean",
             "Mean duration of each stage.",
             "s",
-            (
-                Series(
-                    f"sum by (stage) ({_rate('inference_stage_seconds_sum')})"
-                    f" / sum by (stage) ({_rate('inference_stage_seconds_count')} > 0)",
-                    "{{stage}}",
-                ),
-            ),
+            (Series(_mean("inference_stage_seconds", " by (stage) "), "{{stage}}"),),
         ),
     ),
     HEATMAP_ROW: (
@@ -240,8 +228,8 @@ _DETAIL: Final = {
             "Memory used by the process and total memory of the device; 0 on a CPU.",
             "bytes",
             (
-                Series(f"inference_device_memory_bytes{{{SELECTED}}}", "{{instance}} {{device}}"),
-                Series(f"inference_device_memory_limit_bytes{{{SELECTED}}}", "{{instance}} {{device}} limit"),
+                _by_instance("inference_device_memory_bytes", "{{device}}"),
+                _by_instance("inference_device_memory_limit_bytes", "{{device}} limit"),
             ),
         ),
         Panel(
@@ -250,7 +238,8 @@ _DETAIL: Final = {
             "short",
             (
                 Series(
-                    f"sum by (model, device, precision, runtime, version) (inference_model_info{{{SELECTED}}})",
+                    "sum by (model, device, precision, runtime, version) "
+                    f"(inference_model_info{{{SELECTED}}})",
                     "{{model}} {{precision}} on {{device}}, {{runtime}}, {{version}}",
                 ),
             ),
@@ -263,20 +252,12 @@ _DETAIL: Final = {
             "short",
             (Series(f"{_rate('process_cpu_seconds_total')}", "{{instance}}"),),
         ),
-        Panel(
-            "Memory",
-            "Resident memory.",
-            "bytes",
-            (Series(f"process_resident_memory_bytes{{{SELECTED}}}", "{{instance}}"),),
-        ),
+        Panel("Memory", "Resident memory.", "bytes", (_by_instance("process_resident_memory_bytes"),)),
         Panel(
             "Open files",
             "Open file descriptors, including connections, and their limit.",
             "short",
-            (
-                Series(f"process_open_fds{{{SELECTED}}}", "{{instance}}"),
-                Series(f"process_max_fds{{{SELECTED}}}", "{{instance}} limit"),
-            ),
+            (_by_instance("process_open_fds"), _by_instance("process_max_fds", "limit")),
         ),
     ),
     "Clients": (
@@ -284,24 +265,19 @@ _DETAIL: Final = {
             "Connections",
             "Open connections, active or idle.",
             "short",
-            (Series(f"inference_connections{{{SELECTED}}}", "{{instance}}"),),
+            (_by_instance("inference_connections"),),
         ),
         Panel(
             "Rejected connections",
             "Connections that the server rejected or closed, by reason.",
             "ops",
-            (
-                Series(
-                    f"sum by (reason) ({_rate('inference_connections_rejected_total')})",
-                    "{{reason}}",
-                ),
-            ),
+            (_rate_by("reason", "inference_connections_rejected_total"),),
         ),
         Panel(
             "Uploads in memory",
             "Memory of request bodies that are being read, queued or processed.",
             "bytes",
-            (Series(f"inference_upload_bytes{{{SELECTED}}}", "{{instance}}"),),
+            (_by_instance("inference_upload_bytes"),),
         ),
     ),
 }
@@ -312,7 +288,7 @@ DASHBOARDS: Final = {
 }
 """File name -> dashboard title and panels by row title."""
 
-BATCH_SIZES: Final = Series(f"sum by (le) ({_rate('inference_batch_size_bucket')})", "{{le}}")
+BATCH_SIZES: Final = _rate_by("le", "inference_batch_size_bucket")
 """The query of the heatmap on the detail dashboard."""
 
 

@@ -49,7 +49,7 @@ def run(
     seconds: float | None,
     p99_ms: float,
 ) -> None:
-    """Run SCENARIOS (default: all) and compare the results with targets.
+    """Run SCENARIOS (default: all) and check targets.
 
     The targets are: no request fails, none is rejected, and p99 is within --p99-ms. In scenarios that exceed
     the capacity, rejections with 429 are allowed and the processing time of a full queue is added to p99's
@@ -92,7 +92,7 @@ def capacity(
     output: Path,
     seconds: float,
 ) -> None:
-    """Step through rates from 10 % to 150 % of the capacity, and draw latency over the rate."""
+    """Draw latency over the rate, from 10 % to 150 % of the capacity."""
     logs = {}
     with service_or_host(host, output, model, weights) as url:
         runner = ScenarioRunner(url, images, seconds)
@@ -121,7 +121,9 @@ def capacity(
 def incident(
     model: str, images: Path | None, output: Path, factor: float, before: float, during: float, after: float
 ) -> None:
-    """Slow the model down at half of its capacity, and draw what the dashboards show.
+    """Slow the model down and draw the dashboards.
+
+    The load is half of the capacity; Prometheus scrapes the service.
 
     Needs Prometheus (Debian's package prometheus).
     """
@@ -177,7 +179,7 @@ def profile(
 def resources(
     model: str, weights: str | None, image: Path, output: Path, requests: int, idle_s: float
 ) -> None:
-    """Measure the startup time, the CPU time when idle, and the growth of memory.
+    """Measure startup, idle CPU time and memory.
 
     Needs wrk (Debian's package wrk).
     """

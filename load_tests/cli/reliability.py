@@ -36,9 +36,10 @@ _MAX_PROBE_MS: Final = 100
 )
 @click.option("--seconds", default=120.0, show_default=True, help="Duration of the overload.")
 def overload(model: str, weights: str | None, output: Path, factor: float, seconds: float) -> None:
-    """Send many times the capacity, then check goodput, rejections and recovery.
+    """Send many times the capacity of the service.
 
-    A large network on a CPU leaves CPU time for the load generator.
+    Checks goodput, rejections, memory and recovery. A large network on a CPU leaves CPU time for the load
+    generator.
     """
     with service_under_test(output, model, weights, log="overload.log") as (url, pid):
         result = run_overload(url, pid, factor=factor, seconds=seconds, show_progress=True)
@@ -55,7 +56,10 @@ def overload(model: str, weights: str | None, output: Path, factor: float, secon
 )
 @click.option("--seconds", default=20.0, show_default=True, help="Duration of each part.")
 def slow_clients(output: Path, idle: int, slow: int, seconds: float) -> None:
-    """Open thousands of idle and slow connections beside a normal client."""
+    """Open thousands of idle and slow connections.
+
+    Checks their memory and their effect on a normal client.
+    """
     checks: list[Check] = []
     flags = ("--header-timeout-s", str(seconds * 10))  # keeps idle connections open
     with service_under_test(output, _MODEL, None, *flags, log="slow-clients.log") as (url, pid):
@@ -68,7 +72,10 @@ def slow_clients(output: Path, idle: int, slow: int, seconds: float) -> None:
 @click.command("worst-case")
 @output_option
 def worst_case(output: Path) -> None:
-    """Send the most expensive requests within the limits, and probe /healthz meanwhile."""
+    """Send the most expensive requests.
+
+    They are within the limits or just above; /healthz is probed meanwhile.
+    """
     with service_under_test(output, _MODEL, log="worst-case.log") as (url, _):
         results = run_worst_cases(url, show_progress=True)
     _report(output, "worst-case", worst_case_checks(results), worst_case_measurements(results))
@@ -80,7 +87,7 @@ def worst_case(output: Path) -> None:
 @click.option("--parse", default=30_000, show_default=True, help="Number of bodies for the parsers.")
 @click.option("--api", default=20_000, show_default=True, help="Approximate number of requests for the API.")
 def fuzz(output: Path, decode: int, parse: int, api: int) -> None:
-    """Send random input to the decoder, the parsers and the whole API."""
+    """Fuzz the decoder, the parsers and the API."""
     # Imported here: these modules need hypothesis, schemathesis and atheris.
     from load_tests.fuzz.api import fuzz_api
     from load_tests.fuzz.fuzzers import fuzz_decoder, fuzz_parsers
@@ -132,10 +139,13 @@ def _fuzz_checks(
 @output_option
 @click.option("--seconds", default=1800.0, show_default=True, help="Duration of the load.")
 def soak(model: str, weights: str | None, output: Path, seconds: float) -> None:
-    """Send mixed load with bad images and disconnects for half an hour."""
+    """Send mixed load for half an hour.
+
+    Checks that memory, threads, open files and latency do not grow.
+    """
     with service_under_test(output, model, weights, log="soak.log") as (url, pid):
         result = run_soak(url, pid, seconds=seconds, show_progress=True)
-    draw_soak(result, f"{model}: {seconds / 60:.0f} minutes of mixed load", output / "soak.png")
+    draw_soak(result, f"{model}: {seconds / 60:g} min of mixed load", output / "soak.png")
     _report(output, "soak", result.checks(), result.measurements())
 
 

@@ -96,7 +96,7 @@ def test_activation_maps_are_drawn_for_each_layer(image: Path, bundled: Model, t
     maps = [Image.open(tmp_path / f"{name}.png").convert("RGB") for name in ("conv1", "layer1")]
     below_title = (0, maps[0].height // 4, maps[0].width, maps[0].height)
     colors = [{color for _, color in one.crop(below_title).getcolors(1 << 24) or []} for one in maps]
-    assert all(len(found) > 200 for found in colors)  # viridis has 256; an empty map has one
+    assert all(len(distinct) > 200 for distinct in colors)  # viridis has 256; an empty map has one
     assert ImageChops.difference(maps[0].crop(below_title), maps[1].crop(below_title)).getbbox() is not None
     assert activations(image, tmp_path, "--layer", "layer4.0.bn1").exit_code == 0
     assert (tmp_path / "layer4.0.bn1.png").exists()

@@ -132,7 +132,7 @@ def test_malformed_form_is_parsed_or_rejected(example: Any) -> None:
 @examples(100)
 @given(strategies.tensor_requests(MODEL))
 def test_tensor_request_returns_its_images(request_example: strategies.TensorRequest) -> None:
-    """A valid request of the Open Inference Protocol, JSON or binary, returns the declared number of crops."""
+    """A valid request of the Open Inference Protocol, JSON or binary, returns the declared images."""
     parser_properties.check_tensor_request(request_example, MODEL)
 
 

@@ -130,3 +130,31 @@ def test_metrics_with_an_invalid_accept_header_are_text(server: Running, accept:
     response = server.client.get("/metrics", headers={b"accept": accept.encode("latin-1")})
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain")
+
+
+def test_every_operation_is_described(server: Running) -> None:
+    """Each operation has a summary, described responses, and the body format of errors."""
+    model = "/v2/models/{name}"
+    document = server.client.get("/openapi.json").json()
+    assert set(document["paths"]) == {
+        *("/predict", "/predict/batch", "/bench", "/metrics", "/healthz", "/readyz", "/info", "/reload"),
+        *("/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/infer"),
+        *(f"{model}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer")),
+    }
+    ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(set(ids)) == len(ids)
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert operation["summary"], path
+            assert "200" in operation["responses"]
+            for status, response in operation["responses"].items():
+                assert response["description"], (path, status)
+                if status != "200":
+                    protocol = path.startswith("/v2")
+                    content_type = "application/json" if protocol else "application/problem+json"
+                    name = "V2Error" if protocol else "Problem"
+                    schema = response["content"][content_type]["schema"]
+                    assert schema == {"$ref": f"#/components/schemas/{name}"}
+    assert set(document["components"]["schemas"]["Problem"]["required"]) == {
+        *("type", "title", "status", "detail")
+    }

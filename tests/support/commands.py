@@ -6,6 +6,7 @@ The command has its own process, arguments, working directory, environment, outp
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +86,7 @@ def _context() -> ForkServerContext:
 
 def _run(arguments: list[str], folder: Path, environment: dict[str, str], pipe: Path) -> None:
     """Become the command: the target of the forked process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell leaves it ignored
     output = os.open(pipe, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())

@@ -49,6 +49,7 @@ SUBSTITUTIONS: Final = {
     r"\bresnet(50|152)\b(?![.-])": SMALL_NETWORK,
     "--data cifar10": "--data ./cifar10",  # a folder here instead of a download
     "--pretrained": "--weights resnet50.pth",
+    r"\bW\.pth": "resnet50.pth",
     rf"(quantize|bench)( .*)?--model {SMALL_NETWORK}\b": r"\g<0> --weights resnet50.pth",
     "PORT=9000": "PORT=0",
     " +#.*": "",
@@ -58,8 +59,9 @@ SUBSTITUTIONS: Final = {
 EXTRA_OPTIONS: Final = {
     r"service train\b": "--epochs 1 --size 32",
     r"service bench (?!report)(?!.*--end-to-end)": "--batch-sizes 1,2 --iterations 1",
-    r"load_tests (run|capacity)\b": "--seconds 0.5 --p99-ms 60000",
-    r"load_tests profile\b": "--seconds 3",
+    r"load_tests run\b": "--seconds 0.5 --p99-ms 60000",
+    r"load_tests capacity\b": "--seconds 0.5",
+    r"load_tests profile\b": "--seconds 1",
     r"load_tests resources\b": "--requests 50 --idle 0.5",
 }
 """What makes a command quick, by a pattern of the command."""

@@ -147,7 +147,7 @@ def test_stuck_batch_does_not_prevent_the_shutdown(jpeg: bytes) -> None:
 
 
 def test_sighup_reloads_the_model_and_the_keys(tmp_path: Path, jpeg: bytes) -> None:
-    """SIGHUP loads the model and the API keys again; if one is invalid, both stay, and the log has the reason."""
+    """SIGHUP loads model and API keys again; if one is invalid, both stay, and the reason is logged."""
     model, keys = tmp_path / "model.safetensors", tmp_path / "keys"
     write_checkpoint(model)
     keys.write_text("the-first-api-key\n")

@@ -35,7 +35,6 @@ ONLY_IN: Final = {
     "starlette": {"server"},
     "uvicorn": {"server"},
     "click": {"cli"},
-    "rich": {"cli"},
     "prometheus_client": {"metrics", "server"},
     "opentelemetry": {"tracing"},
     "PIL": {"images"},

@@ -30,7 +30,9 @@ def flags(command: click.Command) -> set[str]:
     return {flag for parameter in command.get_params(context) for flag in parameter.opts}
 
 
-COMMANDS = pytest.mark.parametrize(("name", "command"), leaf_commands(), ids=lambda value: str(value)[:12])
+COMMANDS = pytest.mark.parametrize(
+    ("name", "command"), [pytest.param(*pair, id=pair[0]) for pair in leaf_commands()]
+)
 
 
 def help_text(*arguments: str) -> str:
@@ -115,7 +117,9 @@ def test_comma_separated_list(type_: CommaSeparated, text: str, expected: tuple[
         (FiniteFloat(0), "-1", "range"),
     ],
 )
-def test_invalid_values_are_usage_errors(type_: click.ParamType, text: str, message: str) -> None:
+def test_invalid_values_are_usage_errors(
+    type_: CommaSeparated | FiniteFloat, text: str, message: str
+) -> None:
     """The message names the invalid element."""
     with pytest.raises(click.BadParameter, match=message):
         type_.convert(text, None, None)

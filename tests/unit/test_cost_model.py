@@ -1,62 +1,87 @@
-"""The model of a batch's duration: what it learns, and that noise does not make it absurd."""
+"""The cost model of batches, and the warm-up that finds the largest useful batch size."""
 
 import pytest
 
+from resnet_service.batching import warm_up
 from resnet_service.batching.cost_model import BatchCostModel
+from tests.support.batching import run_async
 
 
-def test_a_device_that_slows_down_is_noticed_at_the_size_it_runs() -> None:
-    """Where full batches come to take four times as long, so do the estimates for them, and for others."""
-    duration = BatchCostModel()
-    for n in (1, 2, 4):
-        duration.observe(n, 0.002 + 0.019 * n)
-    for _ in range(60):
-        duration.observe(4, 4 * 0.078)
-    assert duration.seconds(4) == pytest.approx(4 * 0.078, rel=0.06)
-    assert duration.seconds(1) == pytest.approx(4 * 0.021, rel=0.3)
-
-
-def test_small_batches_do_not_wipe_out_what_large_ones_taught() -> None:
-    """After a thousand single items the time of a large batch is still known."""
-    duration = BatchCostModel()
-    for n in (1, 2, 4, 8, 16, 32):
-        duration.observe(n, 0.010 + 0.002 * n)
-    for _ in range(1000):
-        duration.observe(1, 0.012)
-    assert duration.seconds(32) == pytest.approx(0.074)
-
-
-def test_knows_nothing_at_first() -> None:
-    """Before any batch the estimate is 0, so that nobody is rejected on a guess."""
+def test_estimate_is_zero_before_the_first_batch() -> None:
+    """Without a measurement no item is rejected because of an estimate."""
     assert BatchCostModel().seconds(8) == 0
 
 
-def test_learns_a_line() -> None:
-    """From batches that take 10 ms and 2 ms an item it estimates sizes it has not seen."""
-    duration = BatchCostModel()
+def test_estimate_extrapolates_a_line() -> None:
+    """Batches that take 10 ms plus 2 ms per item predict the time of sizes that did not run."""
+    model = BatchCostModel()
     for n in (1, 2, 4, 8, 16):
-        duration.observe(n, 0.010 + 0.002 * n)
-    assert duration.seconds(32) == pytest.approx(0.074)
+        model.observe(n, 0.010 + 0.002 * n)
+    assert model.seconds(32) == pytest.approx(0.074)
 
 
-def test_one_size_only() -> None:
-    """After one size, smaller batches cost the same and larger ones in proportion."""
-    duration = BatchCostModel()
-    duration.observe(4, 0.4)
-    assert [duration.seconds(n) for n in (1, 4, 8)] == pytest.approx([0.4, 0.4, 0.8])
+def test_estimate_from_a_single_size() -> None:
+    """After one size, smaller batches cost the same and larger ones are proportional."""
+    model = BatchCostModel()
+    model.observe(4, 0.4)
+    assert [model.seconds(n) for n in (1, 4, 8)] == pytest.approx([0.4, 0.4, 0.8])
 
 
-def test_never_falls_with_size() -> None:
-    """Noise that makes a larger batch seem faster does not tilt the line downwards or below zero."""
-    duration = BatchCostModel()
-    duration.observe(1, 0.5)
-    duration.observe(32, 0.1)
-    assert duration.seconds(32) >= duration.seconds(1) > 0
+def test_estimate_does_not_decrease_with_size() -> None:
+    """Noise that makes a larger batch look faster does not tilt the line downwards or below zero."""
+    model = BatchCostModel()
+    model.observe(1, 0.5)
+    model.observe(32, 0.1)
+    assert model.seconds(32) >= model.seconds(1) > 0
 
 
-def test_follows_a_change() -> None:
-    """When the device slows down for good, the estimate follows within some tens of batches."""
-    duration = BatchCostModel()
+def test_estimate_follows_a_slower_device() -> None:
+    """If the device slows down permanently, the estimate follows within 60 batches."""
+    model = BatchCostModel()
     for seconds in [0.1] * 100 + [0.4] * 60:
-        duration.observe(8, seconds)
-    assert duration.seconds(8) == pytest.approx(0.4, rel=0.06)
+        model.observe(8, seconds)
+    assert model.seconds(8) == pytest.approx(0.4, rel=0.06)
+
+
+def test_slowdown_at_one_size_raises_all_estimates() -> None:
+    """If full batches take four times as long, the estimates for other sizes rise as well."""
+    model = BatchCostModel()
+    for n in (1, 2, 4):
+        model.observe(n, 0.002 + 0.019 * n)
+    for _ in range(60):
+        model.observe(4, 4 * 0.078)
+    assert model.seconds(4) == pytest.approx(4 * 0.078, rel=0.06)
+    assert model.seconds(1) == pytest.approx(4 * 0.021, rel=0.3)
+
+
+def test_small_batches_do_not_change_estimates_of_large_ones() -> None:
+    """After a thousand single items, the time of a large batch is still known."""
+    model = BatchCostModel()
+    for n in (1, 2, 4, 8, 16, 32):
+        model.observe(n, 0.010 + 0.002 * n)
+    for _ in range(1000):
+        model.observe(1, 0.012)
+    assert model.seconds(32) == pytest.approx(0.074)
+
+
+@pytest.mark.parametrize(
+    ("fixed_s", "item_s", "useful_size"),
+    [(0.0, 0.019, 4), (0.005, 0.019, 8), (0.0, 0.001, 24), (0.0012, 0.00007, 24), (0.1, 0.0, 24)],
+    ids=["no fixed cost", "two cores", "a small network", "a large GPU", "no cost per item"],
+)
+@run_async
+async def test_warm_up_finds_the_largest_useful_batch(
+    fixed_s: float, item_s: float, useful_size: int
+) -> None:
+    """Sizes double until the next one is at most 2 % faster per item and batches take more than 50 ms."""
+    ran: list[int] = []
+
+    async def run(size: int) -> float:
+        first = size not in ran
+        ran.append(size)
+        return 10.0 if first else fixed_s + item_s * size
+
+    warmup = await warm_up(run, 24)
+    assert sorted(set(ran)) == [size for size in (1, 2, 4, 8, 16, 24) if size <= 2 * useful_size]
+    assert warmup.largest_useful_batch == useful_size
+    assert warmup.seconds[4] == fixed_s + item_s * 4

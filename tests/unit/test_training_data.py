@@ -143,7 +143,7 @@ def test_unusable_folders_are_errors_with_their_name(images: Path) -> None:
     assert "nowhere does not exist" in message(images / "nowhere")
     assert "cannot be read" in message(300 * "x")
     (images / "train" / "empty").mkdir()
-    assert "train/empty holds no images" in message(images)
+    assert "train/empty contains no images" in message(images)
     (images / "train" / "empty").rmdir()
     shutil.copytree(images / "test" / "dark", images / "test" / "third")
     assert "unknown classes: third" in message(images)

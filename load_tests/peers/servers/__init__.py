@@ -1,1 +1,1 @@
-"""One module per server, each serving `resnet.Classifier`; run with `python -m` (BentoML: its own command)."""
+"""One module per server; each serves `resnet.Classifier`. Run with `python -m` (BentoML: its own command)."""

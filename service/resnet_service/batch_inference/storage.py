@@ -10,7 +10,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from resnet_service.errors import InputError, PayloadTooLarge, StorageError
+from resnet_service.errors import InputError, PayloadTooLarge, StorageError, first_line
 from resnet_service.inference import MAX_BYTES, SUFFIXES
 
 
@@ -49,7 +49,7 @@ def resolve_location(name: str) -> Location:
     try:
         filesystem, path = FileSystem.from_uri(name)
     except (OSError, ArrowException) as error:
-        reason = _first_line(error).replace(name, "<hidden>")  # the URI may contain a password
+        reason = first_line(error).replace(name, "<hidden>")  # the URI may contain a password
         raise StorageError(f"a URI with {scheme} cannot be used: {reason}") from error
     return Location(filesystem, path, scheme)
 
@@ -67,7 +67,7 @@ def list_images(location: Location) -> list[str]:
         else:
             paths = list(_list_folder(location))
     if not paths:
-        raise StorageError(f"{location} holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise StorageError(f"{location} contains no images ({', '.join(sorted(SUFFIXES))})")
     return sorted(paths)
 
 
@@ -99,7 +99,7 @@ def read_image(location: Location, path: str) -> bytes:
     except (FileNotFoundError, PermissionError) as error:
         if location.is_local and not Path(path).parent.is_dir():
             raise OSError(f"{Path(path).parent} is missing on a machine of the cluster") from error
-        raise InputError(f"cannot be read: {_first_line(error)}") from error
+        raise InputError(f"cannot be read: {first_line(error)}") from error
     if len(data) > MAX_BYTES:
         raise PayloadTooLarge(f"larger than {MAX_BYTES:,} bytes")
     return data
@@ -111,8 +111,4 @@ def translate_storage_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ArrowException, UnicodeError) as error:  # UnicodeError: from a file name
-        raise StorageError(f"{name} cannot be used: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise StorageError(f"{name} cannot be used: {first_line(error)}") from error

@@ -1,6 +1,7 @@
 """The micro-batcher: groups items that arrive concurrently into batches for one or more devices.
 
-Its contract; tests/unit/test_batching.py tests each line:
+Its contract, each line of which has tests (test_batching.py, test_batching_errors.py and
+test_batching_rejection.py in tests/unit):
 
 1. Work-conserving. As soon as a runner is idle it gets the items that wait, up to the batch size limit: what
    fits the device, or the size above which larger batches are no faster per item. The next batch fills while

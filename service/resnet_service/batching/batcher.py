@@ -207,7 +207,7 @@ class MicroBatcher(Generic[Item, Result]):
                     del self._running[worker]
                     fail(batch, _shutdown_error())  # unresolved only if the worker was cancelled
         except Exception as error:  # noqa: BLE001
-            # Whatever ended the worker, its device is lost.
+            # Any error that ends a worker loses its device.
             self._workers.remove(worker)
             if not self._workers:
                 self.failure = error

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from resnet_service.cli.common import exit_on_service_error, json_option, model_option, print_table
+from resnet_service.cli.common import (
+    exit_on_service_error,
+    json_option,
+    model_option,
+    print_table,
+    terminal_width,
+)
 
 if TYPE_CHECKING:
+    from resnet_service.diagnostics.checks import Check
     from resnet_service.diagnostics.model_summary import ModelSummary
 
 _STATUS_MARKS: Final = {"ok": ("✓", "green"), "note": ("·", "yellow"), "problem": ("✗", "red")}
@@ -35,14 +42,20 @@ def doctor(as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(asdict(check)))
             continue
-        mark, color = _STATUS_MARKS[check.state]
-        click.echo(f"{click.style(mark, fg=color)} {click.style(check.name, bold=True)}: {check.detail}")
-        if check.hint:
-            click.echo(f"    {check.hint}")
+        _print_check(check)
     if not as_json:
         count = f"{problems} problem{'' if problems == 1 else 's'} found"
         click.echo(f"\n{count}" if problems else "\nNo problems found.")
     sys.exit(1 if problems else 0)
+
+
+def _print_check(check: "Check") -> None:
+    mark, color = _STATUS_MARKS[check.state]
+    text = click.wrap_text(f"{check.name}: {check.detail}", terminal_width() - 2, subsequent_indent="    ")
+    name = click.style(check.name, bold=True)
+    click.echo(f"{click.style(mark, fg=color)} {name}{text.removeprefix(check.name)}")
+    if check.hint:
+        click.echo(click.wrap_text(check.hint, terminal_width(), "    ", "    "))
 
 
 @click.command(short_help="Describe a model: parameters, layers, size, input and labels.")
@@ -87,7 +100,7 @@ def _print_summary(summary: "ModelSummary") -> None:
         f"center crop {side}, mean {_format_channels(preprocessing.mean)}, "
         f"std {_format_channels(preprocessing.std)}",
     }
-    click.secho(f"{summary.name}\n", bold=True)
+    click.echo(f"{click.style(summary.name, bold=True)}\n")
     formatter = click.HelpFormatter()
     formatter.write_dl([(name, value) for name, value in facts.items() if value])
     click.echo(formatter.getvalue(), nl=False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from resnet_service.devices import cuda_unavailable_reason
-from resnet_service.errors import ServiceError
+from resnet_service.errors import ServiceError, first_line
 from resnet_service.files import app_cache_dir
 from resnet_service.images import FORMATS, Preprocessing, decode_image, synthetic
 from resnet_service.machine import available_memory, hardware_info, has_native_bf16, instruction_sets
@@ -75,7 +75,7 @@ def _torch() -> Iterator[Check]:
         torchvision.ops.nms(boxes, torch.ones(1), 0.5)  # compiled code, whose version must match PyTorch's
     except (ImportError, RuntimeError, AttributeError) as error:
         hint = "install the torchvision built for this PyTorch: pip install --upgrade torch torchvision"
-        yield Check("torchvision", "problem", _first_line(error), hint)
+        yield Check("torchvision", "problem", first_line(error), hint)
     else:
         yield Check("torchvision", "ok", torchvision.__version__)
 
@@ -104,7 +104,7 @@ def _gpus() -> Iterator[Check]:
             yield Check(
                 f"GPU {index}",
                 "problem",
-                f"{gpu.name}: {_first_line(error)}",
+                f"{gpu.name}: {first_line(error)}",
                 "check the output of nvidia-smi",
             )
             continue
@@ -196,7 +196,7 @@ def _convolution(device: torch.device) -> Check:
         result = _convolve(images.to(device), kernels.to(device)).cpu()
     except RuntimeError as error:
         hint = "the device is present but does not work: check the errors of its driver, or use --device cpu"
-        return Check(name, "problem", _first_line(error), hint)
+        return Check(name, "problem", first_line(error), hint)
     expected = _convolve(images.double(), kernels.double())
     difference = ((result - expected).norm() / expected.norm()).item()
     detail = f"differs from fp64 by {difference:.0e} of its norm"
@@ -207,7 +207,3 @@ def _convolution(device: torch.device) -> Check:
 
 def _convolve(images: Tensor, kernels: Tensor) -> Tensor:
     return torch.nn.functional.conv2d(images, kernels, stride=2, padding=3)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

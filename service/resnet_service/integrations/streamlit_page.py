@@ -46,7 +46,7 @@ def _show_model(client: Client) -> bool:
         info = client.info()
     except (ServiceUnavailableError, APIError) as error:
         st.error(f"Service unavailable: {error}")
-        st.caption(f"Start it with `resnet-service serve`, or set {URL_VARIABLE} and restart this page.")
+        st.caption("Start it with `resnet-service serve`, or start this page with `--url` of another one.")
         return False
     for name, value in (
         ("Model", info["model"]),

@@ -1,4 +1,4 @@
-"""Models: a network with its weights, its labels and its preprocessing, and where they are loaded from.
+"""Models: a network with its weights, labels and preprocessing, and the sources that they are loaded from.
 
 Runs on the CPU only; `resnet_service.runtimes` places a model on a device.
 """

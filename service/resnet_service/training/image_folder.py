@@ -126,7 +126,7 @@ def _list_images(folder: Path, labels: tuple[str, ...]) -> tuple[LabeledImage, .
             folders[:] = [name for name in folders if not _is_hidden(name)]
             paths += [Path(parent, name) for name in names if not _is_hidden(name)]
         if not paths:
-            raise TrainingError(f"{folder / label} holds no images")
+            raise TrainingError(f"{folder / label} contains no images")
         images += [(path, index) for path in sorted(paths)]
     return tuple(images)
 
