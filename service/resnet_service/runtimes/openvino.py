@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -106,6 +107,16 @@ class _StreamArbiter:
                 self._running -= 1
 
 
+@cache
+def _core() -> ov.Core:
+    """Return the OpenVINO core of this process, which is never destroyed.
+
+    On CPUs with AMX a core sets an alternate signal stack for the thread that creates it. If another thread
+    destroys the core, the next signal ends the process with SIGSEGV (OpenVINO 2026.4).
+    """
+    return ov.Core()
+
+
 def compile_model(
     model: Model, precision: Precision, *, streams: int | None = None, threads: int | None = None
 ) -> list[OpenVINORuntime]:
@@ -119,7 +130,7 @@ def compile_model(
     DeviceUnavailableError if the CPU does not support the precision, ModelLoadError if the OpenVINO model
     cannot be read or the network cannot be converted.
     """
-    core = ov.Core()
+    core = _core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in capabilities:
         raise DeviceUnavailableError("this CPU does not support bf16; use fp32")
