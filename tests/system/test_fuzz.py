@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from load_tests.fuzz.api import fuzz_api
 from load_tests.fuzz.fuzzers import fuzz_decoder, fuzz_parsers
 from load_tests.service import run_service, serve_command
+
+pytestmark = pytest.mark.exclusive
 
 
 def test_decoder_survives_mutated_images(tmp_path: Path) -> None:

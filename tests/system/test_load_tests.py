@@ -12,6 +12,8 @@ import pytest
 from tests.support import PHOTOGRAPHS, REPOSITORY
 from tests.support.server import Running
 
+pytestmark = pytest.mark.exclusive
+
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk: apt-get install wrk")
 
 

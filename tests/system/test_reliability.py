@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 from load_tests import worst_case
 from load_tests.load_generator import arrival_times
 from load_tests.overload import run_overload
@@ -16,6 +18,8 @@ from load_tests.soak import SHARES, run_soak
 from load_tests.worst_case import WorstCase
 from resnet_service.settings import Settings
 from tests.support.server import Running, serving
+
+pytestmark = pytest.mark.exclusive
 
 
 def results_of(checks: Iterable[Check]) -> dict[str, bool]:
