@@ -54,7 +54,9 @@ def accuracy_over_latency(rows: Sequence[ModelComparison], path: Path) -> None:
     sizes = [40 + 4 * (row.parameters or 0) / 1e6 for row in rows]
     axis.scatter([row.latency_ms for row in rows], shares, sizes, alpha=0.6)
     for row, share in zip(rows, shares, strict=True):
-        axis.annotate(Path(row.model).name, (row.latency_ms, share), xytext=(8, 4), textcoords="offset points")
+        axis.annotate(
+            Path(row.model).name, (row.latency_ms, share), xytext=(8, 4), textcoords="offset points"
+        )
     axis.set(
         xlabel="milliseconds for one image, p50",
         ylabel="accuracy" if has_accuracy else f"agreement with {Path(rows[0].model).name}",
