@@ -130,7 +130,8 @@ def test_a_stopped_service_raises_an_alert(prometheus: Prometheus) -> None:
     """InferenceDown fires after the service has stopped."""
     second = prometheus.second_server
     second.stop()
-    prometheus.wait_for(lambda: "InferenceDown" in prometheus.alerts(second), lambda: time.sleep(0.1))
+    request = partial(prometheus.server.client.get, "/healthz")
+    prometheus.wait_for(lambda: "InferenceDown" in prometheus.alerts(second), request)
 
 
 def test_the_rules_are_valid_and_pass_their_tests() -> None:

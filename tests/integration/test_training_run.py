@@ -22,7 +22,7 @@ from resnet_service.training.recipes import TrainingSetup
 from resnet_service.training.run import RunConfig, run
 from resnet_service.training.run_dir import RunDirectory
 from resnet_service.training.trainer import TrainingConfig
-from tests.support.training import failed_train, is_equal, read_log, read_state, train, write_images
+from tests.support.training import failed_train, is_equal, read_log, read_state, train, write_data
 
 pytest.importorskip("matplotlib", reason="needs the extra train")
 
@@ -30,10 +30,7 @@ pytest.importorskip("matplotlib", reason="needs the extra train")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with 32 training and 8 test images of each class."""
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder / "train", 32)
-    write_images(folder / "test", 8)
-    return folder
+    return write_data(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

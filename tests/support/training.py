@@ -21,6 +21,13 @@ def write_images(folder: Path, count: int) -> None:
             (folder / label / f"{number}.png").write_bytes(encode(image, "PNG"))
 
 
+def write_data(folder: Path) -> Path:
+    """Write 32 training and 8 test images of each class into a folder, and return the folder."""
+    write_images(folder / "train", 32)
+    write_images(folder / "test", 8)
+    return folder
+
+
 def train_arguments(data: Path | str, output: Path, *flags: str) -> list[str]:
     """Return the arguments of a `train` command that takes about a second."""
     defaults = ("--network", "lenet", "--batch-size", "16", "--epochs", "3")

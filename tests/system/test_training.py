@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import started_command
-from tests.support.training import is_equal, read_log, read_state, train, train_arguments, write_images
+from tests.support.training import is_equal, read_log, read_state, train, train_arguments, write_data
 
 pytest.importorskip("matplotlib", reason="needs the extra train")
 
@@ -17,10 +17,7 @@ FLAGS = ("--epochs", "40", "--progressive", "--max-lr", "0.02", "--muon-lr", "0.
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with 32 training and 8 test images of each class."""
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder / "train", 32)
-    write_images(folder / "test", 8)
-    return folder
+    return write_data(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

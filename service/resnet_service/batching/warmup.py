@@ -30,7 +30,7 @@ class WarmupResult:
 
 
 async def warm_up(run: Callable[[int], Awaitable[float]], max_batch: int) -> WarmupResult:
-    """Run batches of 1, 2, 4, ... up to `max_batch` items, until a larger batch is no longer useful.
+    """Run batches of 1, 2, 4, ... up to `max_batch` items, until a larger batch is not useful any more.
 
     `run` runs one batch of the size it gets and returns its time in seconds.
     """

@@ -27,7 +27,7 @@ _TICKS_PER_SECOND: Final = 10
 class InferenceServer(uvicorn.Server):
     """Serves one application until a signal arrives, or until the engine fails or hangs.
 
-    On SIGTERM it stops listening and is no longer ready. Each open connection may finish the request that it
+    On SIGTERM it stops listening and becomes unready. Each open connection may finish the request that it
     is in or is about to send; only then are idle connections closed. After the drain timeout, the remaining
     requests get a 503.
     """
