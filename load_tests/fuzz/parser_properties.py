@@ -18,11 +18,14 @@ from resnet_service.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
+from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.models import Model
-from resnet_service.server.uploads import FIELD, UploadedFile, UploadLimits, read_images
+from resnet_service.server.uploads import FIELD, Upload, UploadedFile, UploadMemory
 from resnet_service.server.v2.codec import parse_request
+from resnet_service.settings import Settings
 
-LIMITS: Final = UploadLimits(max_bytes=1_000_000, max_parts=MAX_PARTS, timeout_s=60)
+SETTINGS: Final = Settings(max_upload_mb=1, max_images_per_request=MAX_PARTS, read_timeout_s=60)
+_MEMORY: Final = UploadMemory(1_000_000_000)
 
 CLIENT_ERRORS: Final = (
     InvalidRequestError,
@@ -36,7 +39,7 @@ _MAX_MESSAGE_CHARS: Final = 1000
 
 
 def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFile]:
-    """Read the images of a request whose body arrives in these chunks; raises as `read_images` does."""
+    """Read the images of a request whose body arrives in these chunks; raises as `Upload.images` does."""
     messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     messages.append({"type": "http.request", "body": b"", "more_body": False})
 
@@ -48,8 +51,10 @@ def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFil
         "method": "POST",
         "path": "/predict",
         "headers": [(b"content-type", content_type.encode("latin-1"))],
+        "timing": RequestTiming(),
     }
-    return asyncio.run(read_images(Request(scope, receive), LIMITS))
+    with _MEMORY.account() as account:
+        return asyncio.run(Upload(Request(scope, receive), SETTINGS, account).images())
 
 
 def chunked_forms() -> st.SearchStrategy[tuple[Form, list[bytes]]]:

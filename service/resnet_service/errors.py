@@ -6,7 +6,6 @@ ServiceError
 │   ├── InvalidImageError
 │   ├── UnsupportedMediaType
 │   ├── PayloadTooLarge
-│   │   └── RequestBodyTooLarge     the rest of the body was not read
 │   ├── RequestTimeout
 │   ├── Conflict
 │   ├── OverloadedError             carries reason and retry_after_s
@@ -56,10 +55,6 @@ class UnsupportedMediaType(ServiceError):
 
 class PayloadTooLarge(ServiceError):
     """The upload has too many bytes, pixels or parts."""
-
-
-class RequestBodyTooLarge(PayloadTooLarge):
-    """The request body exceeds its limit; reading stopped, so the connection must be closed."""
 
 
 class RequestTimeout(ServiceError):

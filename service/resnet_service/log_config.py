@@ -6,10 +6,12 @@ contains its request id.
 
 import logging
 import sys
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
+
+_STAGES: Final = ("read", "decode", "queue", "device")
 
 
 def configure_logging(level: str = "info", style: Literal["auto", "json", "console"] = "auto") -> None:
@@ -19,15 +21,18 @@ def configure_logging(level: str = "info", style: Literal["auto", "json", "conso
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
     final: list[Processor] = (
         [
+            _shorten_access_line,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(),
+                sort_keys=False,
+                pad_event_to=0,
                 # Rich's traceback prints all local variables: slow for images, and it would leak API keys.
                 exception_formatter=structlog.dev.plain_traceback,
-            )
+            ),
         ]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
@@ -53,3 +58,20 @@ def configure_logging(level: str = "info", style: Literal["auto", "json", "conso
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _shorten_access_line(_: object, __: str, event: EventDict) -> EventDict:
+    """Put status, route and duration of a request first, and keep its line within 120 columns.
+
+    The path and the sizes are only in the JSON format.
+    """
+    if event.get("event") != "request" or "status" not in event:
+        return event
+    stages = [f"{stage} {event.pop(f'{stage}_ms'):.1f}" for stage in _STAGES if f"{stage}_ms" in event]
+    short = {
+        "timestamp": event["timestamp"],
+        "event": f"{event['status']} {event['method']} {event['route']} {event['ms']:.1f} ms",
+        **({"stages": ", ".join(stages)} if stages else {}),
+    }
+    kept = ("error", "client", "key", "request_id")
+    return short | {name: event[name] for name in kept if name in event}

@@ -4,8 +4,6 @@ Dashboards and alerts depend on the names. Units are base units: seconds and byt
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -25,14 +23,13 @@ from resnet_service.errors import (
     InvalidImageError,
     OverloadedError,
     PayloadTooLarge,
-    ServiceError,
     ServiceUnavailable,
     UnsupportedMediaType,
 )
 
 # From the decoding of a thumbnail (1 ms) to the default deadline (30 s).
 _DURATION_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_OUTCOMES: Final[dict[type[ServiceError], str]] = {
+_OUTCOMES: Final[dict[type[BaseException], str]] = {
     InvalidImageError: "invalid",
     UnsupportedMediaType: "invalid",
     PayloadTooLarge: "invalid",
@@ -43,6 +40,7 @@ _OUTCOMES: Final[dict[type[ServiceError], str]] = {
 _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "cancelled")
 _REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "not_ready")
+_DECODE_POOLS: Final = ("threads",)
 _CONNECTION_REASONS: Final = (
     "limit",
     "header_timeout",
@@ -93,9 +91,17 @@ class Metrics:
         self.device_streams = gauge("inference_device_streams", "Batches that can run at the same time.")
         self.queue_depth = gauge("inference_queue_depth", "Images that wait for a device.")
         self.queue_limit = gauge("inference_queue_limit", "Limit of waiting images; more are rejected.")
-        self.decode_threads = gauge("inference_decode_threads", "Threads that decode images.")
-        self.decode_running = gauge("inference_decode_running", "Images being decoded.")
-        self.decode_waiting = gauge("inference_decode_waiting", "Images that wait for a decoding thread.")
+        self.decode_workers = gauge(
+            "inference_decode_workers",
+            "Images that can be decoded at the same time.",
+            ("pool",),
+        )
+        self.decode_busy_seconds = counter(
+            "inference_decode_busy_seconds_total",
+            "Time that decoding took; its rate divided by the workers is the utilization.",
+            ("pool",),
+        )
+        self.decode_waiting = gauge("inference_decode_waiting", "Images that wait to be decoded.")
         self.in_flight = gauge("inference_in_flight", "Images accepted and not finished.")
         self.images = counter(
             "inference_images_total",
@@ -132,27 +138,17 @@ class Metrics:
         for labeled, values in (
             (self.images, _IMAGE_OUTCOMES),
             (self.rejected, _REJECTION_REASONS),
+            (self.decode_busy_seconds, _DECODE_POOLS),
             (self.connections_rejected, _CONNECTION_REASONS),
         ):
             for value in values:
                 labeled.labels(value)
 
-    @contextmanager
-    def outcome(self) -> Iterator[None]:
-        """Count one image by the outcome of the block: its exception, or ok."""
-        outcome = "failed"
-        try:
-            yield
-            outcome = "ok"
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        except ServiceError as error:
-            outcome = _OUTCOMES.get(type(error), "failed")
-            if isinstance(error, OverloadedError):
-                self.rejected.labels(error.reason).inc()
-            elif isinstance(error, ServiceUnavailable):
-                self.rejected.labels("not_ready").inc()
-            raise
-        finally:
-            self.images.labels(outcome).inc()
+    def count_failure(self, error: BaseException) -> None:
+        """Count one image that ended with `error`."""
+        outcome = "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
+        self.images.labels(_OUTCOMES.get(type(error), outcome)).inc()
+        if isinstance(error, OverloadedError):
+            self.rejected.labels(error.reason).inc()
+        elif isinstance(error, ServiceUnavailable):
+            self.rejected.labels("not_ready").inc()

@@ -121,8 +121,9 @@ class Settings(BaseSettings):
 
     api_keys: SecretStr | None = Field(
         None,
-        description="Comma-separated API keys. If set, every endpoint except the health probes requires one. "
-        "Format: KEY [scope ...] [N/s]; without scopes a key grants everything except admin.",
+        description="Comma-separated API keys. If set, every endpoint except the health probes and the API "
+        "page requires one. Format: KEY [scope ...] [N/s] [name=NAME]; without scopes a key grants "
+        "everything except admin. The access log has the name.",
     )
     api_keys_file: Path | None = Field(
         None,
@@ -131,7 +132,10 @@ class Settings(BaseSettings):
     )
     public_scopes: str = Field(
         "",
-        description="Comma-separated scopes that need no API key: predict, docs, metrics, bench.",
+        description="Comma-separated scopes that need no API key: predict, metrics, bench.",
+    )
+    api_docs: bool = Field(
+        True, description="Serve the API page (/docs, /openapi.json), which needs no API key."
     )
     rate_limit: float | None = Field(
         None,
@@ -158,6 +162,9 @@ class Settings(BaseSettings):
         "auto", description="Log format; auto is console on a terminal and json otherwise."
     )
     access_log: bool = Field(True, description="Log one line per request.")
+    access_log_probes: bool = Field(
+        False, description="Log requests of the health probes and of /metrics as well."
+    )
     traces_url: str | None = Field(
         None,
         description="OpenTelemetry collector that receives spans (OTLP over HTTP), for example "

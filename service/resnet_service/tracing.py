@@ -1,17 +1,37 @@
-"""Export spans of requests and their stages to an OpenTelemetry collector; needs the extra `traces`.
+"""Trace context of requests, and spans of requests and their stages for an OpenTelemetry collector.
 
-A request is not instrumented while it runs. Its spans are created afterwards from the measured times.
+A request is not instrumented while it runs. Its spans are created afterwards from the measured times; they
+need the extra `traces`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry.trace import (
+    SpanKind,
+    Status,
+    StatusCode,
+    format_trace_id,
+    get_current_span,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from resnet_service import __version__
 from resnet_service.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
+
+
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+
+
+def trace_id(headers: Mapping[str, str]) -> str | None:
+    """Return the trace id, 32 hexadecimal digits, of a request's `traceparent`; None without a valid one."""
+    context = get_current_span(_PROPAGATOR.extract(headers)).get_span_context()
+    return format_trace_id(context.trace_id) if context.is_valid else None
 
 
 class RequestTracer:
@@ -26,7 +46,7 @@ class RequestTracer:
 
         Raises MissingDependencyError if the extra `traces` is not installed.
         """
-        if find_spec("opentelemetry") is None:
+        if find_spec("opentelemetry.sdk") is None:
             raise MissingDependencyError("traces need OpenTelemetry: pip install 'resnet-service[traces]'")
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -42,7 +62,7 @@ class RequestTracer:
         self,
         name: str,
         attributes: Mapping[str, "AttributeValue"],
-        stages: Mapping[str, float],
+        stages: Sequence[tuple[str, float, float]],
         *,
         headers: Mapping[str, str],
         started_at_ns: int,
@@ -50,19 +70,15 @@ class RequestTracer:
     ) -> None:
         """Export the span of a request, with one child span per stage.
 
-        `stages` maps names to seconds; the stages run one after the other. `headers` may contain the caller's
-        traceparent. `started_at_ns` is in nanoseconds since the Unix epoch.
+        `stages` are names with the start and end in seconds after the start of the request. `headers` may
+        contain the caller's traceparent. `started_at_ns` is in nanoseconds since the Unix epoch.
         """
-        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-        parent = TraceContextTextMapPropagator().extract(headers)
+        parent = _PROPAGATOR.extract(headers)
         span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes, start_time=started_at_ns)
-        context, stage_start_ns = set_span_in_context(span), started_at_ns
-        for stage, stage_s in stages.items():
-            child = self._tracer.start_span(stage, context, start_time=stage_start_ns)
-            stage_start_ns += round(stage_s * 1e9)
-            child.end(stage_start_ns)
+        context = set_span_in_context(span)
+        for stage, start_s, end_s in stages:
+            child = self._tracer.start_span(stage, context, start_time=started_at_ns + round(start_s * 1e9))
+            child.end(started_at_ns + round(end_s * 1e9))
         if int(str(attributes.get("http.response.status_code", 0))) >= 500:
             span.set_status(Status(StatusCode.ERROR))
         span.end(started_at_ns + round(seconds * 1e9))

@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def module_server(model: Path) -> Iterator[Running]:
     """Yield a server with this checkpoint and an API key for reloads."""
-    settings = Settings(model=str(model), api_keys=f"{KEY} admin", public_scopes="predict,metrics,docs,bench")
+    settings = Settings(model=str(model), api_keys=f"{KEY} admin", public_scopes="predict,metrics,bench")
     with serving(settings) as running:
         yield running
 

@@ -48,7 +48,7 @@ def public_server() -> Iterator[Running]:
     settings = Settings(
         model="bundled",
         api_keys=PREDICT,
-        public_scopes="docs, metrics",
+        public_scopes="metrics",
         cors_origins="https://example.org",
     )
     with serving(settings) as running:
@@ -69,11 +69,18 @@ def test_probes_need_no_api_key(protected_server: Running, path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("/", "/docs", "/openapi.json", "/info", "/metrics", "/bench", "/v2", "/v2/models/bundled"),
-        *("/nowhere", "//metrics"),
+        *(
+            "/info",
+            "/metrics",
+            "/bench",
+            "/v2",
+            "/v2/models/bundled",
+            "/v2/models/other",
+            "/v2/models/x/ready",
+        ),
     ],
 )
-def test_all_other_paths_are_401_without_a_valid_key(protected_server: Running, path: str) -> None:
+def test_other_routes_are_401_without_a_valid_key(protected_server: Running, path: str) -> None:
     """Without a key, or with an unknown one, the response says how to send a key, and shows none."""
     for key in (None, "wrong-0123456789", "", f"{ALL_SCOPES}x", ALL_SCOPES[:-1]):
         headers = {} if key is None else {"X-API-Key": key}
@@ -85,23 +92,44 @@ def test_all_other_paths_are_401_without_a_valid_key(protected_server: Running, 
 
 def test_every_documented_operation_requires_a_key(protected_server: Running) -> None:
     """All operations of the OpenAPI document except the probes are protected, future ones included."""
-    document = protected_server.client.get("/openapi.json", headers={"X-API-Key": ALL_SCOPES}).json()
+    document = protected_server.client.get("/openapi.json").json()
     for path, operations in document["paths"].items():
-        for method in operations:
+        for method, operation in operations.items():
             assert status(protected_server, method, path, None) == (200 if path in PROBES else 401), path
+            assert ("security" in operation) is (path not in PROBES), path
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"])
+def test_api_page_needs_no_api_key(protected_server: Running, path: str) -> None:
+    """A browser cannot send a key with the first request; the page asks for the key."""
+    response = protected_server.client.get(path, follow_redirects=True)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "//metrics"])
+def test_unknown_paths_are_404_with_and_without_a_key(protected_server: Running, path: str) -> None:
+    """A path without a route has nothing to protect, and other spellings of a path have no route."""
+    for key in (None, ALL_SCOPES):
+        headers = {} if key is None else {"X-API-Key": key}
+        assert httpx.get(f"{protected_server.url}{path}", headers=headers).status_code == 404
+
+
+def test_api_page_can_be_switched_off() -> None:
+    """Without `api_docs`, neither the page nor the schema exists."""
+    with serving(Settings(model="bundled", api_docs=False)) as running:
+        for path in ("/", "/docs", "/openapi.json"):
+            assert running.client.get(path).status_code == 404
 
 
 @pytest.mark.parametrize(
     ("key", "method", "path", "expected"),
     [
         (ALL_SCOPES, "GET", "/metrics", 200),
-        (ALL_SCOPES, "GET", "/docs", 200),
         (ALL_SCOPES, "GET", "/bench?iterations=1&batch_sizes=1", 200),
         (ALL_SCOPES, "POST", "/reload", 403),
         (PREDICT, "GET", "/info", 200),
         (PREDICT, "GET", "/metrics", 403),
         (PREDICT, "GET", "/bench", 403),
-        (PREDICT, "GET", "/docs", 403),
         (METRICS, "GET", "/metrics", 200),
         (METRICS, "GET", "/info", 403),
         (ADMIN, "POST", "/reload", 200),
@@ -138,9 +166,9 @@ def test_requests_over_the_rate_of_a_key_are_429(protected_server: Running) -> N
 
 def test_public_scopes_need_no_key(public_server: Running) -> None:
     """Only the paths of public scopes can be used without a key."""
-    paths = ("/docs", "/metrics", "/info", "/bench")
+    paths = ("/metrics", "/info", "/bench")
     statuses = {path: status(public_server, "GET", path, None) for path in paths}
-    assert statuses == {"/docs": 200, "/metrics": 200, "/info": 401, "/bench": 401}
+    assert statuses == {"/metrics": 200, "/info": 401, "/bench": 401}
 
 
 def test_without_keys_everything_except_reload_is_public(server: Running) -> None:
@@ -158,6 +186,7 @@ def test_without_keys_everything_except_reload_is_public(server: Running) -> Non
         (f"{PREDICT},{PREDICT} everything", "API key 2: expected KEY"),
         (f"{PREDICT} 0/s", "positive rate"),
         (f"{PREDICT} 1/s 2/s", "at most one"),
+        (f"{PREDICT} name=a name=b", "at most one name"),
         ("schlüssel-0123456789", "visible ASCII"),
         (f"{PREDICT} predict,{PREDICT} metrics", "duplicate API key"),
         ("# only a comment", "no API keys found"),
@@ -178,7 +207,7 @@ def test_missing_key_file_stops_the_start(tmp_path: Path) -> None:
 
 def test_unknown_public_scope_stops_the_start() -> None:
     """A misspelled scope is reported, instead of being ignored."""
-    with pytest.raises(InvalidAPIKeysError, match="'all' is not one of predict, docs, metrics, bench"):
+    with pytest.raises(InvalidAPIKeysError, match="'all' is not one of predict, metrics, bench"):
         build_app_state(Settings(model="bundled", public_scopes="all"))
 
 

@@ -57,6 +57,15 @@ def submit(batcher: MicroBatcher[int, int], *items: int) -> list[asyncio.Task[Ba
     return [asyncio.create_task(batcher.submit(item)) for item in items]
 
 
+def prepared(item: int) -> Callable[[], Awaitable[int]]:
+    """Return the argument of `Reservation.run` for an item that needs no preparation."""
+
+    async def prepare() -> int:
+        return item
+
+    return prepare
+
+
 async def run_pending_tasks() -> None:
     """Run all tasks until each waits for something that only the test can do."""
     for _ in range(20):

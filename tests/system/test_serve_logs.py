@@ -26,14 +26,54 @@ def test_access_log_has_ids_status_sizes_and_stage_durations(jpeg: bytes) -> Non
         response = httpx.post(f"{url}/predict", files={"file": jpeg}, headers=headers)
         line = until(log, "request")
         assert (line["request_id"], line["trace_id"]) == ("mine", TRACE_ID)
-        assert (line["method"], line["route"], line["status"]) == ("POST", "/predict", 200)
+        assert (line["method"], line["route"], line["path"], line["status"]) == (
+            *("POST", "/predict", "/predict"),
+            200,
+        )
+        assert line["client"] == "127.0.0.1"
+        assert not {"key", "error"} & set(line)
         assert line["bytes_in"] > len(jpeg)
         assert line["bytes_out"] == len(response.content)
         stages = [line[f"{stage}_ms"] for stage in ("read", "decode", "queue", "device")]
         assert 0 < sum(stages) < line["ms"]
         for invalid in ("00-" + 32 * "0" + "-00f067aa0ba902b7-01", "nonsense"):
-            httpx.get(f"{url}/healthz", headers={"traceparent": invalid})
+            httpx.get(f"{url}/info", headers={"traceparent": invalid})
             assert "trace_id" not in until(log, "request")
+
+
+def test_access_log_has_error_kind_and_key_name_of_every_inference_route(jpeg: bytes) -> None:
+    """A request with several images has the same stages; an error has its kind; the key has its name only."""
+    key = "0123456789abcdef"
+    with started("--access-log", RESNET_SERVICE_API_KEYS=f"{key} name=mobile") as (_, log, url):
+        headers = {"Authorization": f"Bearer {key}"}
+        forms = [("file", ("1.jpg", jpeg)), ("file", ("2.jpg", jpeg))]
+        response = httpx.post(f"{url}/predict/batch", files=forms, headers=headers)
+        assert [part.split(";")[0] for part in response.headers["Server-Timing"].split(", ")] == [
+            *("read", "decode", "queue", "device", "total"),
+        ]
+        line = until(log, "request")
+        assert line["key"] == "mobile"
+        assert all(line[f"{stage}_ms"] >= 0 for stage in ("read", "decode", "queue", "device"))
+        httpx.post(f"{url}/predict", files={"file": b"no image"}, headers=headers)
+        assert until(log, "request")["error"] == "unsupported-media-type"
+        httpx.post(f"{url}/predict", files={"file": jpeg})
+        line = until(log, "request")
+        assert (line["status"], line["error"]) == (401, "unauthorized")
+        httpx.get(f"{url}/nowhere")
+        line = until(log, "request")
+        assert (line["path"], line["route"], line["error"]) == ("/nowhere", "unmatched", "not-found")
+
+
+def test_probes_and_scrapes_are_logged_on_request_only() -> None:
+    """By default, the log has no lines of monitoring; with access_log_probes it has."""
+    for option, expected in (("--no-access-log-probes", "/info"), ("--access-log-probes", "/healthz")):
+        with started("--access-log", option) as (_, log, url):
+            for path in ("/healthz", "/metrics", "/info"):
+                httpx.get(f"{url}{path}")
+            line = until(log, "request")
+            while line["path"] == "/readyz":  # requested by `started`
+                line = until(log, "request")
+            assert line["path"] == expected
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from tests.support.batching import (
     Device,
     batching,
     occupy,
+    prepared,
     run_async,
     run_for,
     run_pending_tasks,
@@ -28,8 +29,8 @@ async def test_full_queue_rejects_at_once() -> None:
         await occupy(batcher, device)
         submit(batcher, 1, 2)
         await run_pending_tasks()
-        with pytest.raises(OverloadedError) as caught, batcher.reserve():
-            pass
+        with pytest.raises(OverloadedError) as caught:
+            batcher.reserve()
         assert caught.value.reason == "queue_full"
 
 
@@ -38,10 +39,26 @@ async def test_reservations_count_as_queued() -> None:
     """A reservation takes a slot until its item runs or its block ends."""
     device = Device(open_gate=True)
     async with batching(device, max_queue=1) as batcher:
-        with batcher.reserve(), pytest.raises(OverloadedError), batcher.reserve():
-            pass
+        with batcher.reserve(), pytest.raises(OverloadedError):
+            batcher.reserve()
         with batcher.reserve() as reservation:
-            assert (await reservation.submit(1)).result == 10
+            assert (await reservation.run(prepared(1))).result == 10
+
+
+@run_async
+async def test_further_items_of_a_reservation_take_their_own_slots() -> None:
+    """The first item uses the reserved slot; a second one at the same time needs room in the queue."""
+    device = Device()
+    async with batching(device, max_queue=1, max_batch=1) as batcher:
+        running = await occupy(batcher, device)
+        with batcher.reserve() as reservation:
+            first = asyncio.create_task(reservation.run(prepared(1)))
+            await run_pending_tasks()
+            with pytest.raises(OverloadedError):
+                await reservation.run(prepared(2))
+            device.gate.set()
+            assert [(await running).result, (await first).result] == [0, 10]
+            assert (await reservation.run(prepared(3))).result == 30
 
 
 @pytest.fixture
@@ -102,6 +119,23 @@ async def test_idle_device_accepts_any_deadline(clock: Clock) -> None:
 
 
 @run_async
+async def test_unused_reservation_gives_its_slot_back_after_a_second(clock: Clock) -> None:
+    """Slow uploads cannot fill the queue: after a second, their slots are free and they need another one."""
+    device = Device(open_gate=True)
+    async with batching(device, max_queue=1) as batcher:
+        with batcher.reserve() as slow:
+            clock.now = 0.9
+            with pytest.raises(OverloadedError):
+                batcher.reserve()
+            clock.now = 1.1
+            with batcher.reserve() as other:
+                with pytest.raises(OverloadedError):
+                    await slow.run(prepared(1))
+                assert (await other.run(prepared(2))).result == 20
+            assert (await slow.run(prepared(3))).result == 30
+
+
+@run_async
 async def test_close_finishes_accepted_items_and_rejects_new_ones() -> None:
     """Queued items and earlier reservations are finished; new items get ServiceUnavailable."""
     device = Device()
@@ -118,7 +152,7 @@ async def test_close_finishes_accepted_items_and_rejects_new_ones() -> None:
             results = await asyncio.gather(first, *waiting)
             assert [result.result for result in results] == [0, 10, 20, 30, 40, 50, 60]
             assert not closing.done()
-            assert (await reservation.submit(7)).result == 70
+            assert (await reservation.run(prepared(7))).result == 70
         await closing
 
 
@@ -135,7 +169,7 @@ async def test_close_returns_within_its_timeout() -> None:
                 with pytest.raises(ServiceUnavailable):
                     await task
             with pytest.raises(ServiceUnavailable):
-                await reservation.submit(2)
+                await reservation.run(prepared(2))
 
 
 @run_async

@@ -23,7 +23,7 @@ class NoOpRuntime:
     def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
         """Stack the batch, as every runtime does, and return classes 0 to k-1."""
         count = len(stack_crops(crops))
-        return TopKResult(np.tile(np.arange(k), (count, 1)), np.zeros((count, k), np.float32))
+        return TopKResult(np.tile(np.arange(k), (count, 1)), np.zeros((count, k), np.float32), self.device)
 
     def memory(self) -> DeviceMemory | None:
         """Return None: no device memory is used."""

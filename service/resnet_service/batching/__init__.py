@@ -14,7 +14,8 @@ test_batching_rejection.py in tests/unit):
    of results fails the batch. If a batch raises an exception, its halves are retried, so that only the item
    that causes the error fails. If the device is out of memory, the batch size limit is reduced.
 5. A full queue rejects an item at once, with a retry time from the measured rate. An item whose deadline
-   cannot be met is rejected at once too.
+   cannot be met is rejected at once too. A reservation holds a slot for an item that does not exist yet, for
+   at most a second; after it, the item needs another admission.
 6. `close` rejects new items, finishes the accepted ones, and returns within a time limit.
 
 `queue` implements lines 1 to 3 (which item runs when), `batcher` lines 4 to 6 (how each item ends),

@@ -2,12 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Generic
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, Self
 
-from resnet_service.batching.cost_model import BatchCostModel
+from resnet_service.batching.cost_model import BatchCostModel, RunningBatch
 from resnet_service.batching.queue import BatchResult, Item, Queue, QueueItem, Result, fail
 from resnet_service.batching.warmup import WarmupResult
 from resnet_service.errors import (
@@ -22,11 +20,8 @@ from resnet_service.errors import (
 Runner = Callable[[list[Item]], Awaitable[Sequence[Result]]]
 """Runs one batch on one device and returns one result per item, in the same order."""
 
-
-@dataclass(frozen=True, slots=True)
-class _RunningBatch:
-    size: int
-    started_at: float
+_MAX_UNUSED_S: Final = 1.0
+"""Time for which an unused reservation holds its slot; otherwise slow uploads could fill the queue."""
 
 
 class MicroBatcher(Generic[Item, Result]):
@@ -62,14 +57,14 @@ class MicroBatcher(Generic[Item, Result]):
             raise ValueError("a runner, max_batch >= 1, max_queue >= 1 and max_wait_s >= 0 are required")
         self._runners = tuple(runners)
         self._max_batch = self._configured_max_batch = self._useful_max_batch = max_batch
-        self._grow_after_s = grow_after_s
-        self._shrunk_at = 0.0
+        self._grow_after_s, self._shrunk_at = grow_after_s, 0.0
         self.max_queue = max_queue
         self._max_wait_s = max_wait_s
         self._on_failure = on_failure
         self._queue: Queue[Item, Result] = Queue()
         self._workers: list[asyncio.Task[None]] = []
-        self._running: dict[asyncio.Task[None], _RunningBatch] = {}
+        self._running: dict[asyncio.Task[None], RunningBatch] = {}
+        self._unused: dict[Reservation[Item, Result], float] = {}  # the time of each, oldest first
         self._cost_model = BatchCostModel()
         self._unavailable_reason: str | None = "the service is starting"
         self.failure: Exception | None = None
@@ -77,7 +72,7 @@ class MicroBatcher(Generic[Item, Result]):
 
     @property
     def depth(self) -> int:
-        """Number of items that wait for a device, without reservations."""
+        """Number of items that wait, without reservations."""
         return self._queue.depth
 
     @property
@@ -100,28 +95,24 @@ class MicroBatcher(Generic[Item, Result]):
         self._workers = [asyncio.create_task(self._worker_loop(runner)) for runner in self._runners]
 
     async def submit(self, item: Item, deadline: float | None = None) -> BatchResult[Result]:
-        """Reserve a slot, queue the item and wait for its result.
+        """Queue an item and wait for its result. Raises what `reserve` and `Reservation.run` raise."""
+        self._check_admission(deadline)
+        return await self._enqueue(item, deadline)
 
-        Raises what `reserve` and `Reservation.submit` raise.
-        """
-        with self.reserve(deadline) as reservation:
-            return await reservation.submit(item)
-
-    @contextmanager
-    def reserve(self, deadline: float | None = None) -> Iterator["Reservation[Item, Result]"]:
+    def reserve(self, deadline: float | None = None) -> "Reservation[Item, Result]":
         """Reserve a slot in the queue before the item exists, so that no work is wasted on a rejected item.
 
         A reservation is finished even if `close` is called after it. Raises OverloadedError if the queue is
         full or the deadline cannot be met, and ServiceUnavailable before `start` and after `close`.
         """
+        now = time.perf_counter()
+        while self._unused and now - next(iter(self._unused.values())) > _MAX_UNUSED_S:
+            self._release(next(iter(self._unused)))
         self._check_admission(deadline)
         reservation = Reservation(self, deadline)
         self._queue.reserve()
-        try:
-            yield reservation
-        finally:
-            if not reservation.used:
-                self._queue.release()
+        self._unused[reservation] = now
+        return reservation
 
     async def close(self, timeout_s: float) -> None:
         """Reject new items, finish the accepted ones, and return within `timeout_s` seconds.
@@ -144,20 +135,8 @@ class MicroBatcher(Generic[Item, Result]):
 
         Returns 0 before the first measurement.
         """
-        now = time.perf_counter()
-        remaining = (
-            max(0.0, self._cost_model.seconds(batch.size) - (now - batch.started_at))
-            for batch in self._running.values()
-        )
-        has_idle_worker = len(self._workers) > len(self._running)
-        until_idle = 0.0 if has_idle_worker else min(remaining, default=0.0)
-        full_batches, in_last_batch = divmod(ahead, self.largest_batch)
-        rounds = full_batches // max(1, len(self._workers))
-        return (
-            until_idle
-            + rounds * self._cost_model.seconds(self.largest_batch)
-            + self._cost_model.seconds(in_last_batch + 1)
-        )
+        batches, workers = self._running.values(), len(self._workers)
+        return self._cost_model.estimate_wait(ahead, batches, workers, self.largest_batch)
 
     def _check_admission(self, deadline: float | None) -> None:
         if self._unavailable_reason is not None:
@@ -169,14 +148,19 @@ class MicroBatcher(Generic[Item, Result]):
         # An idle device accepts any deadline: only a batch that runs can correct a wrong estimate.
         busy = bool(ahead or self._running)
         if busy and deadline is not None and asyncio.get_running_loop().time() + expected_s > deadline:
-            raise OverloadedError(
-                f"the estimated response time of {expected_s:.1f} s exceeds the deadline",
-                "deadline",
-                expected_s,
-            )
+            message = f"the estimated response time of {expected_s:.1f} s exceeds the deadline"
+            raise OverloadedError(message, "deadline", expected_s)
 
-    async def _submit_reserved(self, item: Item, deadline: float | None) -> BatchResult[Result]:
-        self._queue.release()
+    def _take_slot(self, reservation: "Reservation[Item, Result]") -> None:
+        if self._unused.pop(reservation, None) is None:  # used by an earlier item, or held for too long
+            self._check_admission(reservation.deadline)
+            self._queue.reserve()
+
+    def _release(self, reservation: "Reservation[Item, Result]") -> None:
+        if self._unused.pop(reservation, None) is not None:
+            self._queue.release()
+
+    async def _enqueue(self, item: Item, deadline: float | None) -> BatchResult[Result]:
         if not self._workers:  # closed, or every device failed, since the slot was reserved
             raise ServiceUnavailable(self._unavailable_reason or "no device is available") from self.failure
         entry = self._queue.add(item, deadline)
@@ -200,7 +184,7 @@ class MicroBatcher(Generic[Item, Result]):
                 batch = await self._queue.next_batch(self.largest_batch, self._max_wait_s)
                 if not batch:
                     return
-                self._running[worker] = _RunningBatch(len(batch), time.perf_counter())
+                self._running[worker] = RunningBatch(len(batch), time.perf_counter())
                 try:
                     await self._run_batch(runner, batch)
                 finally:
@@ -216,10 +200,8 @@ class MicroBatcher(Generic[Item, Result]):
 
     def _maybe_grow(self) -> None:
         """Double the batch size limit if enough time has passed since it was reduced."""
-        if (
-            self._max_batch < self._configured_max_batch
-            and time.perf_counter() - self._shrunk_at >= self._grow_after_s
-        ):
+        is_time = time.perf_counter() - self._shrunk_at >= self._grow_after_s
+        if is_time and self._max_batch < self._configured_max_batch:
             self._max_batch = min(2 * self._max_batch, self._configured_max_batch)
             self._shrunk_at = time.perf_counter()
 
@@ -233,19 +215,21 @@ class MicroBatcher(Generic[Item, Result]):
             results = await runner([entry.item for entry in batch])
             count = len(results)
         except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled():  # `close` cancelled the worker; otherwise the runner itself was cancelled
+            if (
+                (task := asyncio.current_task()) is not None and task.cancelling()
+            ):  # `close` cancelled the worker; otherwise the runner itself was cancelled
                 raise
             await self._bisect(runner, batch, error)
             return
-        seconds = time.perf_counter() - started
+        finished = time.perf_counter()
         if count != len(batch):  # the results cannot be assigned to items
             fail(batch, InferenceError(f"the model returned {count} results for {len(batch)} images"))
             return
-        self._cost_model.observe(len(batch), seconds)
+        self._cost_model.observe(len(batch), finished - started)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
-                queue_s = started - entry.enqueued_at
-                entry.future.set_result(BatchResult(result, queue_s, seconds, len(batch)))
+                outcome = BatchResult(result, entry.enqueued_at, started, finished, len(batch))
+                entry.future.set_result(outcome)
 
     async def _bisect(
         self, runner: Runner[Item, Result], batch: list[QueueItem[Item, Result]], error: BaseException
@@ -273,28 +257,44 @@ class MicroBatcher(Generic[Item, Result]):
 
 
 class Reservation(Generic[Item, Result]):
-    """A slot in the queue for one item; created by `MicroBatcher.reserve` and valid inside its block."""
+    """The admission of one request: a slot in the queue, from `MicroBatcher.reserve` to the end of its block.
+
+    The first item uses that slot; each further item that runs at the same time takes another one. `deadline`
+    applies to all items.
+
+        with batcher.reserve() as reservation:
+            data = await read()
+            result = await reservation.run(partial(decode, data))
+    """
 
     def __init__(self, batcher: MicroBatcher[Item, Result], deadline: float | None) -> None:
+        self.deadline = deadline
         self._batcher = batcher
-        self._deadline = deadline
-        self.used = False
 
-    async def submit(self, item: Item) -> BatchResult[Result]:
-        """Queue the item and wait for its result; may be called once.
+    def __enter__(self) -> Self:
+        return self
 
-        Raises DeadlineExceededError if the deadline passes first, InferenceError if the runner fails for this
+    def __exit__(self, *_: object) -> None:
+        self._batcher._release(self)
+
+    def set_timeout(self, seconds: float) -> None:
+        """Set the deadline to `seconds` from now."""
+        self.deadline = asyncio.get_running_loop().time() + seconds
+
+    async def run(self, prepare: Callable[[], Awaitable[Item]]) -> BatchResult[Result]:
+        """Call `prepare` while a slot is held, queue the item that it returns, and wait for its result.
+
+        Raises what `prepare` raises, what `MicroBatcher.reserve` raises if there is no slot for a further
+        item, DeadlineExceededError if the deadline passes first, InferenceError if the runner fails for this
         item, and ServiceUnavailable if the batcher is closed first.
         """
-        if self.used:
-            raise RuntimeError("a reservation is for one item")
-        self.used = True
-        return await self._batcher._submit_reserved(item, self._deadline)
+        self._batcher._take_slot(self)
+        try:
+            item = await prepare()
+        finally:
+            self._batcher._queue.release()
+        return await self._batcher._enqueue(item, self.deadline)
 
 
 def _shutdown_error() -> ServiceUnavailable:
     return ServiceUnavailable("the service shut down before the request was finished")
-
-
-def _is_cancelled() -> bool:
-    return (task := asyncio.current_task()) is not None and task.cancelling() > 0

@@ -1,10 +1,20 @@
-"""Estimate how long a batch of n items takes, from the batches that ran."""
+"""Estimate how long a batch of n items takes, and how long an item waits, from the batches that ran."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 _EMA_ALPHA: Final = 0.1
 """Weight of the newest batch in the moving average of its size: about the last 20 batches count."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningBatch:
+    """A batch that runs: its number of items, and its start on the performance counter."""
+
+    size: int
+    started_at: float
 
 
 class BatchCostModel:
@@ -39,6 +49,23 @@ class BatchCostModel:
             ((mean_n, mean_t),) = self._means.values()
             return mean_t * max(1.0, n / mean_n)
         return self._line(n) * self._correction
+
+    def estimate_wait(
+        self, ahead: int, running: Collection[RunningBatch], workers: int, largest_batch: int
+    ) -> float:
+        """Estimate the seconds until an item with `ahead` items in front of it is finished.
+
+        `running` are the batches that occupy some of the `workers`. Returns 0 before the first observation.
+        """
+        until_idle = 0.0
+        if running and len(running) >= workers:
+            now = time.perf_counter()
+            until_idle = min(
+                max(0.0, self.seconds(batch.size) - (now - batch.started_at)) for batch in running
+            )
+        full_batches, in_last_batch = divmod(ahead, largest_batch)
+        rounds = full_batches // max(1, workers)
+        return until_idle + rounds * self.seconds(largest_batch) + self.seconds(in_last_batch + 1)
 
     def _line(self, n: int) -> float:
         return self._a + self._b * n

@@ -15,18 +15,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class BatchResult(Generic[Result]):
-    """The result of one item, with its timing.
+    """The result of one item, with the times on the performance counter.
 
     Attributes:
         result: what the runner returned for the item.
-        queue_s: seconds from `submit` to the start of the batch.
-        run_s: seconds that the batch took.
+        enqueued_at: when the item was queued.
+        started_at: when its batch started.
+        finished_at: when its batch was finished.
         batch_size: number of items in the batch.
     """
 
     result: Result
-    queue_s: float
-    run_s: float
+    enqueued_at: float
+    started_at: float
+    finished_at: float
     batch_size: int
 
 

@@ -1,13 +1,12 @@
 """Classify the images of requests: decode -> micro-batcher -> runtime -> result.
 
-The engine owns the threads: a pool of decoding threads, and one thread per runtime, which makes all calls of
+The engine owns the threads: a pool of decoding threads and one thread per runtime, which makes all calls of
 that runtime. This module does not depend on HTTP.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, NamedTuple, TypeVar
 
@@ -15,13 +14,14 @@ import numpy as np
 import structlog
 
 from resnet_service import __version__
-from resnet_service.batching import MicroBatcher, warm_up
-from resnet_service.errors import DeadlineExceededError, DeviceError, ServiceError
+from resnet_service.batching import MicroBatcher, Reservation, warm_up
+from resnet_service.errors import DeadlineExceededError, DeviceError, InvalidRequestError, ServiceError
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop, decode_image
+from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.worker_pool import WorkerPool
 from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
-from resnet_service.models import Model, validate_probabilities
+from resnet_service.models import Model
 from resnet_service.runtimes import Runtime, TopKResult
 
 Value = TypeVar("Value")
@@ -34,38 +34,19 @@ class _QueuedCrop(NamedTuple):
     top_k: int
 
 
-_DeviceResult = tuple[TopKResult, str]
-"""The classes of one image, [k], and the device that computed them."""
-
-
-@dataclass(frozen=True)
-class Classification:
-    """The result for one image.
-
-    Attributes:
-        best: the `top_k` best classes, [top_k]; `Model.rank` adds their labels.
-        device: the device that ran the image, for example "cuda:0".
-        decode_s: seconds to wait for a decoding thread and to decode.
-        queue_s: seconds to wait for the device.
-        device_s: seconds that the batch took.
-    """
-
-    best: TopKResult
-    device: str
-    decode_s: float
-    queue_s: float
-    device_s: float
+EngineReservation = Reservation[_QueuedCrop, TopKResult]
+"""The admission of one request; see `Engine.reserve`."""
 
 
 class Engine:
     """Serves one model on its runtimes, from `start` to `close`, on one event loop.
 
     Every accepted image ends with a result or an error, and images of concurrent calls share batches.
-
         engine = Engine(model, runtimes, Metrics())
         engine.start()
         await engine.wait_until_warm()
-        result = await engine.classify(jpeg, top_k=5)
+        with engine.reserve() as reservation:
+            result = await engine.classify(jpeg, 5, reservation, RequestTiming())
         await engine.close(timeout_s=10)
     """
 
@@ -89,10 +70,11 @@ class Engine:
         self._stall_timeout_s = stall_timeout_s
         self._closing = False
         self._warmup_task: asyncio.Task[None] | None = None
-        self._decode_pool = WorkerPool(decode_threads or available_cpus(), "decode")
+        count_busy = metrics.decode_busy_seconds.labels("threads").inc
+        self._decode_pool = WorkerPool(decode_threads or available_cpus(), "decode", count_busy)
         self._device_threads = {runtime: WorkerPool(1, "device") for runtime in self.runtimes}
         self._device_failure: DeviceError | None = None
-        self._batcher: MicroBatcher[_QueuedCrop, _DeviceResult] = MicroBatcher(
+        self._batcher: MicroBatcher[_QueuedCrop, TopKResult] = MicroBatcher(
             [partial(self._run_batch, runtime) for runtime in self.runtimes],
             max_batch=max_batch,
             max_queue=max_queue,
@@ -160,8 +142,7 @@ class Engine:
         metrics.queue_depth.set_function(lambda: self._batcher.depth)
         metrics.queue_limit.set(self._batcher.max_queue)
         metrics.largest_batch.set_function(lambda: self._batcher.largest_batch)
-        metrics.decode_threads.set(self._decode_pool.count)
-        metrics.decode_running.set_function(lambda: self._decode_pool.running)
+        metrics.decode_workers.labels("threads").set(self._decode_pool.count)
         metrics.decode_waiting.set_function(lambda: self._decode_pool.waiting)
         metrics.ready.set_function(lambda: self.is_ready)
         metrics.device_streams.set(len(self.runtimes))
@@ -184,49 +165,72 @@ class Engine:
         if self._warmup_task is not None:
             await asyncio.shield(self._warmup_task)
 
-    async def classify(
-        self, data: bytes | bytearray, top_k: int, deadline: float | None = None
-    ) -> Classification:
-        """Classify one encoded image.
+    def reserve(self, timeout_s: float | None = None) -> EngineReservation:
+        """Admit one request before its images exist; it may take `timeout_s` seconds.
 
-        `top_k` is from 1 to the number of classes; `deadline` is on the event loop's clock. Raises what
-        `resnet_service.images.decode_image` and `MicroBatcher.submit` raise.
+        Use the result in a `with` block, which releases it. Raises OverloadedError if the queue is full or
+        the time does not suffice, and ServiceUnavailable if the engine is not ready.
+        """
+        deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        try:
+            return self._batcher.reserve(deadline)
+        except ServiceError as error:
+            self._metrics.count_failure(error)
+            raise
+
+    def top_k(self, requested: int | None, default: int) -> int:
+        """Return the number of classes to return: `requested`, or `default` if it is None.
+
+        Raises InvalidRequestError if the model has fewer classes than requested.
+        """
+        classes = len(self.model.labels)
+        if requested is None:
+            return min(default, classes)
+        if requested > classes:
+            raise InvalidRequestError(f"top_k must be from 1 to {classes}, got {requested}")
+        return requested
+
+    async def classify(
+        self, data: bytes | bytearray, top_k: int, reservation: EngineReservation, timing: RequestTiming
+    ) -> TopKResult:
+        """Classify one encoded image and return its `top_k` best classes, [top_k].
+
+        `top_k` is from 1 to the number of classes. Raises what `resnet_service.images.decode_image` and
+        `Reservation.run` raise.
         """
         decode = partial(decode_image, data, self.model.preprocessing, self._max_pixels)
-        return await self.classify_crop(decode, top_k, deadline)
+        return await self.classify_crop(decode, top_k, reservation, timing)
 
     async def classify_crop(
-        self, crop: Crop | Callable[[], Crop], top_k: int, deadline: float | None = None
-    ) -> Classification:
+        self,
+        crop: Crop | Callable[[], Crop],
+        top_k: int,
+        reservation: EngineReservation,
+        timing: RequestTiming,
+    ) -> TopKResult:
         """Classify a crop, [S, S, 3] uint8; a function `crop` is called in a decoding thread to create it."""
-        observe = self._metrics.stage_seconds.labels
-        with self._metrics.outcome():
-            # Reserved before decoding: an image that is rejected is not decoded, and vice versa.
-            with self._batcher.reserve(deadline) as reservation, self._metrics.in_flight.track_inprogress():
-                started = time.perf_counter()
-                array = await self.run_in_decode_pool(deadline, crop) if callable(crop) else crop
-                decode_s = time.perf_counter() - started
-                output = await reservation.submit(_QueuedCrop(array, top_k))
-            if callable(crop):
-                observe("decode").observe(decode_s)
-            observe("queue").observe(output.queue_s)
-            observe("device").observe(output.run_s)
-            classes, device = output.result
-            best = TopKResult(classes.class_ids[:top_k], classes.probabilities[:top_k])
-            validate_probabilities(best.probabilities)
-            return Classification(best, device, decode_s, output.queue_s, output.run_s)
 
-    def check_admission(self, deadline: float | None) -> None:
-        """Raise OverloadedError or ServiceUnavailable if an image would be rejected now.
+        async def prepare() -> _QueuedCrop:
+            if not callable(crop):
+                return _QueuedCrop(crop, top_k)
+            started = time.perf_counter()
+            array = await self.run_in_decode_pool(reservation.deadline, crop)
+            timing.record("decode", started, time.perf_counter())
+            return _QueuedCrop(array, top_k)
 
-        For callers that have other work to do before they have the image, such as reading a body.
-        """
+        self._metrics.in_flight.inc()
         try:
-            with self._batcher.reserve(deadline):
-                pass
-        except ServiceError:
-            with self._metrics.outcome():
-                raise
+            output = await reservation.run(prepare)
+            result = output.result.top(top_k)
+        except BaseException as error:
+            self._metrics.count_failure(error)
+            raise
+        finally:
+            self._metrics.in_flight.dec()
+        self._metrics.images.labels("ok").inc()
+        timing.record("queue", output.enqueued_at, output.started_at)
+        timing.record("device", output.started_at, output.finished_at)
+        return result
 
     async def run_in_decode_pool(
         self, deadline: float | None, function: Callable[..., Value], *arguments: object
@@ -264,15 +268,12 @@ class Engine:
         seconds = round(time.perf_counter() - started, 2)
         _log.info("ready", largest_batch=warmup.largest_useful_batch, seconds=seconds)
 
-    async def _run_batch(self, runtime: Runtime, batch: list[_QueuedCrop]) -> list[_DeviceResult]:
+    async def _run_batch(self, runtime: Runtime, batch: list[_QueuedCrop]) -> list[TopKResult]:
         self._metrics.batch_size.observe(len(batch))
         crops, k = [queued.crop for queued in batch], max(queued.top_k for queued in batch)
         with self._metrics.batch_seconds.time():
             best = await self._device_threads[runtime].run(runtime.run, crops, k)
-        return [
-            (TopKResult(ids, probabilities), runtime.device)
-            for ids, probabilities in zip(best.class_ids, best.probabilities, strict=True)
-        ]
+        return best.images()
 
     async def _time_batch(self, batch_size: int) -> float:
         """Run a dummy batch on all runtimes at the same time and return the seconds of the slowest."""
@@ -283,7 +284,7 @@ class Engine:
     async def _run_dummy_batch(self, runtime: Runtime, batch_size: int) -> None:
         try:
             best = await self._device_threads[runtime].run(runtime.run, [self._dummy_input] * batch_size, 1)
-            validate_probabilities(best.probabilities[0])
+            best.images()[0].top(1)  # raises if the network computes values that are not finite
         except DeviceError as error:
             # The batcher does not see this batch, so the engine records the failure.
             self._device_failure = error

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from resnet_service.errors import DeviceOutOfMemoryError, InferenceError, ServiceError
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop, Preprocessing, decode_image
 from resnet_service.inference.inputs import ImageInput
-from resnet_service.models import Model, validate_probabilities
+from resnet_service.models import Model
 from resnet_service.runtimes import Runtime
 from resnet_service.schemas import Prediction
 
@@ -137,18 +137,17 @@ class Classifier:
             )
             yield from self.run_all(batch)
             return
-        rows = iter(()) if best is None else zip(best.class_ids, best.probabilities, strict=True)
+        results = iter([] if best is None else best.images())
         for image in batch:
             if image.crop is None:
                 yield ClassificationResult(image.name, error=image.error)
                 continue
             try:
-                ids, probabilities = next(rows)
-                validate_probabilities(probabilities)
+                result = next(results).top(self._top_k)
             except InferenceError as error:
                 yield _failed(image, str(error))
             else:
-                ranking = self._model.rank(ids, probabilities)
+                ranking = result.predictions(self._model.labels)
                 yield ClassificationResult(image.name, ranking, image.seconds * 1e3, device_ms)
 
 

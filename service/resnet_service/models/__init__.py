@@ -3,7 +3,7 @@
 Runs on the CPU only; `resnet_service.runtimes` places a model on a device.
 """
 
-from resnet_service.models.model import Model, OpenVINOModel, validate_probabilities
+from resnet_service.models.model import Model, OpenVINOModel
 from resnet_service.models.registry import BUNDLED, load_model, load_weights, weights_path
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "OpenVINOModel",
     "load_model",
     "load_weights",
-    "validate_probabilities",
     "weights_path",
 ]

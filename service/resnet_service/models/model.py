@@ -1,18 +1,15 @@
 """A classifier in memory: a network or an OpenVINO model, with its labels and its preprocessing."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from resnet_service.errors import InferenceError, ModelLoadError, UnsupportedModelError
+from resnet_service.errors import ModelLoadError, UnsupportedModelError
 from resnet_service.images import Preprocessing
-from resnet_service.schemas import Prediction
 
 _TOPOLOGY: Final = "openvino.xml"
 _WEIGHTS: Final = "openvino.bin"
@@ -79,22 +76,3 @@ class Model:
     def openvino_model(self) -> OpenVINOModel | None:
         """The OpenVINO model of a quantized model, otherwise None."""
         return self.program if isinstance(self.program, OpenVINOModel) else None
-
-    def rank(
-        self, class_ids: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]
-    ) -> tuple[Prediction, ...]:
-        """Return the best classes of one image with their labels.
-
-        `class_ids` [k] and `probabilities` [k] are ordered best first. The probabilities must be finite: see
-        `validate_probabilities`.
-        """
-        return tuple(
-            Prediction(class_id=class_id, label=self.labels[class_id], probability=probability)
-            for class_id, probability in zip(class_ids.tolist(), probabilities.tolist(), strict=True)
-        )
-
-
-def validate_probabilities(probabilities: npt.NDArray[np.float32]) -> None:
-    """Raise InferenceError if one of the probabilities of an image, [k], is not finite."""
-    if not all(map(math.isfinite, probabilities.tolist())):
-        raise InferenceError("the network returned a value that is not finite; try --precision fp32")

@@ -65,17 +65,17 @@ class OpenVINORuntime:
                 if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS):
                     raise DeviceOutOfMemoryError("the device is out of memory") from error
                 raise
-            return _top_k(outputs[0], k)  # copies: the next batch overwrites the output
+            return _top_k(outputs[0], k, self.device)  # copies: the next batch overwrites the output
 
     def memory(self) -> DeviceMemory | None:
         """Return None: a CPU has no memory of its own."""
         return None
 
 
-def _top_k(probabilities: npt.NDArray[np.float32], k: int) -> TopKResult:
+def _top_k(probabilities: npt.NDArray[np.float32], k: int, device: str) -> TopKResult:
     best = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
     ranked = np.take_along_axis(best, np.argsort(-np.take_along_axis(probabilities, best, 1), axis=1), 1)
-    return TopKResult(ranked, np.take_along_axis(probabilities, ranked, 1))
+    return TopKResult(ranked, np.take_along_axis(probabilities, ranked, 1), device)
 
 
 class _StreamArbiter:

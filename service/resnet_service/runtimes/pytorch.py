@@ -91,7 +91,7 @@ class TorchRuntime:
             torch.set_num_threads(self._threads)
         with translate_device_errors(), torch.cuda.stream(self._stream):  # None: no change
             best = self._probabilities(crops).topk(k)
-            return TopKResult(best.indices.cpu().numpy(), best.values.cpu().numpy())
+            return TopKResult(best.indices.cpu().numpy(), best.values.cpu().numpy(), self.device)
 
     def memory(self) -> DeviceMemory | None:
         """Return the memory that PyTorch has allocated on the device; None on the CPU."""

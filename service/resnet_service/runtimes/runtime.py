@@ -1,5 +1,6 @@
 """The interface of a runtime, which executes a model on a device, and what all runtimes share."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -9,15 +10,48 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from resnet_service.errors import InferenceError
 from resnet_service.images import Crop, Preprocessing
+from resnet_service.schemas import Prediction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TopKResult:
-    """The best classes of each image, best first: `class_ids` [N, k] int64, `probabilities` [N, k] fp32."""
+    """The best classes of a batch [N, k] or of one image [k], best first, from the device to the response.
+
+    Attributes:
+        class_ids: int64.
+        probabilities: fp32, 0 to 1.
+        device: the device that computed them, for example "cuda:0".
+    """
 
     class_ids: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
+    device: str
+
+    def images(self) -> "list[TopKResult]":
+        """Return the result of each image of a batch."""
+        rows = zip(self.class_ids, self.probabilities, strict=True)
+        return [TopKResult(ids, probabilities, self.device) for ids, probabilities in rows]
+
+    def top(self, k: int) -> "TopKResult":
+        """Return the best `k` classes of an image.
+
+        Raises InferenceError if one of their probabilities is not finite.
+        """
+        probabilities = self.probabilities[:k]
+        if not all(map(math.isfinite, probabilities.tolist())):
+            raise InferenceError("the network returned a value that is not finite; try --precision fp32")
+        return TopKResult(self.class_ids[:k], probabilities, self.device)
+
+    def predictions(self, labels: Sequence[str]) -> tuple[Prediction, ...]:
+        """Return the classes of an image with their labels; `labels` are those of all classes, by index."""
+        return tuple(
+            Prediction(class_id=class_id, label=labels[class_id], probability=probability)
+            for class_id, probability in zip(
+                self.class_ids.tolist(), self.probabilities.tolist(), strict=True
+            )
+        )
 
 
 class DeviceMemory(NamedTuple):

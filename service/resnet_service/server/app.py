@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -10,14 +11,9 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from resnet_service import __version__, errors
-from resnet_service.server.exception_handlers import add_exception_handlers, openapi_responses
-from resnet_service.server.middleware import (
-    CLIENT_CLOSED,
-    AuthMiddleware,
-    ObservabilityMiddleware,
-    UploadMemoryMiddleware,
-)
+from resnet_service import __version__
+from resnet_service.server.exception_handlers import add_exception_handlers
+from resnet_service.server.middleware import CLIENT_CLOSED, ObservabilityMiddleware
 from resnet_service.server.routes import admin, health, predict
 from resnet_service.server.state import AppState
 from resnet_service.server.v2 import routes as v2
@@ -42,7 +38,8 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         yield
         await state.close(timeout_s=1.0)  # the server has drained: only a batch that hangs can be left
 
-    app = FastAPIOffline(
+    # FastAPIOffline has the assets of the API page, so that it works without internet access.
+    app = (FastAPIOffline if state.settings.api_docs else partial(FastAPI, openapi_url=None))(
         title="resnet-service",
         version=__version__,
         summary="Image classification: POST an image to /predict.",
@@ -52,10 +49,8 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.app_state = state
-    auth_errors = (errors.Unauthorized, errors.Forbidden, errors.TooManyRequests)
-    for router in (predict.router, health.router, admin.router):
-        app.include_router(router, responses=openapi_responses(*auth_errors))
-    app.include_router(v2.router, responses=openapi_responses(*auth_errors, protocol=True))
+    for router in (predict.router, health.router, admin.router, v2.router):
+        app.include_router(router)
     add_exception_handlers(app)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     _add_middleware(app, state)
@@ -64,8 +59,6 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
 
 def _add_middleware(app: FastAPI, state: AppState) -> None:
     """Add the middleware, the innermost first."""
-    app.add_middleware(UploadMemoryMiddleware, memory=state.upload_memory)
-    app.add_middleware(AuthMiddleware, state=state)
     if origins := state.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -75,10 +68,7 @@ def _add_middleware(app: FastAPI, state: AppState) -> None:
             expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
         )
     app.add_middleware(
-        ObservabilityMiddleware,
-        metrics=state.metrics,
-        tracer=state.tracer,
-        access_log=state.settings.access_log,
+        ObservabilityMiddleware, metrics=state.metrics, tracer=state.tracer, settings=state.settings
     )
 
 

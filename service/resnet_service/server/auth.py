@@ -1,7 +1,7 @@
 """API keys: which scopes of the API a request may use, and how often.
 
 A key is stored as its SHA-256 digest and compared in constant time. It never appears in logs, metrics or
-responses.
+responses; the access log has its name. `api_key_auth` is the dependency of routes that need a scope.
 """
 
 import hashlib
@@ -10,44 +10,35 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
+from fastapi import Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security import SecurityScopes
+from fastapi.security.base import SecurityBase
 from starlette.datastructures import Headers
 
 from resnet_service.errors import Forbidden, InvalidAPIKeysError, TooManyRequests, Unauthorized
 from resnet_service.settings import Settings
 
-SCOPES: Final = ("predict", "docs", "metrics", "bench", "admin")
-"""All scopes. `predict` covers all paths without a scope of their own; the health probes need no scope."""
+if TYPE_CHECKING:
+    from resnet_service.server.state import AppState
+
+SCOPES: Final = ("predict", "metrics", "bench", "admin")
+"""All scopes. The health probes and the API page need none."""
 
 _DEFAULT_SCOPES: Final = frozenset(SCOPES) - {"admin"}
-_PROBE_PATHS: Final = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
-_SCOPES_BY_PATH: Final = {
-    "/": "docs",
-    "/docs": "docs",
-    "/openapi.json": "docs",
-    "/metrics": "metrics",
-    "/bench": "bench",
-    "/reload": "admin",
-}
-_DOCS_ASSETS_PREFIX: Final = "/static-offline-docs/"
 _MIN_KEY_LENGTH: Final = 16
 _KEY: Final = re.compile(r"[!-~]+")
 _COMMENT: Final = re.compile(r"(?:^|\s)#")
 _RATE: Final = re.compile(r"(\d+(?:\.\d+)?)/s")
 
 
-def scope_for_path(path: str) -> str | None:
-    """Return the scope that a path needs; None for the health probes, which need none."""
-    if path in _PROBE_PATHS:
-        return None
-    return "docs" if path.startswith(_DOCS_ASSETS_PREFIX) else _SCOPES_BY_PATH.get(path, "predict")
-
-
 @dataclass(eq=False)
 class _Key:
     """One API key: its digest, its scopes, and a token bucket that allows `rate` requests per second."""
 
+    name: str
     digest: bytes
     scopes: frozenset[str]
     rate: float | None
@@ -112,17 +103,19 @@ class APIKeys:
             raise InvalidAPIKeysError("no API keys found; unset api_keys and api_keys_file to require none")
         return cls(keys, public_scopes)
 
-    def check(self, path: str, headers: Headers) -> None:
-        """Check a request for `path`; raises Unauthorized, Forbidden or TooManyRequests."""
-        scope = scope_for_path(path)
-        if scope is None or scope in self._public_scopes:
-            return
+    def check(self, scope: str, headers: Headers) -> str | None:
+        """Check that the key in the headers may use `scope`, count the request, and return its name.
+
+        Returns None if the scope is public. Raises Unauthorized, Forbidden or TooManyRequests.
+        """
+        if scope in self._public_scopes:
+            return None
         if not self._keys:
             raise Forbidden("requires an API key with the scope 'admin', and no API keys are configured")
         key = _key_from_headers(headers)
         if key is None:
             raise Unauthorized("missing API key; send Authorization: Bearer KEY, or X-API-Key: KEY")
-        digest = hashlib.sha256(key.encode("latin-1")).digest()
+        digest = hashlib.sha256(key.encode()).digest()
         # Compare with all keys, even after a match: the time must reveal nothing about the keys.
         matches = [entry for entry in self._keys if hmac.compare_digest(entry.digest, digest)]
         if not matches:
@@ -130,6 +123,31 @@ class APIKeys:
         if scope not in matches[0].scopes:
             raise Forbidden(f"this API key does not have the scope {scope!r}")
         matches[0].consume()
+        return matches[0].name
+
+
+class APIKeyAuth(SecurityBase):
+    """The security scheme of the API: a dependency that checks the key of a request for its route's scopes.
+
+    One dependency for both headers: FastAPI's HTTPBearer and APIKeyHeader would be two more for each request.
+
+        state: Annotated[AppState, Security(api_key_auth, scopes=["predict"])]
+    """
+
+    def __init__(self) -> None:
+        self.scheme_name = "API key"
+        self.model = HTTPBearer(description="Authorization: Bearer KEY. X-API-Key: KEY is accepted as well.")
+
+    async def __call__(self, request: Request, scopes: SecurityScopes) -> "AppState":
+        """Return the application's state if the key is valid. Raises what `APIKeys.check` raises."""
+        state: AppState = request.app.state.app_state
+        for scope in scopes.scopes:
+            # From the state for each request, because a reload replaces the keys.
+            request.scope["api_key_name"] = state.api_keys.check(scope, request.headers)
+        return state
+
+
+api_key_auth: Final = APIKeyAuth()
 
 
 def _key_from_headers(headers: Headers) -> str | None:
@@ -138,18 +156,22 @@ def _key_from_headers(headers: Headers) -> str | None:
 
 
 def _parse_entry(number: int, words: list[str], default_rate: float | None) -> _Key:
-    """Parse KEY [SCOPE ...] [N/s]; error messages have the entry's number, as they must not show the key."""
+    """Parse KEY [SCOPE ...] [N/s] [name=NAME]; error messages have the entry's number instead of the key."""
     key, *options = words
+    names = [option.removeprefix("name=") for option in options if option.startswith("name=")]
+    options = [option for option in options if not option.startswith("name=")]
     if len(key) < _MIN_KEY_LENGTH or not _KEY.fullmatch(key):
         raise InvalidAPIKeysError(
             f"API key {number} has fewer than {_MIN_KEY_LENGTH} visible ASCII characters"
         )
     rates = [match for option in options if (match := _RATE.fullmatch(option))]
     scopes = frozenset(option for option in options if not _RATE.fullmatch(option))
-    if not scopes <= frozenset(SCOPES) or len(rates) > 1 or (rates and float(rates[0][1]) == 0):
+    is_valid = scopes <= frozenset(SCOPES) and len(rates) <= 1 and len(names) <= 1
+    if not is_valid or (rates and float(rates[0][1]) == 0) or "" in names:
         raise InvalidAPIKeysError(
-            f"API key {number}: expected KEY [SCOPE ...] [N/s], with scopes from {', '.join(SCOPES)} "
-            "and at most one positive rate"
+            f"API key {number}: expected KEY [SCOPE ...] [N/s] [name=NAME], with scopes from "
+            f"{', '.join(SCOPES)}, at most one positive rate and at most one name"
         )
     rate = float(rates[0][1]) if rates else default_rate
-    return _Key(hashlib.sha256(key.encode()).digest(), scopes or _DEFAULT_SCOPES, rate)
+    name = names[0] if names else f"key-{number}"
+    return _Key(name, hashlib.sha256(key.encode()).digest(), scopes or _DEFAULT_SCOPES, rate)

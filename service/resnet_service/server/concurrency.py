@@ -1,13 +1,8 @@
-"""Run the images of one request with bounded concurrency, and cancel them if the client disconnects."""
+"""Run the images of one request with bounded concurrency."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
-
-from fastapi import Request
-from starlette.requests import ClientDisconnect
-
-from resnet_service.server.uploads import mark_body_discarded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,31 +31,3 @@ async def map_concurrently(
     else:
         return [task.result() for task in tasks]
     raise error  # outside of the except block, which would replace its __context__
-
-
-async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Result:
-    """Await `work`, and cancel it if the client disconnects. The request body must have been read.
-
-    Raises ClientDisconnect if the client disconnects.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    is_disconnected = False
-
-    async def watch() -> None:
-        nonlocal is_disconnected
-        mark_body_discarded(request.scope)  # the body of a GET request, for example, has not been read
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        is_disconnected = True
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        return await work
-    except asyncio.CancelledError as error:
-        if is_disconnected and task.uncancel() == 0:
-            raise ClientDisconnect from error
-        raise
-    finally:
-        watcher.cancel()

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import structlog
 
 from resnet_service.errors import Conflict, ReloadError, ServiceError, ServiceUnavailable
-from resnet_service.inference.engine import Engine
+from resnet_service.inference.engine import Engine, EngineReservation
 from resnet_service.inference.worker_pool import WorkerPool
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -24,7 +24,8 @@ class EngineManager:
 
     1. The constructor loads the first engine; it can take seconds.
     2. `start` starts its warm-up in the background; `wait_until_warm` waits for it.
-    3. `acquire` returns the current engine for one request, which keeps it open until the request ends.
+    3. `admit` reserves a slot on the current engine for one inference request; `acquire` returns the engine
+       for another use. Both keep it open until their block ends.
     4. `reload` loads and warms up another engine, makes it the current one, and closes the previous one
        after its last request.
     5. `begin_drain` makes the service not ready for good, and `close` closes all engines.
@@ -67,6 +68,15 @@ class EngineManager:
             if not self._request_counts[engine]:
                 del self._request_counts[engine]
                 self._engine_released.set()
+
+    @contextmanager
+    def admit(self, timeout_s: float) -> Iterator[tuple[Engine, EngineReservation]]:
+        """Yield the current engine and a reservation on it to one inference request, before its body is read.
+
+        `timeout_s` is the time that the request may take after its body. Raises what `Engine.reserve` raises.
+        """
+        with self.acquire() as engine, engine.reserve(timeout_s) as reservation:
+            yield engine, reservation
 
     async def reload(self, read_config: Callable[[], Config]) -> Config:
         """Load a new engine, warm it up, make it the current one, and return the value of `read_config`.

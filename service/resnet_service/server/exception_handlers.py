@@ -3,7 +3,6 @@
 Below /v2 the body has the format of the Open Inference Protocol.
 """
 
-import asyncio
 import math
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
@@ -12,11 +11,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from resnet_service import errors
 from resnet_service.schemas import Problem, V2Error
-from resnet_service.server.uploads import mark_body_discarded
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 V2_PREFIX: Final = "/v2"
@@ -48,22 +46,24 @@ PROBLEM_TYPES: Final[dict[type[errors.ServiceError], ProblemType]] = {
 }
 """Error classes and their HTTP form. A subclass that is not listed uses its nearest listed base class."""
 
+AUTH_ERRORS: Final = (errors.Unauthorized, errors.Forbidden, errors.TooManyRequests)
+"""The errors of routes that need an API key."""
+
 _NOT_READY_RETRY_AFTER_S: Final = 2
-# Limits on reading the rest of a rejected upload; see `_LingeringResponse`.
-_MAX_LINGER_S: Final = 2.0
-_MAX_LINGER_BYTES: Final = 64 * 2**20
+_RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}}
+_RETRYABLE: Final = (errors.OverloadedError, errors.TooManyRequests, errors.ServiceUnavailable)
 
 
 def to_problem(error: errors.ServiceError) -> Problem:
     """Return the response body of an error; its message becomes the detail."""
     kind = next((kind for kind in type(error).__mro__ if kind in PROBLEM_TYPES), errors.InferenceError)
+    return Problem(**_problem_fields(kind), detail=str(error))
+
+
+def _problem_fields(kind: type[errors.ServiceError]) -> dict[str, Any]:
     status, slug = PROBLEM_TYPES[kind]
-    return Problem(
-        type=f"urn:resnet-service:problem:{slug}",
-        title=slug.replace("-", " ").capitalize(),
-        status=status,
-        detail=str(error),
-    )
+    title = slug.replace("-", " ").capitalize()
+    return {"type": f"urn:resnet-service:problem:{slug}", "title": title, "status": status}
 
 
 def http_problem(status: int, detail: str) -> Problem:
@@ -82,29 +82,35 @@ def add_exception_handlers(app: FastAPI) -> None:
 def openapi_responses(
     *kinds: type[errors.ServiceError], protocol: bool = False
 ) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI descriptions of the error responses; with `protocol`, in the format of /v2."""
-    problem = {"content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
-    body: dict[str, Any] = {"model": V2Error} if protocol else problem
+    """Return the OpenAPI descriptions of error responses, with an example of each error.
+
+    With `protocol`, the bodies are in the format of the Open Inference Protocol.
+    """
     responses: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
-        status = PROBLEM_TYPES[kind].status
+        status, slug = PROBLEM_TYPES[kind]
         text = (kind.__doc__ or "").splitlines()[0].rstrip(".")
-        previous = responses.get(status)
-        responses[status] = {
-            "description": f"{previous['description']}; or: {text}" if previous else text,
-            **body,
-        }
-        if kind in (errors.OverloadedError, errors.TooManyRequests, errors.ServiceUnavailable):
-            responses[status]["headers"] = {
-                "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
-            }
+        problem = Problem(**_problem_fields(kind), detail=text)
+        media_type, schema, example = (
+            ("application/json", "V2Error", {"error": text})
+            if protocol
+            else (PROBLEM_MEDIA_TYPE, "Problem", problem.model_dump())
+        )
+        response = responses.setdefault(status, {"description": text})
+        if response["description"] != text:
+            response["description"] += f"; or: {text}"
+        content = response.setdefault("content", {}).setdefault(
+            media_type, {"schema": {"$ref": f"#/components/schemas/{schema}"}, "examples": {}}
+        )
+        content["examples"][slug] = {"value": example}
+        if kind in _RETRYABLE:
+            response["headers"] = _RETRY_AFTER
     return responses
 
 
 def error_response(scope: Scope, error: errors.ServiceError) -> Response:
     """Return the response to a request that failed with `error`, including headers such as Retry-After."""
-    is_body_unread = isinstance(error, errors.RequestBodyTooLarge | errors.RequestTimeout)
-    response = _respond(scope, to_problem(error), _LingeringResponse if is_body_unread else Response)
+    response = _respond(scope, to_problem(error))
     if isinstance(error, errors.OverloadedError | errors.TooManyRequests):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif isinstance(error, errors.ServiceUnavailable):
@@ -147,33 +153,9 @@ def app_path(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def _respond(scope: Scope, problem: Problem, kind: type[Response] = Response) -> Response:
+def _respond(scope: Scope, problem: Problem) -> Response:
+    scope["error_kind"] = problem.title.lower().replace(" ", "-")  # for the access log
     if f"{app_path(scope)}/".startswith(f"{V2_PREFIX}/"):
         body = V2Error(error=problem.detail)
-        return kind(body.model_dump_json(), problem.status, media_type="application/json")
-    return kind(problem.model_dump_json(exclude_none=True), problem.status, media_type=PROBLEM_MEDIA_TYPE)
-
-
-class _LingeringResponse(Response):
-    """A response to a client that may still be sending: discards the rest of the body, then disconnects.
-
-    Closing it at once would reset the connection before the client has read the response. nginx's
-    lingering_close does the same.
-    """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        mark_body_discarded(scope)
-        self.headers["Connection"] = "close"
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": bytes(self.body), "more_body": True})
-        discarded_bytes = 0
-        try:
-            async with asyncio.timeout(_MAX_LINGER_S):
-                while discarded_bytes < _MAX_LINGER_BYTES:
-                    message = await receive()
-                    if message["type"] != "http.request" or not message.get("more_body", False):
-                        break
-                    discarded_bytes += len(message.get("body", b""))
-        except TimeoutError:
-            pass  # the client is still sending; close the connection anyway
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return Response(body.model_dump_json(), problem.status, media_type="application/json")
+    return Response(problem.model_dump_json(), problem.status, media_type=PROBLEM_MEDIA_TYPE)

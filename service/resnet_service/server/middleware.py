@@ -1,4 +1,4 @@
-"""ASGI middleware around all routes: observability, authentication, and the memory of request bodies."""
+"""ASGI middleware around all routes: request id, Server-Timing, metrics, spans and access log."""
 
 import re
 import time
@@ -9,39 +9,41 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from resnet_service.errors import ServiceError
+from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.metrics import Metrics
-from resnet_service.server.exception_handlers import app_path, error_response
-from resnet_service.server.state import AppState
-from resnet_service.server.uploads import UploadMemory, is_body_discarded
-from resnet_service.tracing import RequestTracer
+from resnet_service.server.exception_handlers import app_path
+from resnet_service.settings import Settings
+from resnet_service.tracing import RequestTracer, trace_id
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger("resnet_service.access")
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# https://www.w3.org/TR/trace-context/#traceparent-header; an id of zeros is invalid.
-_TRACEPARENT: Final = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+_MONITORING_PATHS: Final = frozenset(
+    {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 )
+_MAX_LOGGED_PATH: Final = 200
 CLIENT_CLOSED: Final = 499
 """The status recorded for a request whose client disconnected; no client receives it (nginx's number)."""
 
 
 class ObservabilityMiddleware:
-    """Records each request: request id, trace, metrics and access log. The outermost middleware.
+    """Records each request: request id, timing, metrics, spans and access log. The outermost middleware.
 
     A client's X-Request-ID is kept if it is safe to log; otherwise a new one is generated. All responses have
     it, and so have all log lines of the request. The trace id of `traceparent` is in the log lines as well,
-    and is the exemplar of the request's duration. A route may store the durations of its stages, in seconds,
-    in scope["stages"].
+    and is the exemplar of the request's duration.
+
+    Stores the request's `RequestTiming` in scope["timing"]. Reads what others leave in the scope: "route"
+    (FastAPI), "api_key_name" (`resnet_service.server.auth`) and "error_kind" (the exception handlers).
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, tracer: RequestTracer | None, access_log: bool
+        self, app: ASGIApp, metrics: Metrics, tracer: RequestTracer | None, settings: Settings
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._tracer = tracer
-        self._access_log = access_log
+        self._access_log = settings.access_log
+        self._skipped_paths = frozenset() if settings.access_log_probes else _MONITORING_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -50,10 +52,13 @@ class ObservabilityMiddleware:
             return
         headers = Headers(scope=scope)
         client_id = headers.get("x-request-id", "")
-        request_id = client_id if _SAFE_ID.fullmatch(client_id) else f"{getrandbits(128):032x}"
+        request_id = client_id if _SAFE_ID.fullmatch(client_id) else f"{getrandbits(64):016x}"
         scope["request_id"] = request_id
-        trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-        ids = {"request_id": request_id} | ({"trace_id": trace[1]} if trace else {})
+        ids = {"request_id": request_id}
+        if "traceparent" in headers and (trace := trace_id(headers)) is not None:
+            ids["trace_id"] = trace
+        timing = scope["timing"] = RequestTiming()
+        started_at_ns = time.time_ns()
         status = 500  # an exception that passes this middleware becomes a 500 outside of it
         bytes_in = bytes_out = 0
 
@@ -63,102 +68,97 @@ class ObservabilityMiddleware:
             bytes_in += len(message.get("body", b""))
             return message
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status, bytes_out
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                response_headers = MutableHeaders(scope=message)
+                response_headers["X-Request-ID"] = request_id
+                if timing.has_stages:
+                    response_headers["Server-Timing"] = timing.server_timing()
             bytes_out += len(message.get("body", b""))
             await send(message)
 
-        started_at_ns, started = time.time_ns(), time.perf_counter()
         with structlog.contextvars.bound_contextvars(**ids):
             try:
-                await self._app(scope, receive_and_count, send_with_id)
+                await self._app(scope, receive_and_count, send_with_headers)
             finally:
-                seconds = time.perf_counter() - started
-                route = getattr(scope.get("route"), "path", "unmatched")
-                timer = self._metrics.request_seconds.labels(route, scope["method"], str(status))
-                timer.observe(seconds, {"trace_id": trace[1]} if trace else None)
-                stages: dict[str, float] = scope.get("stages", {})
+                seconds = timing.total_s
+                self._observe(scope, status, seconds, timing, ids.get("trace_id"))
                 if self._tracer is not None:
-                    self._tracer.record(
-                        f"{scope['method']} {route}",
-                        {
-                            "http.request.method": scope["method"],
-                            "http.route": route,
-                            "http.response.status_code": status,
-                            "http.request.body.size": bytes_in,
-                            "http.response.body.size": bytes_out,
-                            "request.id": request_id,
-                        },
-                        stages,
-                        headers=headers,
-                        started_at_ns=started_at_ns,
-                        seconds=seconds,
-                    )
-                if self._access_log:
-                    _log.info(
-                        "request",
-                        method=scope["method"],
-                        route=route,
-                        status=status,
-                        bytes_in=bytes_in,
-                        bytes_out=bytes_out,
-                        ms=_ms(seconds),
-                        **{f"{stage}_ms": _ms(stage_s) for stage, stage_s in stages.items()},
-                    )
+                    sizes = {"http.request.body.size": bytes_in, "http.response.body.size": bytes_out}
+                    self._trace(self._tracer, scope, status, sizes, headers, started_at_ns, seconds)
+                if self._access_log and app_path(scope) not in self._skipped_paths:
+                    self._log_access(scope, status, bytes_in, bytes_out, seconds, timing)
+
+    def _observe(
+        self, scope: Scope, status: int, seconds: float, timing: RequestTiming, trace: str | None
+    ) -> None:
+        duration = self._metrics.request_seconds.labels(_route(scope), scope["method"], str(status))
+        duration.observe(seconds, None if trace is None else {"trace_id": trace})
+        for stage, stage_s in timing.observations():
+            self._metrics.stage_seconds.labels(stage).observe(stage_s)
+
+    def _trace(
+        self,
+        tracer: RequestTracer,
+        scope: Scope,
+        status: int,
+        sizes: dict[str, int],
+        headers: Headers,
+        started_at_ns: int,
+        seconds: float,
+    ) -> None:
+        timing: RequestTiming = scope["timing"]
+        tracer.record(
+            f"{scope['method']} {_route(scope)}",
+            {
+                "http.request.method": scope["method"],
+                "http.route": _route(scope),
+                "http.response.status_code": status,
+                "request.id": scope["request_id"],
+                **sizes,
+            },
+            [
+                (stage, start - timing.started, end - timing.started)
+                for stage, start, end in timing.intervals()
+            ],
+            headers=headers,
+            started_at_ns=started_at_ns,
+            seconds=seconds,
+        )
+
+    def _log_access(
+        self,
+        scope: Scope,
+        status: int,
+        bytes_in: int,
+        bytes_out: int,
+        seconds: float,
+        timing: RequestTiming,
+    ) -> None:
+        client = scope.get("client")
+        fields = {
+            "error": scope.get("error_kind"),
+            "client": client[0] if client else None,
+            "key": scope.get("api_key_name"),
+        }
+        _log.info(
+            "request",
+            status=status,
+            method=scope["method"],
+            route=_route(scope),
+            path=app_path(scope)[:_MAX_LOGGED_PATH],
+            ms=_ms(seconds),
+            **{f"{stage}_ms": _ms(end - start) for stage, start, end in timing.intervals()},
+            **{name: value for name, value in fields.items() if value is not None},
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+        )
 
 
-class AuthMiddleware:
-    """Rejects requests whose API key does not permit their path, before anything of the body is read."""
-
-    def __init__(self, app: ASGIApp, state: AppState) -> None:
-        self._app = app
-        self._state = state
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] == "http":
-            try:
-                # From the state for each request, because a reload replaces the keys.
-                self._state.api_keys.check(app_path(scope), Headers(scope=scope))
-            except ServiceError as error:
-                await error_response(scope, error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-class UploadMemoryMiddleware:
-    """Counts the bytes of a request body as used upload memory from their arrival to the response.
-
-    Reading more than the limit of all requests raises OverloadedError in the route that reads.
-    """
-
-    def __init__(self, app: ASGIApp, memory: UploadMemory) -> None:
-        self._app = app
-        self._memory = memory
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        used = 0
-
-        async def receive_and_acquire() -> Message:
-            nonlocal used
-            message = await receive()
-            size = len(message.get("body", b""))
-            if size and not is_body_discarded(scope):
-                self._memory.acquire(size)
-                used += size
-            return message
-
-        try:
-            await self._app(scope, receive_and_acquire, send)
-        finally:
-            self._memory.release(used)
+def _route(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", "unmatched")
 
 
 def _ms(seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""The state that all requests of an application share, and the dependency that passes it to routes."""
+"""The state that all requests of an application share, and how it is built from the settings."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,6 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from resnet_service.devices import choose_devices
-from resnet_service.errors import InvalidRequestError
 from resnet_service.inference.engine import Engine
 from resnet_service.metrics import Metrics
 from resnet_service.models import load_model
@@ -61,22 +60,6 @@ class AppState:
         if self.tracer is not None:
             await asyncio.to_thread(self.tracer.close)
 
-    def deadline(self) -> float:
-        """Return the deadline, on the event loop's clock, of a request whose body has just been read."""
-        return asyncio.get_running_loop().time() + self.settings.request_timeout_s
-
-    def top_k(self, engine: Engine, requested: int | None) -> int:
-        """Return the number of classes to return: `requested`, or the default of the settings.
-
-        Raises InvalidRequestError if the model has fewer classes than requested.
-        """
-        classes = len(engine.model.labels)
-        if requested is None:
-            return min(self.settings.top_k, classes)
-        if requested > classes:
-            raise InvalidRequestError(f"top_k must be from 1 to {classes}, got {requested}")
-        return requested
-
 
 def build_app_state(
     settings: Settings, wrap_runtime: Callable[[Runtime], Runtime] = lambda runtime: runtime
@@ -127,7 +110,7 @@ def _create_engine(
 
 
 async def get_state(request: Request) -> AppState:
-    """Return the application's state.
+    """Return the application's state, for routes that need no API key.
 
     Async, because FastAPI runs dependencies that are not in a thread.
     """

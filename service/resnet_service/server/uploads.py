@@ -1,56 +1,39 @@
-"""Read request bodies and the images in them, within limits, in memory only.
+"""Receive what the client of an inference request sends: its body, the images in it, and its disconnect.
 
-A body over its limit is rejected while it is being read; nothing is written to temporary files.
+A body over its limit is rejected while it is being read. Everything stays in memory: Starlette's form parser
+writes parts over 1 MB to temporary files, which a read-only container does not have, and its limit on bodies
+responds with plain text instead of a problem.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final, TypeVar
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.types import Scope
+from starlette.requests import ClientDisconnect
 
 from resnet_service.errors import (
     InvalidRequestError,
     OverloadedError,
-    RequestBodyTooLarge,
+    PayloadTooLarge,
     RequestTimeout,
     UnsupportedMediaType,
 )
+from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.settings import Settings
+
+Result = TypeVar("Result")
+
+_WATCH_AFTER_S: Final = 0.05
+"""Shorter work is not watched for a disconnect: the task for it costs more than it could save."""
 
 FIELD: Final = "file"
 """The form field that images are uploaded in."""
-
-
-@dataclass(frozen=True)
-class UploadLimits:
-    """Limits on one request body: its size, the parts of a form, and the time the client has to send it."""
-
-    max_bytes: int
-    max_parts: int
-    timeout_s: float
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """Return the limits set in the settings."""
-        return cls(
-            int(settings.max_upload_mb * 1e6), settings.max_images_per_request, settings.read_timeout_s
-        )
-
-
-def mark_body_discarded(scope: Scope) -> None:
-    """Mark the rest of a request's body as discarded: it is read, but does not count as upload memory."""
-    scope["body_discarded"] = True
-
-
-def is_body_discarded(scope: Scope) -> bool:
-    """Return whether `mark_body_discarded` has been called for this request."""
-    return "body_discarded" in scope
 
 
 class UploadMemory:
@@ -60,15 +43,30 @@ class UploadMemory:
         self.limit = limit
         self.used = 0
 
-    def acquire(self, size: int) -> None:
-        """Add `size` bytes to the used memory; raises OverloadedError if that would exceed the limit."""
-        if self.used + size > self.limit:
-            raise OverloadedError(f"upload memory limit reached ({self.limit:,} bytes)", "memory", 1.0)
-        self.used += size
+    @contextmanager
+    def account(self) -> Iterator["UploadAccount"]:
+        """Yield the account of one request; its bytes are released at the end of the block."""
+        account = UploadAccount(self)
+        try:
+            yield account
+        finally:
+            self.used -= account.used
 
-    def release(self, size: int) -> None:
-        """Subtract `size` bytes from the used memory."""
-        self.used -= size
+
+class UploadAccount:
+    """The part of the upload memory that one request uses; see `UploadMemory.account`."""
+
+    def __init__(self, memory: UploadMemory) -> None:
+        self.used = 0
+        self._memory = memory
+
+    def acquire(self, size: int) -> None:
+        """Add `size` bytes; raises OverloadedError if all requests together would exceed the limit."""
+        memory = self._memory
+        if memory.used + size > memory.limit:
+            raise OverloadedError(f"upload memory limit reached ({memory.limit:,} bytes)", "memory", 1.0)
+        memory.used += size
+        self.used += size
 
 
 @dataclass
@@ -80,88 +78,140 @@ class UploadedFile:
     data: bytearray = field(default_factory=bytearray)
 
 
-async def read_images(request: Request, limits: UploadLimits) -> list[UploadedFile]:
-    """Return the `file` parts of a form, or the body as one image if its content type is an image's.
+class Upload:
+    """The body of one request, read once, within the limits of the settings.
 
-    Raises UnsupportedMediaType for any other content type, InvalidRequestError if the form is malformed or
-    has no `file` part, and what `read_body` raises.
+    Its bytes count as upload memory until the end of the request, and the time to read it is the stage
+    `read`.
+
+        images = await Upload(request, settings, account).images()
     """
-    content_type, options = parse_options_header(request.headers.get("content-type"))
-    if content_type == b"multipart/form-data":
-        async with _timeout(limits):
-            parts = await _read_form(request, options.get(b"boundary", b""), limits)
-    elif content_type.startswith(b"image/") or content_type == b"application/octet-stream":
-        parts = [UploadedFile(name=FIELD, data=await read_body(request, limits))]
-    else:
-        raise UnsupportedMediaType(
-            f"send multipart/form-data with the field {FIELD!r}, or an image with an image/* content type"
-        )
-    images = [part for part in parts if part.name == FIELD]
-    if not images:
-        fields = ", ".join(sorted({repr(part.name) for part in parts})) or "no fields"
-        raise InvalidRequestError(f"the form has no field {FIELD!r}; it has {fields}")
-    return images
 
+    def __init__(self, request: Request, settings: Settings, account: UploadAccount) -> None:
+        self._request = request
+        self._account = account
+        self._max_bytes = int(settings.max_upload_mb * 1e6)
+        self._max_parts = settings.max_images_per_request
+        self._timeout_s = settings.read_timeout_s
 
-async def read_body(request: Request, limits: UploadLimits) -> bytearray:
-    """Return the complete request body.
+    async def images(self) -> list[UploadedFile]:
+        """Return the `file` parts of a form, or the body as one image if its content type is an image's.
 
-    Raises RequestBodyTooLarge or RequestTimeout if a limit is exceeded, OverloadedError if the upload memory
-    is full, and ClientDisconnect if the client disconnects.
-    """
-    body = bytearray()
-    async with _timeout(limits):
-        async for chunk in _chunks(request, limits):
-            body += chunk
-    return body
+        Raises UnsupportedMediaType for any other content type, InvalidRequestError if the form is malformed
+        or has no `file` part, and what `body` raises.
+        """
+        content_type, options = parse_options_header(self._request.headers.get("content-type"))
+        if content_type == b"multipart/form-data":
+            async with self._reading():
+                parts = await self._form(options.get(b"boundary", b""))
+        elif content_type.startswith(b"image/") or content_type == b"application/octet-stream":
+            parts = [UploadedFile(name=FIELD, data=await self.body())]
+        else:
+            raise UnsupportedMediaType(
+                f"send multipart/form-data with the field {FIELD!r}, or an image with an image/* content type"
+            )
+        images = [part for part in parts if part.name == FIELD]
+        if not images:
+            fields = ", ".join(sorted({repr(part.name) for part in parts})) or "no fields"
+            raise InvalidRequestError(f"the form has no field {FIELD!r}; it has {fields}")
+        return images
 
+    async def body(self) -> bytearray:
+        """Return the complete request body.
 
-@asynccontextmanager
-async def _timeout(limits: UploadLimits) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(limits.timeout_s):
-            yield
-    except TimeoutError as error:
-        raise RequestTimeout(f"the request body was not received within {limits.timeout_s:g} s") from error
+        Raises PayloadTooLarge or RequestTimeout if a limit is exceeded, OverloadedError if the upload memory
+        is full, and ClientDisconnect if the client disconnects.
+        """
+        body = bytearray()
+        async with self._reading():
+            async for chunk in self._chunks():
+                body += chunk
+        return body
 
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[None]:
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+        except TimeoutError as error:
+            raise RequestTimeout(f"the request body was not received within {self._timeout_s:g} s") from error
+        request_timing(self._request).record("read", started, time.perf_counter())
 
-async def _chunks(request: Request, limits: UploadLimits) -> AsyncIterator[bytes]:
-    too_large = RequestBodyTooLarge(f"the request body is larger than {limits.max_bytes:,} bytes")
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared) > limits.max_bytes:
-        raise too_large
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > limits.max_bytes:
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        too_large = PayloadTooLarge(f"the request body is larger than {self._max_bytes:,} bytes")
+        declared = self._request.headers.get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared) > self._max_bytes:
             raise too_large
-        yield chunk
+        received = 0
+        async for chunk in self._request.stream():
+            received += len(chunk)
+            if received > self._max_bytes:
+                raise too_large
+            self._account.acquire(len(chunk))
+            yield chunk
+
+    async def _form(self, boundary: bytes) -> list[UploadedFile]:
+        if not boundary:
+            raise InvalidRequestError("the content type multipart/form-data has no boundary")
+        form = _Form(self._max_parts)
+        try:
+            parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": form.begin_part,
+                    "on_part_data": form.add_data,
+                    "on_header_field": form.add_header_name,
+                    "on_header_value": form.add_header_value,
+                    "on_header_end": form.end_header,
+                    "on_end": form.end,
+                },
+            )
+            async for chunk in self._chunks():
+                parser.write(chunk)
+            parser.finalize()
+        except FormParserError as error:
+            raise InvalidRequestError(f"malformed form: {error}") from error
+        if not form.is_complete:
+            raise InvalidRequestError("the form is empty or ends before its closing boundary")
+        return form.parts
 
 
-async def _read_form(request: Request, boundary: bytes, limits: UploadLimits) -> list[UploadedFile]:
-    if not boundary:
-        raise InvalidRequestError("the content type multipart/form-data has no boundary")
-    form = _Form(limits.max_parts)
+def request_timing(request: Request) -> RequestTiming:
+    """Return the timing record of a request, which `ObservabilityMiddleware` creates."""
+    timing: RequestTiming = request.scope["timing"]
+    return timing
+
+
+async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Result:
+    """Await `work`, and cancel it if the client disconnects. The request body must have been read.
+
+    Raises ClientDisconnect if the client disconnects.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    is_disconnected = False
+
+    async def watch() -> None:
+        nonlocal is_disconnected
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        is_disconnected = True
+        task.cancel()
+
+    watchers: list[asyncio.Task[None]] = []
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(_WATCH_AFTER_S, lambda: watchers.append(loop.create_task(watch())))
     try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": form.begin_part,
-                "on_part_data": form.add_data,
-                "on_header_field": form.add_header_name,
-                "on_header_value": form.add_header_value,
-                "on_header_end": form.end_header,
-                "on_end": form.end,
-            },
-        )
-        async for chunk in _chunks(request, limits):
-            parser.write(chunk)
-        parser.finalize()
-    except FormParserError as error:
-        raise InvalidRequestError(f"malformed form: {error}") from error
-    if not form.is_complete:
-        raise InvalidRequestError("the form is empty or ends before its closing boundary")
-    return form.parts
+        return await work
+    except asyncio.CancelledError as error:
+        if is_disconnected and task.uncancel() == 0:
+            raise ClientDisconnect from error
+        raise
+    finally:
+        timer.cancel()
+        for watcher in watchers:
+            watcher.cancel()
 
 
 class _Form:
@@ -176,7 +226,7 @@ class _Form:
 
     def begin_part(self) -> None:
         if len(self.parts) == self._max_parts:
-            raise RequestBodyTooLarge(f"the form has more than {self._max_parts} parts")
+            raise PayloadTooLarge(f"the form has more than {self._max_parts} parts")
         self.parts.append(UploadedFile())
 
     def add_data(self, data: bytes, start: int, end: int) -> None:

@@ -4,24 +4,29 @@ from typing import Annotated, Final
 
 import torch
 import torchvision
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Security
 
 from resnet_service import __version__, errors
 from resnet_service.benchmark.timing import WARMUP_BATCHES, time_batches
 from resnet_service.images import FORMATS
 from resnet_service.machine import hardware_info
 from resnet_service.schemas import BenchResponse, InfoResponse, RequestLimits
-from resnet_service.server.concurrency import cancel_on_disconnect
-from resnet_service.server.exception_handlers import openapi_responses
-from resnet_service.server.state import StateDep
+from resnet_service.server.auth import api_key_auth
+from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses
+from resnet_service.server.state import AppState
+from resnet_service.server.uploads import cancel_on_disconnect
 
 router = APIRouter(tags=["operations"])
 
 _DEFAULT_BATCH_SIZES: Final = (1, 4, 8, 16, 32)
 
 
-@router.get("/info", summary="Model, device, versions, machine and limits")
-async def info(state: StateDep) -> InfoResponse:
+@router.get(
+    "/info",
+    summary="Model, device, versions, machine and limits",
+    responses=openapi_responses(*AUTH_ERRORS),
+)
+async def info(state: Annotated[AppState, Security(api_key_auth, scopes=["predict"])]) -> InfoResponse:
     """Return the loaded model, the device, the versions, the machine and the request limits."""
     model, runtime, settings = state.engine.model, state.engine.runtimes[0], state.settings
     return InfoResponse(
@@ -52,12 +57,13 @@ async def info(state: StateDep) -> InfoResponse:
     "/bench",
     summary="Benchmark the loaded model",
     responses=openapi_responses(
-        errors.InvalidRequestError, errors.Conflict, errors.ServiceUnavailable, errors.InferenceError
+        *(errors.InvalidRequestError, errors.Conflict, errors.ServiceUnavailable, errors.InferenceError),
+        *AUTH_ERRORS,
     ),
 )
 async def bench(
     request: Request,
-    state: StateDep,
+    state: Annotated[AppState, Security(api_key_auth, scopes=["bench"])],
     batch_sizes: Annotated[
         str | None,
         Query(description="Comma-separated batch sizes; by default 1,4,8,16,32, up to the maximum."),
@@ -100,9 +106,9 @@ async def bench(
 @router.post(
     "/reload",
     summary="Reload the model and the API keys",
-    responses=openapi_responses(errors.Conflict, errors.ReloadError),
+    responses=openapi_responses(errors.Conflict, errors.ReloadError, *AUTH_ERRORS),
 )
-async def reload(state: StateDep) -> InfoResponse:
+async def reload(state: Annotated[AppState, Security(api_key_auth, scopes=["admin"])]) -> InfoResponse:
     """Load the model, its weights and the API keys again, and use them once the model is warmed up.
 
     Requires an API key with the scope `admin`. No request is lost: each gets its response from the previous

@@ -1,20 +1,25 @@
 """Routes for monitoring: the health probes, the metrics, and the redirect to the API page."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, HTTPException, Request, Security
 from fastapi.responses import RedirectResponse, Response
 from prometheus_client.exposition import choose_encoder
 
 from resnet_service import errors
 from resnet_service.schemas import HealthResponse
-from resnet_service.server.exception_handlers import openapi_responses
-from resnet_service.server.state import StateDep
+from resnet_service.server.auth import api_key_auth
+from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses
+from resnet_service.server.state import AppState, StateDep
 
 router = APIRouter(tags=["operations"])
 
 
 @router.get("/", include_in_schema=False)
-async def root(request: Request) -> RedirectResponse:
-    """Redirect to the OpenAPI page."""
+async def root(request: Request, state: StateDep) -> RedirectResponse:
+    """Redirect to the API page."""
+    if not state.settings.api_docs:
+        raise HTTPException(404)
     return RedirectResponse(request.url_for("custom_swagger_ui_html").path)
 
 
@@ -45,9 +50,14 @@ async def readyz(state: StateDep) -> HealthResponse:
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,
-    responses={200: {"description": "Metrics as text", "content": {"text/plain": {}}}},
+    responses={
+        200: {"description": "Metrics as text", "content": {"text/plain": {}}},
+        **openapi_responses(*AUTH_ERRORS),
+    },
 )
-async def metrics(request: Request, state: StateDep) -> Response:
+async def metrics(
+    request: Request, state: Annotated[AppState, Security(api_key_auth, scopes=["metrics"])]
+) -> Response:
     """Return the metrics in Prometheus text format, or in OpenMetrics format if `Accept` names it."""
     try:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

@@ -92,6 +92,7 @@ def encode_response(
     top = TopKResult(
         np.stack([result.class_ids for result in results]),
         np.stack([result.probabilities for result in results]),
+        results[0].device,
     )
     outputs: list[ResponseOutput] = []
     binary: list[bytes] = []

@@ -3,19 +3,21 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Security
 from fastapi.exceptions import HTTPException
 from fastapi.responses import Response
 
 from resnet_service import __version__, errors
-from resnet_service.inference.engine import Engine
+from resnet_service.inference.engine import Engine, EngineReservation
+from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.runtimes import TopKResult
 from resnet_service.schemas import V2Error
-from resnet_service.server.concurrency import cancel_on_disconnect, map_concurrently
-from resnet_service.server.exception_handlers import V2_PREFIX, openapi_responses
+from resnet_service.server.auth import api_key_auth
+from resnet_service.server.concurrency import map_concurrently
+from resnet_service.server.exception_handlers import AUTH_ERRORS, V2_PREFIX, openapi_responses
 from resnet_service.server.routes import health
 from resnet_service.server.state import AppState, StateDep
-from resnet_service.server.uploads import UploadLimits, read_body
+from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
 from resnet_service.server.v2 import schemas
 from resnet_service.server.v2.codec import ImageInput, encode_response, parse_request, required_top_k
 from resnet_service.server.v2.schemas import (
@@ -26,6 +28,7 @@ from resnet_service.server.v2.schemas import (
     ServerMetadata,
     ServerReady,
 )
+from resnet_service.settings import Settings
 
 Value = TypeVar("Value")
 
@@ -39,7 +42,8 @@ _MAX_INLINE_CLASSES: Final = 10_000
 """Results with more classes, over all images, are encoded in a decoding thread."""
 
 _NOT_READY: Final = openapi_responses(errors.ServiceUnavailable, protocol=True)
-_NOT_FOUND: Final[dict[int | str, dict[str, Any]]] = {
+_AUTH: Final = openapi_responses(*AUTH_ERRORS, protocol=True)
+_NOT_FOUND: Final[dict[int | str, dict[str, Any]]] = _AUTH | {
     404: {"description": "Unknown model or version", "model": V2Error},
     "default": {"description": "Any other error", "model": V2Error},
 }
@@ -52,19 +56,22 @@ _IMAGE_ERRORS: Final = (
 """Errors of a single image; the message gets the index of that image."""
 _INFER_ERRORS: Final = openapi_responses(
     *(errors.InvalidRequestError, errors.RequestTimeout, *_IMAGE_ERRORS),
-    *(errors.OverloadedError, errors.DeadlineExceededError, errors.ServiceUnavailable),
+    *(errors.OverloadedError, errors.DeadlineExceededError, errors.ServiceUnavailable, *AUTH_ERRORS),
     protocol=True,
 )
 
 
-async def _check_model(name: str, state: StateDep) -> AppState:
+Authorized = Annotated[AppState, Security(api_key_auth, scopes=["predict"])]
+
+
+async def _check_model(name: str, state: Authorized) -> AppState:
     model = state.engine.model.name
     if name != model:
         raise HTTPException(404, f"unknown model {name[:50]!r}; the server has {model!r}")
     return state
 
 
-async def _check_version(version: str) -> None:
+async def _check_version(version: str, _: Authorized) -> None:
     if version != schemas.MODEL_VERSION:
         raise HTTPException(
             404, f"unknown version {version[:50]!r}; the model has version {schemas.MODEL_VERSION!r}"
@@ -79,8 +86,8 @@ _VERSION: Final = _MODEL + "/versions/{version}"
 _CHECK_VERSION: Final = [Depends(_check_version)]
 
 
-@router.get("", operation_id="v2_server", summary="Server metadata")
-async def server_metadata() -> ServerMetadata:
+@router.get("", operation_id="v2_server", summary="Server metadata", responses=_AUTH)
+async def server_metadata(_: Authorized) -> ServerMetadata:
     """Return the name and version of the server and the protocol extensions that it supports."""
     return ServerMetadata(
         name="resnet-service", version=__version__, extensions=["binary_tensor_data", "classification"]
@@ -192,11 +199,14 @@ async def infer(request: Request, state: ModelDep) -> Response:
         raise errors.UnsupportedMediaType(
             f"unsupported Content-Encoding {encoding[:50]!r}; send the body as is"
         )
-    state.engine.check_admission(state.deadline())  # reject before the body is read
-    with state.metrics.stage_seconds.labels("read").time():
-        body = await read_body(request, UploadLimits.from_settings(state.settings))
-    with state.engines.acquire() as engine:
-        work = _infer(state, engine, body, json_length)
+    settings = state.settings
+    with (
+        state.engines.admit(settings.request_timeout_s) as (engine, reservation),
+        state.upload_memory.account() as account,
+    ):
+        body = await Upload(request, settings, account).body()
+        reservation.set_timeout(settings.request_timeout_s)
+        work = _infer(settings, engine, reservation, request_timing(request), body, json_length)
         content, content_json_length = await cancel_on_disconnect(request, work)
     if content_json_length is None:
         return Response(content, media_type="application/json")
@@ -216,24 +226,26 @@ def _json_length(request: Request) -> int | None:
 
 
 async def _infer(
-    state: AppState, engine: Engine, body: bytearray, json_length: int | None
+    settings: Settings,
+    engine: Engine,
+    reservation: EngineReservation,
+    timing: RequestTiming,
+    body: bytearray,
+    json_length: int | None,
 ) -> tuple[bytes, int | None]:
     """Return the body of the response and the length of its JSON; None if all of it is JSON."""
-    deadline = state.deadline()
+    deadline, limit = reservation.deadline, settings.max_images_per_request
     is_long = (len(body) if json_length is None else json_length) > _MAX_INLINE_JSON_BYTES
-    if is_long:
-        engine.check_admission(deadline)
-    limit = state.settings.max_images_per_request
     parsed = await _call(is_long, engine, deadline, parse_request, body, json_length, engine.model, limit)
-    top_k = state.top_k(engine, parsed.parameters.top_k)
+    top_k = engine.top_k(parsed.parameters.top_k, settings.top_k)
     classes = required_top_k(parsed, engine.model, top_k)
 
     async def classify(indexed_image: tuple[int, ImageInput]) -> TopKResult:
         index, image = indexed_image
         try:
             if isinstance(image, bytes):
-                return (await engine.classify(image, classes, deadline)).best
-            return (await engine.classify_crop(image, classes, deadline)).best
+                return await engine.classify(image, classes, reservation, timing.image())
+            return await engine.classify_crop(image, classes, reservation, timing.image())
         except _IMAGE_ERRORS as error:
             raise type(error)(f"{parsed.input_name}[{index}]: {error}") from error
 
@@ -243,7 +255,7 @@ async def _infer(
 
 
 async def _call(
-    is_slow: bool, engine: Engine, deadline: float, function: Callable[..., Value], *arguments: object
+    is_slow: bool, engine: Engine, deadline: float | None, function: Callable[..., Value], *arguments: object
 ) -> Value:
     """Call `function`; a slow one runs in a decoding thread."""
     return (
