@@ -135,7 +135,7 @@ class APIKeyAuth(SecurityBase):
     """
 
     def __init__(self) -> None:
-        self.scheme_name = "API key"
+        self.scheme_name = "APIKey"
         self.model = HTTPBearer(description="Authorization: Bearer KEY. X-API-Key: KEY is accepted as well.")
 
     async def __call__(self, request: Request, scopes: SecurityScopes) -> "AppState":
