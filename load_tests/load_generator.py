@@ -129,9 +129,10 @@ class LoadGenerator:
         requests_in_turn = itertools.cycle(requests)
 
         async def send_one_by_one() -> None:
-            while (due_s := self.elapsed_s) < seconds:
-                if not (await self.send(next(requests_in_turn), due_s)).status:
-                    break  # otherwise a server that is down would be tried in a busy loop
+            # Without a response the loop ends; otherwise a server that is down would be tried in a busy loop.
+            while (await self.send(next(requests_in_turn), self.elapsed_s)).status:
+                if self.elapsed_s >= seconds:
+                    break
 
         async with asyncio.TaskGroup() as group:
             for _ in range(connections):
@@ -206,14 +207,15 @@ class LoadGenerator:
 def measure_capacity(url: str, requests: Sequence[Request], connections: int, seconds: float) -> float:
     """Return the requests/s that the service completes in a closed loop.
 
-    Requests that succeed and bad images that get a 4xx count; the first fifth of the time does not.
+    Requests that succeed and bad images that get a 4xx count; the first fifth of the time does not. The time
+    ends with the last response, because the service works at its capacity until then.
     Raises LoadTestError if a request fails or none is completed.
     """
 
     async def measure() -> RequestLog:
         async with LoadGenerator(url) as generator:
             await generator.run_closed_loop(requests, connections, seconds)
-            return generator.log(seconds)
+            return generator.log(generator.elapsed_s)
 
     log = run_async(measure())
     rate = log.rate(log.has_outcome("succeeded", "invalid"), _CAPACITY_WARM_UP * seconds)

@@ -52,6 +52,25 @@ def test_capacity_of_a_server_that_is_down_is_an_error() -> None:
             measure_capacity(url, [get_request(url, "/healthz")], connections=2, seconds=1)
 
 
+def test_capacity_of_a_server_slower_than_the_time_is_measured() -> None:
+    """Responses after the end of sending count, and so does the time that they took."""
+
+    async def measure() -> float:
+        both_sent = asyncio.Barrier(2)
+
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            await both_sent.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            return await asyncio.to_thread(measure_capacity, url, [get_request(url, "/")], 2, 1e-6)
+
+    assert asyncio.run(measure()) > 0
+
+
 def test_url_of_another_protocol_is_an_error() -> None:
     """Only http and https are supported."""
     with pytest.raises(LoadTestError, match="ftp://x is not"):
