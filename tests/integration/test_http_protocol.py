@@ -43,7 +43,7 @@ def test_headers_that_never_end_get_408(strict_server: Running) -> None:
         status, headers, problem = client.answer()
         assert status == problem["status"] == 408
         assert headers["content-type"] == "application/problem+json"
-        assert "0.3 s" in problem["detail"]
+        assert "headers" in problem["detail"]
         assert client.is_closed()
     assert rejected()
 
@@ -148,15 +148,13 @@ def test_chunked_image_is_classified(server: Running, jpeg: bytes) -> None:
         assert client.answer()[0] == 200
 
 
-def test_upgrade_to_http_2_is_ignored(server: Running, jpeg: bytes) -> None:
+def test_upgrade_to_http_2_is_ignored(server: Running) -> None:
     """A request that offers HTTP/2 gets a response in HTTP/1.1, and so does the next one."""
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk"
     with connected(server.url) as client:
-        client.send(
-            post(jpeg, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
-        )
-        assert client.answer()[0] == 200
-        client.send(GET)
-        assert client.answer()[0] == 200
+        for request in (GET.replace(b"Host: x", upgrade), GET):
+            client.send(request)
+            assert client.answer()[0] == 200
 
 
 # Clients that do not read or disconnect
@@ -188,8 +186,8 @@ def test_disconnect_during_inference_counts_as_cancelled(server: Running, jpeg: 
 # The number of connections
 
 
-def test_connection_limit_closes_idle_then_rejects_with_503(jpeg: bytes) -> None:
-    """At the limit, the longest idle connection is closed for a new one; if none is idle, it gets 503."""
+def test_connection_limit_closes_idle_then_new_connections(jpeg: bytes) -> None:
+    """At the limit, the longest idle connection is closed for a new one; if none is idle, the new one is."""
     with serving(Settings(model="bundled", max_connections=4)) as server, ExitStack() as stack:
         server.client.close()  # its connection is one of the four
         clients = [stack.enter_context(connected(server.url)) for _ in range(4)]
@@ -209,10 +207,7 @@ def test_connection_limit_closes_idle_then_rejects_with_503(jpeg: bytes) -> None
                 assert client.status() == 100  # the server has read the request headers
                 client.skip_line()
             assert server.runtime.begun.acquire(timeout=30)
-            rejected = stack.enter_context(connected(server.url))
-            status, _, problem = rejected.answer()
-            assert status == 503
-            assert "connections" in problem["detail"]
+            assert stack.enter_context(connected(server.url)).is_closed()
             server.runtime.release()
             assert [client.answer()[0] for client in working] == [200] * 4
 

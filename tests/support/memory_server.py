@@ -30,7 +30,7 @@ class App:
     """An ASGI application that responds with the size of the body it read; the path selects when.
 
     /early responds with 415 before it reads the body, /wait reads nothing before `release`, /large responds
-    with 1 MB, /begun starts its response before it reads the body.
+    with 1 MB.
     """
 
     def __init__(self) -> None:
@@ -44,8 +44,6 @@ class App:
             return
         if path == "/wait":
             await self.release.wait()
-        if path == "/begun":
-            await self._start(send, 200, 5)
         size, more_body = 0, True
         while more_body:
             message = await receive()
@@ -57,12 +55,9 @@ class App:
         await self._respond(send, 200, bytes(1_000_000) if path == "/large" else str(size).encode())
 
     async def _respond(self, send: Any, status: int, body: bytes) -> None:
-        await self._start(send, status, len(body))
-        await send({"type": "http.response.body", "body": body})
-
-    async def _start(self, send: Any, status: int, size: int) -> None:
-        headers = [(b"content-length", str(size).encode())]
+        headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 class MemoryServer:

@@ -53,14 +53,23 @@ def test_headers_within_limits_are_accepted(client: MemoryTransport, headers: by
         assert [response.status for response in client.responses()] == [200]
 
 
-@pytest.mark.parametrize("data", [b"0\r\nX-Trailer: ", b"1;extension="], ids=["trailer", "extension"])
-def test_endless_trailer_or_chunk_extension_gets_431(
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"0\r\nX-Trailer: " + b"x" * 200_000,
+        b"1;extension=" + b"x" * 200_000,
+        b"0\r\n" + b"X-Many: x\r\n" * 101,
+    ],
+    ids=["trailer", "extension", "trailers"],
+)
+def test_endless_trailer_or_chunk_extension_aborts_connection(
     server: MemoryServer, client: MemoryTransport, data: bytes
 ) -> None:
     """Bytes of a chunked request that are not its body count as request headers."""
-    client.send(CHUNKED + data)
-    client.send(b"x" * 200_000)
-    server.check_rejected(client, "header_too_large", 431)
+    client.send(CHUNKED)
+    client.send(data)
+    assert client.is_lost
+    assert server.rejected("header_too_large") == 1
     assert server.app.disconnects == 1
 
 
@@ -82,17 +91,16 @@ def test_body_in_same_packet_as_headers_does_not_count_as_headers(client: Memory
         b"GET / HTTP/9.9\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        CHUNKED + b"zz\r\n",
         b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nX-Smuggled\x00: x\r\n\r\n",
     ],
-    ids=["TLS", "words", "version", "length", "both lengths", "chunk", "CONNECT", "field name"],
+    ids=["TLS", "words", "version", "length", "both lengths", "CONNECT", "field name"],
 )
 def test_malformed_request_gets_400(server: MemoryServer, client: MemoryTransport, data: bytes) -> None:
     """A malformed request gets 400 as a problem, and the connection is closed."""
     client.send(data)
     client.send(GET)  # data after it is ignored
-    assert server.check_rejected(client, "malformed", 400) == "malformed HTTP request"
+    assert server.check_rejected(client, "malformed", 400).startswith("malformed")
 
 
 def test_malformed_next_request_keeps_previous_response(
@@ -108,13 +116,12 @@ def test_malformed_next_request_keeps_previous_response(
     assert client.is_lost
 
 
-def test_malformed_body_after_start_of_response_aborts_connection(
-    server: MemoryServer, client: MemoryTransport
-) -> None:
-    """If the response has started, a second one cannot report the malformed body."""
-    client.send(CHUNKED.replace(b"POST /", b"POST /begun"))
+def test_malformed_body_aborts_connection(server: MemoryServer, client: MemoryTransport) -> None:
+    """The response to a request with a malformed chunk may have started, so an error cannot be sent."""
+    client.send(CHUNKED)
     client.send(b"zz\r\n")
     assert client.is_lost
+    assert not client.responses()
     assert server.rejected("malformed") == 1
     assert server.app.disconnects == 1
 
@@ -166,19 +173,20 @@ def test_expect_100_continue_gets_final_response_instead_if_rejected(client: Mem
     assert [response.status for response in client.responses()] == [200, 415]
 
 
-@pytest.mark.parametrize("pieces", [1, 2])
-def test_upgrade_request_is_served_as_http_1_1(client: MemoryTransport, pieces: int) -> None:
-    """An upgrade to HTTP/2 is ignored: the request, with its body, and the next one get responses."""
-    headers = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
-    request = post(bytes(1000), "/", *headers) + GET
-    for _ in range(2):
-        cut = len(request) if pieces == 1 else len(request) // 2
-        client.send(request[:cut])
-        client.send(request[cut:])
-        assert [response.body for response in client.responses()] == [b"1000", b"0"]
+UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk"
 
 
-def test_upgrade_request_with_chunked_body_gets_400(server: MemoryServer, client: MemoryTransport) -> None:
-    """The end of such a body cannot be found, because the parser does not read it."""
-    client.send(CHUNKED.replace(b"Host: x", b"Connection: Upgrade\r\nUpgrade: h2c") + b"0\r\n\r\n")
+def test_upgrade_is_ignored(client: MemoryTransport) -> None:
+    """A request that offers HTTP/2 gets a response in HTTP/1.1, and so does the next one."""
+    for request in (GET.replace(b"Host: x", UPGRADE.encode()), GET):
+        client.send(request)
+        assert [response.body for response in client.responses()] == [b"0"]
+
+
+@pytest.mark.parametrize("request_", [post(GET, "/", UPGRADE), CHUNKED.replace(b"Host: x", UPGRADE.encode())])
+def test_upgrade_request_with_body_gets_400(
+    server: MemoryServer, client: MemoryTransport, request_: bytes
+) -> None:
+    """The body of such a request, whose end the parser does not find, is not taken for another request."""
+    client.send(request_)
     assert "upgrade" in server.check_rejected(client, "malformed", 400)
