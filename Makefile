@@ -44,8 +44,8 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 lock: $(VENV)/.installed-dev  ## Update the lock files from pyproject.toml; locked versions do not change
-	$(LOCK) --extra openvino --extra train --extra traces pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra ray --extra openvino --extra client --extra quantize --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) --extra openvino --extra heif --extra train --extra traces pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra ray --extra openvino --extra heif --extra client --extra quantize --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 
 load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL; reports in load-test-results/
 	$(BIN)/python -m load_tests run --model "$(MODEL)"

@@ -206,9 +206,9 @@ def run_overload(
     """
     requests = [post_request(url, image, "typical") for image in images or encoded_images("typical")]
     with Client(url) as client:
-        limits = client.info()["limits"]
-    deadline_s: float = limits["request_timeout_s"]
-    capacity_rps = measure_capacity(url, requests, min(connections, limits["max_queue"]), capacity_s)
+        limits = client.info().limits
+    deadline_s = limits.request_timeout_s
+    capacity_rps = measure_capacity(url, requests, min(connections, limits.max_queue), capacity_s)
     unloaded_s = run_async(_unloaded_latency_s(url, requests))
     rng = random.Random(seed)
     plan = [(due_s, rng.choice(requests)) for due_s in arrival_times(factor * capacity_rps, seconds, seed)]

@@ -30,11 +30,11 @@ class ScenarioRunner:
         self._requests: dict[RequestKind, list[Request]] = {}
         try:
             with Client(url) as client:
-                limits = client.info()["limits"]
+                limits = client.info().limits
         except (APIError, ServiceUnavailableError) as error:
             raise LoadTestError(str(error)) from error
-        self._max_queue: int = limits["max_queue"]
-        clients = min(_BATCHES_IN_PROGRESS * limits["max_batch"], self._max_queue)
+        self._max_queue = limits.max_queue
+        clients = min(_BATCHES_IN_PROGRESS * limits.max_batch, self._max_queue)
         self.capacity_rps = measure_capacity(
             url, self._requests_of("typical"), clients, min(seconds, _CAPACITY_S)
         )

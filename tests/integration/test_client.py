@@ -5,10 +5,11 @@ import http.server
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import pytest
@@ -43,7 +44,9 @@ def test_methods_return_typed_responses(server: Running, jpeg: bytes, tmp_path: 
         assert valid.filename == "image.jpg"
         assert valid.predictions is not None
         assert invalid.error is not None
-        assert client.info()["model"] == "bundled"
+        info = client.info()
+        assert info.model == "bundled"
+        assert info.limits.max_queue > 0
         [row] = client.bench([2], 3)
         assert (row.batch_size, row.iterations) == (2, 3)
 
@@ -55,7 +58,7 @@ def test_async_client_sends_requests_concurrently(server: Running, jpeg: bytes) 
         async with AsyncClient(server.url) as client:
             responses = await asyncio.gather(*(client.predict(jpeg, top_k=1) for _ in range(20)))
             assert len((await client.predict_batch([jpeg, jpeg])).results) == 2
-            assert (await client.info())["model"] == "bundled"
+            assert (await client.info()).model == "bundled"
             assert len(await client.bench([1], 2)) == 1
             return {response.predictions[0].label for response in responses}
 
@@ -89,7 +92,9 @@ def test_rejection_with_retry_after_is_retried(jpeg: bytes, bundled_settings: Se
 
 
 @contextmanager
-def http_server(status: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
+def http_server(
+    status: int, body: bytes, headers: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[str, list[str]]]:
     """Yield the URL of a server that sends one response to every request, and the paths requested so far."""
     paths: list[str] = []
 
@@ -97,7 +102,8 @@ def http_server(status: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
         def do_GET(self) -> None:
             paths.append(self.path)
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 
@@ -177,10 +183,13 @@ def test_final_outcomes_are_not_retried(outcome: httpx.Response | httpx.InvalidU
     assert RetryState(attempts=3, timeout_s=60).next_delay(outcome) is None
 
 
-def test_retry_does_not_exceed_the_timeout() -> None:
-    """A Retry-After beyond the deadline ends the call."""
-    rejection = httpx.Response(429, headers={"Retry-After": "7"})
-    assert RetryState(attempts=3, timeout_s=5).next_delay(rejection) is None
+def test_retry_after_beyond_the_timeout_ends_the_call() -> None:
+    """A Retry-After that is longer than the remaining time raises APIError after one request."""
+    body = b'{"type": "about:blank", "title": "Busy", "status": 429, "detail": "come back later"}'
+    with http_server(429, body, {"Retry-After": "3600"}) as (url, paths), Client(url, attempts=3) as client:
+        with pytest.raises(APIError, match="come back later"):
+            client.info()
+        assert len(paths) == 1
 
 
 def test_client_does_not_import_torch() -> None:

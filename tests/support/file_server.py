@@ -2,27 +2,44 @@
 
 import http.server
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 
 class FileServer:
-    """A file server on a port of its own; `requests` lists the paths asked for."""
+    """A file server on a port of its own.
+
+    Attributes:
+        folder: of the files.
+        url: of the folder.
+        requests: the paths requested so far.
+        before_response: called before each response, in the thread of its connection.
+        breaks_connections: responses end after half of the file.
+
+    """
 
     def __init__(self, folder: Path) -> None:
-        requests: list[str] = []
+        server = self
+        self.folder = folder
+        self.requests: list[str] = []
+        self.before_response: Callable[[], object] = lambda: None
+        self.breaks_connections = False
 
         class Handler(http.server.SimpleHTTPRequestHandler):
             def do_GET(self) -> None:
-                requests.append(self.path)
+                server.requests.append(self.path)
+                server.before_response()
                 super().do_GET()
+
+            def copyfile(self, source: IO[bytes], outputfile: IO[bytes]) -> None:  # type: ignore[override]
+                content = source.read()
+                outputfile.write(content[: len(content) // 2] if server.breaks_connections else content)
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.folder = folder
-        self.requests = requests
         self._server = http.server.ThreadingHTTPServer(
             ("127.0.0.1", 0), partial(Handler, directory=str(folder))
         )

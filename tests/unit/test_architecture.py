@@ -43,6 +43,7 @@ ONLY_IN: Final = {
     "nncf": {"runtimes"},
     "matplotlib": {"training", "benchmark"},
     "httpx": {"client"},
+    "pooch": {"models"},
     "ray": {"batch_inference", "integrations"},
     "pyarrow": {"batch_inference"},
     "fsspec": {"batch_inference"},

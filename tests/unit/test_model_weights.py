@@ -3,6 +3,8 @@
 import hashlib
 import os
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +98,55 @@ def test_http_404_is_reported_with_the_url(file_server: FileServer) -> None:
 def test_download_with_wrong_hash_is_rejected(file_server: FileServer, torch_cache: Path) -> None:
     """A downloaded file that does not match the hash in its name is rejected and deleted."""
     torch.save({}, file_server.folder / "net-00000000.pth")
-    assert "hash" in load_error(CLASSIFIER, f"{file_server.url}/net-00000000.pth")
+    url = f"{file_server.url}/net-00000000.pth"
+    message = load_error(CLASSIFIER, url)
+    assert url in message
+    assert "SHA-256" in message
     assert not list(torch_cache.glob("*"))
+
+
+def test_broken_connection_leaves_no_file(file_server: FileServer, torch_cache: Path) -> None:
+    """If the connection ends before the file, the message has the URL, and the next start gets the file."""
+    torch.save(random_classifier().state_dict(), file_server.folder / "weights.pth")
+    url = f"{file_server.url}/{add_hash(file_server.folder / 'weights.pth').name}"
+    file_server.breaks_connections = True
+    assert url in load_error(CLASSIFIER, url)
+    assert not list(torch_cache.glob("*"))
+    file_server.breaks_connections = False
+    assert same_weights(load_model(CLASSIFIER, url).network, random_classifier())
+
+
+def test_concurrent_downloads_of_one_file_succeed(file_server: FileServer, torch_cache: Path) -> None:
+    """Two downloads that are in progress at the same time both load, and the cache has one complete file."""
+    torch.save(random_classifier().state_dict(), file_server.folder / "weights.pth")
+    path = add_hash(file_server.folder / "weights.pth")
+    file_server.before_response = threading.Barrier(2, timeout=30).wait
+    with ThreadPoolExecutor(2) as pool:
+        models = list(pool.map(load_model, [CLASSIFIER] * 2, [f"{file_server.url}/{path.name}"] * 2))
+    assert len(file_server.requests) == 2
+    assert all(same_weights(model.network, random_classifier()) for model in models)
+    [cached] = torch_cache.glob("*")
+    assert cached.read_bytes() == path.read_bytes()
+
+
+def test_downloaded_file_has_the_mode_of_the_umask(file_server: FileServer, torch_cache: Path) -> None:
+    """Another user may read a file in a shared cache, as if torch had downloaded it."""
+    torch.save(random_classifier().state_dict(), file_server.folder / "weights.pth")
+    path = add_hash(file_server.folder / "weights.pth")
+    load_model(CLASSIFIER, f"{file_server.url}/{path.name}")
+    assert (torch_cache / path.name).stat().st_mode == path.stat().st_mode
+
+
+def test_download_prints_nothing_but_a_progress_bar(
+    file_server: FileServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output stays empty; standard error has the progress bar."""
+    torch.save(random_classifier().state_dict(), file_server.folder / "weights.pth")
+    load_model(CLASSIFIER, f"{file_server.url}/weights.pth")
+    output, errors = capfd.readouterr()
+    assert output == ""
+    assert "100%" in errors
+    assert "known_hash" not in errors
 
 
 def test_damaged_download_is_downloaded_again(file_server: FileServer) -> None:

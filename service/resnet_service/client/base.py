@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from resnet_service import __version__
 from resnet_service.client.retry import Outcome, RetryState
-from resnet_service.schemas import BatchPredictResponse, BenchmarkRow, PredictResponse, Problem
+from resnet_service.schemas import BatchPredictResponse, BenchmarkRow, InfoResponse, PredictResponse, Problem
 
 Image = bytes | Path
 """An encoded image, or the path of an image file."""
@@ -21,7 +21,7 @@ _Body = TypeVar("_Body")
 _INFO_TIMEOUT_S: Final = 5.0
 _PREDICT_BODY: Final = TypeAdapter(PredictResponse)
 _BATCH_BODY: Final = TypeAdapter(BatchPredictResponse)
-_INFO_BODY: Final = TypeAdapter(dict[str, Any])
+_INFO_BODY: Final = TypeAdapter(InfoResponse)
 _BENCH_ROWS: Final = TypeAdapter(list[BenchmarkRow])
 
 
@@ -125,7 +125,7 @@ def predict_batch_request(images: Sequence[Image], top_k: int | None) -> Request
     return RequestSpec("POST", "/predict/batch", _BATCH_BODY, parameters=parameters, files=files)
 
 
-def info_request() -> RequestSpec[dict[str, Any]]:
+def info_request() -> RequestSpec[InfoResponse]:
     """Return the request for the description of the service."""
     return RequestSpec("GET", "/info", _INFO_BODY, timeout_s=_INFO_TIMEOUT_S)
 

@@ -3,14 +3,14 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import httpx
 
 from resnet_service.client import base
 from resnet_service.client.base import BaseClient, Image, RequestSpec
 from resnet_service.client.retry import Outcome
-from resnet_service.schemas import BatchPredictResponse, BenchmarkRow, PredictResponse
+from resnet_service.schemas import BatchPredictResponse, BenchmarkRow, InfoResponse, PredictResponse
 
 _Body = TypeVar("_Body")
 
@@ -39,8 +39,8 @@ class Client(BaseClient):
         """Classify several images; each result has either predictions or an error."""
         return self._send(base.predict_batch_request(images, top_k))
 
-    def info(self) -> dict[str, Any]:
-        """Return the body of /info: model, device, versions, machine and limits."""
+    def info(self) -> InfoResponse:
+        """Return the model, the device, the versions, the machine and the request limits."""
         return self._send(base.info_request())
 
     def bench(
@@ -102,8 +102,8 @@ class AsyncClient(BaseClient):
         """Classify several images: see `Client.predict_batch`."""
         return await self._send(await asyncio.to_thread(base.predict_batch_request, images, top_k))
 
-    async def info(self) -> dict[str, Any]:
-        """Return the body of /info: see `Client.info`."""
+    async def info(self) -> InfoResponse:
+        """Describe the service: see `Client.info`."""
         return await self._send(base.info_request())
 
     async def bench(

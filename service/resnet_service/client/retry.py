@@ -1,4 +1,9 @@
-"""Decide if and when the client sends a request again."""
+"""Decide if and when the client sends a request again.
+
+httpx-retries does not replace this. It has no deadline for the whole call (it bounds the waits only, and
+shortens a Retry-After that exceeds them) and no jitter for Retry-After. Its documented extension points do
+not add them in fewer lines.
+"""
 
 import random
 import time

@@ -12,10 +12,9 @@ import streamlit as st
 
 from resnet_service.client import APIError, Client, ServiceUnavailableError
 from resnet_service.schemas import PredictResponse
+from resnet_service.settings import PAGE_API_KEY_VARIABLE, PAGE_URL_VARIABLE
 
 DEFAULT_URL: Final = "http://localhost:8000"
-URL_VARIABLE: Final = "RESNET_SERVICE_URL"
-KEY_VARIABLE: Final = "RESNET_SERVICE_API_KEY"
 
 _IMAGE_TYPES: Final = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"]
 _STAGES: Final = ("decode", "queue", "device", "total")
@@ -26,10 +25,10 @@ def main() -> None:
     st.set_page_config(page_title="Image classification", layout="wide")
     st.title("Image classification")
     # The environment sets the URL: if visitors could, the page would send the API key to any address.
-    url = os.environ.get(URL_VARIABLE, DEFAULT_URL)
+    url = os.environ.get(PAGE_URL_VARIABLE, DEFAULT_URL)
     st.sidebar.caption(f"Service: {url}")
     # One attempt, so that an unavailable service is reported immediately.
-    with Client(url, api_key=os.environ.get(KEY_VARIABLE), attempts=1) as client:
+    with Client(url, api_key=os.environ.get(PAGE_API_KEY_VARIABLE), attempts=1) as client:
         if not _show_model(client):
             return
         images = st.file_uploader("Images", type=_IMAGE_TYPES, accept_multiple_files=True)
@@ -49,9 +48,9 @@ def _show_model(client: Client) -> bool:
         st.caption("Start it with `resnet-service serve`, or start this page with `--url` of another one.")
         return False
     for name, value in (
-        ("Model", info["model"]),
-        ("Device", info["device"]),
-        ("Precision", info["precision"]),
+        ("Model", info.model),
+        ("Device", info.device),
+        ("Precision", info.precision),
     ):
         st.sidebar.metric(name, value)
     return True
@@ -81,7 +80,7 @@ def _show_result(client: Client, name: str, image: bytes) -> None:
 @st.cache_data(max_entries=100, show_spinner=False)
 def _predict(url: str, name: str, image: bytes) -> PredictResponse:
     """Classify an image; cached, so that redrawing the page sends no further requests."""
-    with Client(url, api_key=os.environ.get(KEY_VARIABLE)) as client:
+    with Client(url, api_key=os.environ.get(PAGE_API_KEY_VARIABLE)) as client:
         return client.predict(image, name=name)
 
 

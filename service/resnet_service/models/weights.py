@@ -7,14 +7,10 @@ PyTorch's style (`resnet50-11ad3fa6.pth`), the file is checked against it.
 import hashlib
 import pickle
 import re
-import socket
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.client import HTTPException
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import torch
@@ -24,10 +20,10 @@ from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from resnet_service.errors import ModelLoadError
+from resnet_service.models.download import DOWNLOAD_ERRORS, download
 
 # PyTorch's style is net-11ad3fa6.pth. Eight digits that form a date are not a hash.
 _HASH_IN_NAME: Final = re.compile(r"-(?!20\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])\.)([a-f0-9]{8,64})\.[^.]+$")
-_TIMEOUT_S: Final = 30.0
 
 LOAD_ERRORS: Final = (
     SafetensorError,
@@ -63,7 +59,7 @@ def load_state_dict(source: str) -> Mapping[str, Tensor]:
     """
     if not is_url(source):
         return _read(Path(source))
-    path, is_new = download(source)
+    path, is_new = _download(source)
     try:
         return _read(path)
     except ModelLoadError:
@@ -74,7 +70,7 @@ def load_state_dict(source: str) -> Mapping[str, Tensor]:
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     try:
-        _check_hash(path)
+        _check_hash(path, path.name)
         return _find_state_dict(_open(path))
     except FileNotFoundError as error:
         raise ModelLoadError(f"file not found: {path}") from error
@@ -95,47 +91,28 @@ def cache_path(url: str) -> Path:
     return torch_cache_dir() / folder / name
 
 
-def download(url: str) -> tuple[Path, bool]:
+def _download(url: str) -> tuple[Path, bool]:
     """Download `url` unless it is cached; return its path and whether it was downloaded now."""
     try:
         path = cache_path(url)
-        hash_in_name = _HASH_IN_NAME.search(path.name)
         if path.exists():
             return path, False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with connection_timeout():
-            torch.hub.download_url_to_file(
-                url, str(path), hash_in_name and hash_in_name.group(1), progress=True
-            )
-    # urllib's own errors are OSErrors; torch raises RuntimeError for a wrong hash.
-    except (OSError, HTTPException, ValueError, RuntimeError) as error:
-        if isinstance(error, HTTPError):
-            error.close()  # an HTTPError is also the response, with an open connection
+        download(url, path, check=lambda temporary: _check_hash(temporary, path.name))
+    except (*DOWNLOAD_ERRORS, ModelLoadError) as error:
         raise ModelLoadError(f"{url} could not be downloaded: {error}") from error
     return path, True
 
 
-@contextmanager
-def connection_timeout() -> Iterator[None]:
-    """Set a socket timeout for downloads by torch and torchvision, which have no timeout of their own."""
-    previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(previous)
-
-
-def _check_hash(path: Path) -> None:
-    expected = _HASH_IN_NAME.search(path.name)
+def _check_hash(path: Path, name: str) -> None:
+    """Raise ModelLoadError if `name` contains a hash and that of the file at `path` differs."""
+    expected = _HASH_IN_NAME.search(name)
     if expected is None:
         return
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if not actual.startswith(expected.group(1)):
-        raise ModelLoadError(
-            f"{path} is damaged: its SHA-256 starts with {actual[:8]}, not {expected.group(1)}"
-        )
+        digits = f"{actual[:8]}, not {expected.group(1)}"
+        raise ModelLoadError(f"{path.with_name(name)} is damaged: its SHA-256 starts with {digits}")
 
 
 def _open(path: Path) -> object:

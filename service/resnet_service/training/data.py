@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Final, Self
-from urllib.error import HTTPError
 
 import numpy as np
 import torch
@@ -29,7 +27,7 @@ from resnet_service.errors import InputError, ServiceError, TrainingError
 from resnet_service.files import app_cache_dir
 from resnet_service.images import Crop, Preprocessing, decode_image
 from resnet_service.machine import available_cpus, available_memory
-from resnet_service.models.weights import connection_timeout
+from resnet_service.models.download import DOWNLOAD_ERRORS, download
 from resnet_service.training import image_folder
 from resnet_service.training.image_folder import LabeledImage
 
@@ -108,7 +106,7 @@ class TrainTestData:
 
 
 def load_dataset(source: str, preprocessing: Preprocessing, *, test_share: float = 0.2) -> TrainTestData:
-    """Load `source`: "cifar10", which torchvision downloads once, or a folder (see `index_folder`).
+    """Load `source`: "cifar10", which is downloaded once, or a folder (see `index_folder`).
 
     Raises TrainingError if it cannot be downloaded or read, or does not fit training.
     """
@@ -233,12 +231,12 @@ def _load_cifar10(preprocessing: Preprocessing, *, train: bool) -> tuple[tuple[s
     folder = app_cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with connection_timeout():
-            part = CIFAR10(folder, train=train, download=True)
-    # RuntimeError: the hash of the download does not match.
-    except (OSError, HTTPException, RuntimeError) as error:
-        if isinstance(error, HTTPError):
-            error.close()  # it is also the response and holds its connection
+        try:
+            part = CIFAR10(folder, train=train)
+        except RuntimeError:  # the archive has not been extracted, or the extracted files are damaged
+            download(CIFAR10.url, folder / CIFAR10.filename, known_hash=f"md5:{CIFAR10.tgz_md5}")
+            part = CIFAR10(folder, train=train, download=True)  # extracts the archive
+    except (*DOWNLOAD_ERRORS, RuntimeError) as error:
         raise TrainingError(
             f"CIFAR-10 could not be downloaded into {folder}: {error}; put cifar-10-python.tar.gz there, or "
             "pass --data a folder with train/CLASS and test/CLASS"
