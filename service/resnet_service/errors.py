@@ -23,6 +23,7 @@ ServiceError
 │   ├── ModelLoadError
 │   ├── UnsupportedModelError
 │   ├── DeviceUnavailableError
+│   ├── AddressUnavailableError
 │   └── MissingDependencyError
 └── commands
     ├── InputError
@@ -134,6 +135,10 @@ class UnsupportedModelError(ServiceError):
 
 class DeviceUnavailableError(ServiceError):
     """The requested device or precision is not available on this machine."""
+
+
+class AddressUnavailableError(ServiceError):
+    """The service cannot listen on its address; the message says what to change."""
 
 
 class MissingDependencyError(ServiceError):

@@ -2,32 +2,43 @@
 
 Each field of `Settings` is an environment variable RESNET_SERVICE_<NAME> and, except for secrets, a flag
 --<name>. The flag takes precedence. The `--help` text of `serve` and the table in docs/serving.md are
-generated from the descriptions. Units are part of the names.
+generated from the descriptions. Units are part of the names. An unknown RESNET_SERVICE_ variable is an error.
 """
 
+import difflib
+import os
+from collections.abc import Container
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["ENVIRONMENT_ONLY", "Settings"]
+__all__ = ["ENVIRONMENT_ONLY", "PAGE_API_KEY_VARIABLE", "PAGE_URL_VARIABLE", "Settings", "describe_errors"]
 
 ENVIRONMENT_ONLY: Final = frozenset({"api_keys"})
 """Fields without a flag: every user of the machine can read a process's command line."""
+PAGE_URL_VARIABLE: Final = "RESNET_SERVICE_URL"
+"""Variable of `resnet-service ui`, not of the service: URL of the service that the page uses."""
+PAGE_API_KEY_VARIABLE: Final = "RESNET_SERVICE_API_KEY"
+"""Variable of `resnet-service ui`, not of the service: API key that the page sends."""
+
+_PREFIX: Final = "RESNET_SERVICE_"
+_UNKNOWN_VARIABLE: Final = "unknown_variable"
 
 
 class Settings(BaseSettings):
     """Configuration of the service, validated at construction and immutable.
 
     Reads RESNET_SERVICE_* environment variables; keyword arguments take precedence. Raises
-    `pydantic.ValidationError` if a value is invalid.
+    `pydantic.ValidationError` if a value is invalid or if such a variable is unknown.
 
         settings = Settings(model="bundled", port=9000)
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="RESNET_SERVICE_", env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
+        env_prefix=_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
@@ -149,6 +160,15 @@ class Settings(BaseSettings):
     decode_threads: int | None = Field(
         None, ge=1, description="Number of threads that decode images; by default one per CPU core."
     )
+    sandbox_processes: int | None = Field(
+        None,
+        ge=1,
+        description="Processes that decode images other than JPEG; by default one per CPU core, at most 8.",
+    )
+    sandbox_memory_mb: float = Field(
+        1000, gt=0, description="Memory limit of each of these processes, in MB (10^6 bytes)."
+    )
+    sandbox_timeout_s: float = Field(10, gt=0, description="Time to decode one such image; then 413.")
     model_threads: int | None = Field(
         None,
         ge=1,
@@ -169,4 +189,48 @@ class Settings(BaseSettings):
         None,
         description="OpenTelemetry collector that receives spans (OTLP over HTTP), for example "
         "http://localhost:4318/v1/traces; needs the extra 'traces'.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_unknown_variables(cls, values: Any) -> Any:
+        """Raise ValidationError for misspelled variables, which pydantic would ignore."""
+        fields = {f"{_PREFIX}{name.upper()}" for name in cls.model_fields}
+        known = fields | {PAGE_URL_VARIABLE, PAGE_API_KEY_VARIABLE}
+        errors = [
+            # Without the value, which may be a secret.
+            InitErrorDetails(type=_unknown_variable(name, fields), loc=(name,), input=None)
+            for name in sorted(os.environ)
+            # Upper case, because pydantic accepts the variables in any case.
+            if name.upper().startswith(_PREFIX) and name.upper() not in known
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return values
+
+
+def describe_errors(error: ValidationError, flags: Container[str] = ()) -> list[str]:
+    """Return one line per error of `Settings`: the variable or flag, its value unless secret, the reason.
+
+    `flags` has the names of the fields whose values are from flags; all others are from the environment.
+    """
+    lines = []
+    for details in error.errors():
+        name = str(details["loc"][0])
+        source = f"--{name.replace('_', '-')} " if name in flags else f"{_PREFIX}{name.upper()}="
+        value = "<hidden>" if name in ENVIRONMENT_ONLY else details["input"]
+        is_unknown = details["type"] == _UNKNOWN_VARIABLE  # the message contains the name
+        lines.append(details["msg"] if is_unknown else f"{source}{value}: {details['msg']}")
+    return lines
+
+
+def _unknown_variable(name: str, known: set[str]) -> PydanticCustomError:
+    """Return the error for a variable, with the most similar known name."""
+    words = sorted(variable.removeprefix(_PREFIX) for variable in known)  # with it, all would be similar
+    similar = difflib.get_close_matches(name.upper().removeprefix(_PREFIX), words, n=1)
+    advice = f"did you mean {_PREFIX}{similar[0]}?" if similar else "see resnet-service serve --help"
+    return PydanticCustomError(
+        _UNKNOWN_VARIABLE,
+        "unknown environment variable {name}; {advice}",
+        {"name": name, "advice": advice},
     )

@@ -94,6 +94,6 @@ def test_requests_survive_the_death_of_a_replica(tmp_path: Path, jpeg: bytes) ->
 
             responses = list(pool.map(predict, range(REQUESTS)))
             assert len({response.predictions[0].label for response in responses}) == 1
-            assert client.info()["model"] == "bundled"
+            assert client.info().model == "bundled"
         assert httpx.get(f"{url}/readyz").status_code == 200
         assert "inference_images_total" in httpx.get(f"{url}/metrics").text

@@ -146,6 +146,37 @@ def test_stuck_batch_does_not_prevent_the_shutdown(jpeg: bytes) -> None:
         assert response.headers["content-type"] == "application/problem+json"
 
 
+SERVE_WITH_FAILING_DEVICE = """
+import sys
+from resnet_service.errors import DeviceError
+from resnet_service.log_config import configure_logging
+from resnet_service.server.run import run_server
+from resnet_service.server.state import build_app_state
+from resnet_service.settings import Settings
+
+configure_logging(style="json")
+state = build_app_state(Settings(model="bundled", port=0, drain_timeout_s=4, streams_per_device=1))
+[runtime] = state.engine.runtimes
+run = runtime.run
+
+def run_until_warm(crops, k):
+    if k > 1:  # an image, not the warm-up
+        raise DeviceError("the device is lost")
+    return run(crops, k)
+
+runtime.run = run_until_warm
+sys.exit(run_server(state))
+"""
+
+
+def test_failed_device_stops_the_service_with_status_1(jpeg: bytes) -> None:
+    """After an error that only a new process recovers, the request gets 500 or 503 and the process exits."""
+    with started(program=SERVE_WITH_FAILING_DEVICE) as (process, log, url):
+        assert httpx.post(f"{url}/predict", files={"file": jpeg}).status_code in (500, 503)
+        until(log, "engine_failed")
+        assert process.wait(30) == 1
+
+
 def test_sighup_reloads_the_model_and_the_keys(tmp_path: Path, jpeg: bytes) -> None:
     """SIGHUP loads model and API keys again; if one is invalid, both stay, and the reason is logged."""
     model, keys = tmp_path / "model.safetensors", tmp_path / "keys"

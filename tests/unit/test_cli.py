@@ -1,5 +1,6 @@
 """The command line as a whole: help texts, common options, parameter types, tables and import time."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from resnet_service.cli import main
 from resnet_service.cli.common import CommaSeparated, FiniteFloat, exit_on_service_error, print_table
 from resnet_service.errors import ServiceError
+from tests.support import REPOSITORY
 
 _NO_MODEL = {"train", "ui", "doctor", "report"}
 _NO_JSON = {"serve", "ui"}
@@ -58,6 +60,14 @@ def test_help_fits_80_columns_without_empty_defaults(arguments: list[str]) -> No
     assert max(map(len, text.splitlines())) <= 80
     assert "default: None" not in text
     assert "default: none" not in text
+
+
+def test_exit_statuses_of_serve_are_those_of_the_docs() -> None:
+    """The help text of `serve` and the table in docs/serving.md list the same statuses."""
+    page = (REPOSITORY / "docs/serving.md").read_text(encoding="utf-8")
+    table = page.split("Exit status of the process:")[1].split("\n\n")[1]
+    help_lines = help_text("serve").split("Exit status:")[1].split("Options:")[0]
+    assert re.findall(r"^\| (\d) \|", table, re.MULTILINE) == re.findall(r"\b\d\b", help_lines)
 
 
 @COMMANDS

@@ -62,37 +62,41 @@ def serve(**options: Any) -> None:
       resnet-service serve --model resnet50 --device cuda:0,cuda:1 --max-batch 64
       RESNET_SERVICE_PORT=9000 resnet-service serve --model my.safetensors
 
-    Exit status: 2 invalid setting, 3 model or device not available, 1 port in use
-    or device failed, 0 after SIGTERM or Ctrl-C.
+    Exit status: 0 after SIGTERM or Ctrl-C, 1 address not available or device
+    failed, 2 invalid setting, 3 model, device or extra not available.
     """
     # PID 1 of a container ignores SIGTERM unless it installs a handler, and loading can take minutes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     from pydantic import ValidationError
 
-    from resnet_service.settings import Settings
+    from resnet_service.settings import Settings, describe_errors
 
+    flags = {name: value for name, value in options.items() if value is not None}
     try:
-        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+        settings = Settings(**flags)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise click.UsageError("\n".join(problems)) from error
+        raise click.UsageError("\n".join(describe_errors(error, flags))) from error
 
     from resnet_service.log_config import configure_logging
     from resnet_service.malloc import limit_malloc_arenas
 
     limit_malloc_arenas()  # before the imports below start threads
-    from resnet_service.errors import ServiceError
-    from resnet_service.server.run import run_server
-    from resnet_service.server.state import build_app_state
+    from resnet_service.errors import AddressUnavailableError, InvalidAPIKeysError, ServiceError
+    from resnet_service.server.listener import bind_sockets
 
     configure_logging(settings.log_level, settings.log_format)
     try:
+        sockets = bind_sockets(settings.host, settings.port)
+        from resnet_service.server.run import run_server  # takes seconds, and a port in use needs none
+        from resnet_service.server.state import build_app_state
+
         state = build_app_state(settings)
     except ServiceError as error:
         click.echo(f"resnet-service: {error}", err=True)
-        sys.exit(3)
-    sys.exit(run_server(state))
+        statuses = {AddressUnavailableError: 1, InvalidAPIKeysError: 2}
+        sys.exit(statuses.get(type(error), 3))
+    sys.exit(run_server(state, sockets))
 
 
 @click.command(short_help="Open a web page that classifies images with a running service.")
@@ -116,5 +120,7 @@ def ui(url: str, host: str, port: int) -> None:
     command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.headless", "true"]
     options = ["--server.address", host, "--server.port", str(port), "--browser.gatherUsageStats", "false"]
     options += ["--client.toolbarMode", "viewer"]  # hides the menu for page developers
-    os.environ["RESNET_SERVICE_URL"] = url
+    from resnet_service.settings import PAGE_URL_VARIABLE
+
+    os.environ[PAGE_URL_VARIABLE] = url
     os.execv(sys.executable, [*command, *options])  # noqa: S606

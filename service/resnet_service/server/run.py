@@ -4,7 +4,9 @@ import faulthandler
 import gc
 import resource
 import signal
+import socket
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, cast
 
@@ -13,6 +15,7 @@ import uvicorn
 
 from resnet_service.server.app import create_app
 from resnet_service.server.http_protocol import ConnectionRegistry, HTTPConnection
+from resnet_service.server.listener import bind_sockets
 from resnet_service.server.state import AppState
 from resnet_service.server.uvicorn_server import DRAIN_GRACE_S, InferenceServer, exit_immediately
 
@@ -58,15 +61,21 @@ def uvicorn_config(state: AppState, **options: Any) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         headers=list(_SECURITY_HEADERS),
-        proxy_headers=False,  # the service does not use the client's address
+        proxy_headers=False,  # the access log has the peer's address
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_S,
         **(defaults | options),
     )
 
 
-def run_server(state: AppState) -> int:
-    """Serve until a signal arrives and return the exit status: 0, or 1 if the engine or the socket failed."""
+def run_server(state: AppState, sockets: Sequence[socket.socket] | None = None) -> int:
+    """Serve until a signal arrives and return the exit status: 0, or 1 if the start or the engine failed.
+
+    `sockets` are bound and do not listen; by default, sockets are bound to the address in the settings,
+    which can raise AddressUnavailableError. They are closed at the end.
+    """
+    settings = state.settings
+    listeners = bind_sockets(settings.host, settings.port) if sockets is None else list(sockets)
     server = InferenceServer(state, uvicorn_config(state), watchdog=True)
     faulthandler.enable()  # a crash in native code prints the stacks of all threads
     # Uvicorn replaces these handlers when it starts, and raises the handled signals again when it stops.
@@ -78,9 +87,9 @@ def run_server(state: AppState) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     is_start_failed = False
     try:
-        server.run()
+        server.run(sockets=listeners)
     except SystemExit:
-        is_start_failed = True  # uvicorn has logged the reason, such as a port in use
+        is_start_failed = True  # uvicorn has logged the reason
     faulthandler.cancel_dump_traceback_later()
     engine = state.engine
     _log.info("stopped")

@@ -12,6 +12,7 @@ import structlog
 import uvicorn
 
 from resnet_service.errors import ServiceError
+from resnet_service.server.listener import allow_rebinding
 from resnet_service.server.state import AppState
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -42,6 +43,7 @@ class InferenceServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Override to log the addresses, because the port may have been chosen by the operating system."""
+        allow_rebinding(sockets or ())
         await super().startup(sockets)
         engine = self._state.engine
         runtime = engine.runtimes[0]
