@@ -1,11 +1,13 @@
-"""An atheris target for the decoder: python -m load_tests.fuzz.decoding SEEDS [libFuzzer's options].
+"""An atheris target for the decoders: python -m load_tests.fuzz.decoding SEEDS [libFuzzer's options].
 
+It calls the code of the sandbox without the sandbox, so that libFuzzer sees which branches an input reaches.
 It is a process of its own, because libFuzzer ends its process. It regularly writes its memory after the
 warm-up and now to standard error, as "rss_mb WARM NOW".
 """
 
 import struct
 import sys
+import warnings
 import zlib
 from typing import Final
 
@@ -13,7 +15,7 @@ import atheris  # type: ignore[import-untyped]
 
 with atheris.instrument_imports(include=["resnet_service.images", "PIL"]):
     from resnet_service.errors import InvalidImageError, PayloadTooLarge, UnsupportedMediaType
-    from resnet_service.images import Preprocessing, decode_image
+    from resnet_service.images import Preprocessing, decode_jpeg, formats
 
 from load_tests.health_prober import resident_mb
 
@@ -40,7 +42,9 @@ class DecodeTarget:
                 self._warm_mb = now_mb
             sys.stderr.write(f"rss_mb {self._warm_mb:.1f} {now_mb:.1f}\n")
         try:
-            crop = decode_image(data, _PREPROCESSING, _MAX_PIXELS)
+            crop = decode_jpeg(data, _PREPROCESSING, _MAX_PIXELS)
+            if crop is None:
+                crop = formats.decode(data, _PREPROCESSING, _MAX_PIXELS)
         except (InvalidImageError, PayloadTooLarge, UnsupportedMediaType):
             return
         assert crop.shape == (32, 32, 3)
@@ -70,5 +74,6 @@ def _correct_checksums(data: bytes) -> bytes:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Pillow's, about damaged metadata and large images
     atheris.Setup(sys.argv, DecodeTarget(), custom_mutator=mutate)
     atheris.Fuzz()

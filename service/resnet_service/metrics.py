@@ -40,7 +40,8 @@ _OUTCOMES: Final[dict[type[BaseException], str]] = {
 _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "cancelled")
 _REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "not_ready")
-_DECODE_POOLS: Final = ("threads",)
+_DECODE_POOLS: Final = ("threads", "sandbox")
+_RESTART_REASONS: Final = ("crashed", "timeout")
 _CONNECTION_REASONS: Final = (
     "limit",
     "header_timeout",
@@ -101,6 +102,12 @@ class Metrics:
             "Time that decoding took; its rate divided by the workers is the utilization.",
             ("pool",),
         )
+        self.sandbox_restarts = counter(
+            "inference_sandbox_restarts_total",
+            "Processes that ended or were ended while decoding images other than JPEG, by reason: "
+            f"{', '.join(_RESTART_REASONS)}.",
+            ("reason",),
+        )
         self.decode_waiting = gauge("inference_decode_waiting", "Images that wait to be decoded.")
         self.in_flight = gauge("inference_in_flight", "Images accepted and not finished.")
         self.images = counter(
@@ -139,6 +146,7 @@ class Metrics:
             (self.images, _IMAGE_OUTCOMES),
             (self.rejected, _REJECTION_REASONS),
             (self.decode_busy_seconds, _DECODE_POOLS),
+            (self.sandbox_restarts, _RESTART_REASONS),
             (self.connections_rejected, _CONNECTION_REASONS),
         ):
             for value in values:

@@ -1,6 +1,7 @@
 """Faults of the model, the device and the decoding threads, injected into a running service."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from resnet_service.images import Crop, decode_image
 from resnet_service.runtimes import TopKResult
 from resnet_service.settings import Settings
 from tests.support.images import encode, make_image
+from tests.support.sandbox import sandbox_processes, slow_image, wait_for
 from tests.support.server import Running, serving
 
 Run = Callable[[Sequence[Crop], int], TopKResult]
@@ -121,6 +123,29 @@ def test_decoding_threads_survive_any_exception(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("resnet_service.inference.engine.decode_image", fail)
+        patch.setattr("resnet_service.inference.image_decoder.decode_jpeg", fail)
         assert [predict(server, jpeg) for _ in range(2 * threads)] == [500] * 2 * threads
     assert predict(server, jpeg) == 200
+
+
+def test_crash_and_endless_decode_in_the_sandbox_cost_one_request_each() -> None:
+    """Those requests get 422 and 413, the restarts are counted, and the next image is classified."""
+    png = encode(make_image(), "PNG")
+    slow = slow_image(1000)
+    with serving(Settings(model="bundled", sandbox_processes=1, sandbox_timeout_s=5)) as server:
+        others = set(sandbox_processes())
+        assert predict(server, png) == 200
+        [process] = set(sandbox_processes()) - others
+        used_s = process.cpu_times().user
+        with ThreadPoolExecutor(1) as thread:
+            status = thread.submit(predict, server, slow)
+            wait_for(lambda: process.cpu_times().user > used_s + 0.1)
+            process.kill()
+            assert status.result() == 422
+        assert predict(server, slow) == 413
+        assert predict(server, png) == 200
+        restarts = [
+            server.metric("inference_sandbox_restarts_total", reason=reason)
+            for reason in ("crashed", "timeout")
+        ]
+        assert restarts == [1, 1]

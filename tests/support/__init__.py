@@ -10,3 +10,6 @@ PHOTOGRAPHS = REPOSITORY / "tests" / "data"
 
 REAL_IMAGES = Path(os.environ.get("REAL_IMAGES", REPOSITORY.parent / "shared" / "data"))
 """More photographs, which are not."""
+
+FAULTS = Path(os.environ.get("FAULTS", REPOSITORY.parent / "shared" / "faults"))
+"""Small files that once failed, which are not part of the repository either."""

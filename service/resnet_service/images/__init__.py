@@ -4,7 +4,21 @@ Invalid input raises a typed error. This package does not depend on HTTP or on m
 `Preprocessing`.
 """
 
-from resnet_service.images.decode import DEFAULT_MAX_PIXELS, FORMATS, decode_image
+from resnet_service.images.decode import decode_image
+from resnet_service.images.formats import FORMATS
+from resnet_service.images.jpeg import JPEG_SIGNATURE, decode_jpeg
+from resnet_service.images.limits import DEFAULT_MAX_PIXELS
 from resnet_service.images.preprocess import MAX_SIDE, Crop, Preprocessing
+from resnet_service.images.sandbox import Sandbox
 
-__all__ = ["DEFAULT_MAX_PIXELS", "FORMATS", "MAX_SIDE", "Crop", "Preprocessing", "decode_image"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "FORMATS",
+    "JPEG_SIGNATURE",
+    "MAX_SIDE",
+    "Crop",
+    "Preprocessing",
+    "Sandbox",
+    "decode_image",
+    "decode_jpeg",
+]

@@ -1,30 +1,28 @@
 """Classify the images of requests: decode -> micro-batcher -> runtime -> result.
 
-The engine owns the threads: a pool of decoding threads and one thread per runtime, which makes all calls of
-that runtime. This module does not depend on HTTP.
+The engine owns the image decoder and one thread per runtime, which makes all calls of that runtime. This
+module does not depend on HTTP.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import structlog
 
 from resnet_service import __version__
 from resnet_service.batching import MicroBatcher, Reservation, warm_up
-from resnet_service.errors import DeadlineExceededError, DeviceError, InvalidRequestError, ServiceError
-from resnet_service.images import DEFAULT_MAX_PIXELS, Crop, decode_image
+from resnet_service.errors import DeviceError, InvalidRequestError, ServiceError
+from resnet_service.images import DEFAULT_MAX_PIXELS, Crop
+from resnet_service.inference.image_decoder import ImageDecoder
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.worker_pool import WorkerPool
-from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
 from resnet_service.models import Model
 from resnet_service.runtimes import Runtime, TopKResult
-
-Value = TypeVar("Value")
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -59,19 +57,16 @@ class Engine:
         max_batch: int = 32,
         max_queue: int = 256,
         max_wait_s: float = 0.0,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        decode_threads: int | None = None,
+        decoder: ImageDecoder | None = None,
         stall_timeout_s: float = 60.0,
     ) -> None:
         self.model = model
         self.runtimes = tuple(runtimes)
         self._metrics = metrics
-        self._max_pixels = max_pixels
         self._stall_timeout_s = stall_timeout_s
         self._closing = False
         self._warmup_task: asyncio.Task[None] | None = None
-        count_busy = metrics.decode_busy_seconds.labels("threads").inc
-        self._decode_pool = WorkerPool(decode_threads or available_cpus(), "decode", count_busy)
+        self.decoder = decoder or ImageDecoder(model.preprocessing, DEFAULT_MAX_PIXELS, metrics)
         self._device_threads = {runtime: WorkerPool(1, "device") for runtime in self.runtimes}
         self._device_failure: DeviceError | None = None
         self._batcher: MicroBatcher[_QueuedCrop, TopKResult] = MicroBatcher(
@@ -130,7 +125,7 @@ class Engine:
 
     @property
     def _pools(self) -> tuple[WorkerPool, ...]:
-        return (self._decode_pool, *self._device_threads.values())
+        return (*self.decoder.pools, *self._device_threads.values())
 
     @property
     def _is_warm(self) -> bool:
@@ -142,8 +137,7 @@ class Engine:
         metrics.queue_depth.set_function(lambda: self._batcher.depth)
         metrics.queue_limit.set(self._batcher.max_queue)
         metrics.largest_batch.set_function(lambda: self._batcher.largest_batch)
-        metrics.decode_workers.labels("threads").set(self._decode_pool.count)
-        metrics.decode_waiting.set_function(lambda: self._decode_pool.waiting)
+        self.decoder.bind_metrics()
         metrics.ready.set_function(lambda: self.is_ready)
         metrics.device_streams.set(len(self.runtimes))
         for labeled in (metrics.device_memory, metrics.device_memory_limit, metrics.model_info):
@@ -198,8 +192,14 @@ class Engine:
         `top_k` is from 1 to the number of classes. Raises what `resnet_service.images.decode_image` and
         `Reservation.run` raise.
         """
-        decode = partial(decode_image, data, self.model.preprocessing, self._max_pixels)
-        return await self.classify_crop(decode, top_k, reservation, timing)
+
+        async def prepare() -> _QueuedCrop:
+            started = time.perf_counter()
+            crop = await self.decoder.decode(data, reservation.deadline)
+            timing.record("decode", started, time.perf_counter())
+            return _QueuedCrop(crop, top_k)
+
+        return await self._run(prepare, top_k, reservation, timing)
 
     async def classify_crop(
         self,
@@ -214,10 +214,19 @@ class Engine:
             if not callable(crop):
                 return _QueuedCrop(crop, top_k)
             started = time.perf_counter()
-            array = await self.run_in_decode_pool(reservation.deadline, crop)
+            created = await self.decoder.run(reservation.deadline, crop)
             timing.record("decode", started, time.perf_counter())
-            return _QueuedCrop(array, top_k)
+            return _QueuedCrop(created, top_k)
 
+        return await self._run(prepare, top_k, reservation, timing)
+
+    async def _run(
+        self,
+        prepare: Callable[[], Awaitable[_QueuedCrop]],
+        top_k: int,
+        reservation: EngineReservation,
+        timing: RequestTiming,
+    ) -> TopKResult:
         self._metrics.in_flight.inc()
         try:
             output = await reservation.run(prepare)
@@ -231,19 +240,6 @@ class Engine:
         timing.record("queue", output.enqueued_at, output.started_at)
         timing.record("device", output.started_at, output.finished_at)
         return result
-
-    async def run_in_decode_pool(
-        self, deadline: float | None, function: Callable[..., Value], *arguments: object
-    ) -> Value:
-        """Call `function` in a decoding thread and return its result.
-
-        Raises what `function` raises, and DeadlineExceededError if it has not returned by the deadline.
-        """
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await self._decode_pool.run(function, *arguments)
-        except TimeoutError as error:
-            raise DeadlineExceededError("deadline exceeded before inference started") from error
 
     async def run_benchmark_batch(self, batch_size: int) -> None:
         """Run one batch of `batch_size` dummy images on the first device, between the batches of requests."""
@@ -259,7 +255,10 @@ class Engine:
         if self._warmup_task is not None and not self._warmup_task.done():
             self._warmup_task.cancel()
         await self._batcher.close(timeout_s)
-        await asyncio.gather(*(pool.close(timeout_s) for pool in self._pools))
+        device_threads = self._device_threads.values()
+        await asyncio.gather(
+            self.decoder.close(timeout_s), *(pool.close(timeout_s) for pool in device_threads)
+        )
 
     async def _warm_up(self) -> None:
         started = time.perf_counter()

@@ -9,7 +9,9 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from resnet_service.devices import choose_devices
+from resnet_service.images import Sandbox
 from resnet_service.inference.engine import Engine
+from resnet_service.inference.image_decoder import ImageDecoder
 from resnet_service.metrics import Metrics
 from resnet_service.models import load_model
 from resnet_service.runtimes import Runtime
@@ -103,8 +105,18 @@ def _create_engine(
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         max_wait_s=settings.max_wait_ms / 1e3,
-        max_pixels=int(settings.max_megapixels * 1e6),
-        decode_threads=settings.decode_threads,
+        decoder=ImageDecoder(
+            model.preprocessing,
+            int(settings.max_megapixels * 1e6),
+            metrics,
+            threads=settings.decode_threads,
+            sandbox=Sandbox(
+                settings.sandbox_processes,
+                memory_bytes=int(settings.sandbox_memory_mb * 1e6),
+                timeout_s=settings.sandbox_timeout_s,
+                on_restart=lambda reason: metrics.sandbox_restarts.labels(reason).inc(),
+            ),
+        ),
         stall_timeout_s=settings.stall_timeout_s,
     )
 

@@ -258,6 +258,4 @@ async def _call(
     is_slow: bool, engine: Engine, deadline: float | None, function: Callable[..., Value], *arguments: object
 ) -> Value:
     """Call `function`; a slow one runs in a decoding thread."""
-    return (
-        await engine.run_in_decode_pool(deadline, function, *arguments) if is_slow else function(*arguments)
-    )
+    return await engine.decoder.run(deadline, function, *arguments) if is_slow else function(*arguments)

@@ -1,0 +1,89 @@
+"""Decode the images of requests: plain JPEG in threads, all other images in the sandbox."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from resnet_service.errors import DeadlineExceededError
+from resnet_service.images import JPEG_SIGNATURE, Crop, Preprocessing, Sandbox, decode_jpeg
+from resnet_service.inference.worker_pool import WorkerPool
+from resnet_service.machine import available_cpus
+from resnet_service.metrics import Metrics
+
+Value = TypeVar("Value")
+
+
+class ImageDecoder:
+    """Decodes images to the crops that a model takes, on one event loop, until `close`.
+
+    decoder = ImageDecoder(model.preprocessing, 50_000_000, Metrics(), sandbox=Sandbox(2))
+    crop = await decoder.decode(data, deadline=None)
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        max_pixels: int,
+        metrics: Metrics,
+        *,
+        threads: int | None = None,
+        sandbox: Sandbox | None = None,
+    ) -> None:
+        """Create the pools; threads and processes start as they are needed.
+
+        `threads` is by default one per CPU core, `sandbox` one with the default limits.
+        """
+        self._preprocessing = preprocessing
+        self._max_pixels = max_pixels
+        self._metrics = metrics
+        self._sandbox = sandbox or Sandbox()
+        busy_seconds = metrics.decode_busy_seconds.labels
+        self._threads = WorkerPool(threads or available_cpus(), "decode", busy_seconds("threads").inc)
+        # A thread per process waits for its result.
+        self._sandbox_threads = WorkerPool(self._sandbox.processes, "sandbox", busy_seconds("sandbox").inc)
+        self.pools = (self._threads, self._sandbox_threads)
+
+    def bind_metrics(self) -> None:
+        """Make the gauges report this decoder."""
+        self._metrics.decode_workers.labels("threads").set(self._threads.count)
+        self._metrics.decode_workers.labels("sandbox").set(self._sandbox_threads.count)
+        self._metrics.decode_waiting.set_function(lambda: sum(pool.waiting for pool in self.pools))
+
+    async def decode(self, data: bytes | bytearray, deadline: float | None) -> Crop:
+        """Decode an encoded image.
+
+        Raises what `resnet_service.images.decode_image` raises, and DeadlineExceededError if the image is
+        not decoded by the deadline, a time of the event loop.
+        """
+        arguments = (data, self._preprocessing, self._max_pixels)
+        crop: Crop | None = None
+        with _deadline_errors():
+            async with asyncio.timeout_at(deadline):
+                if data.startswith(JPEG_SIGNATURE):
+                    crop = await self._threads.run(decode_jpeg, *arguments)
+                if crop is None:
+                    crop = await self._sandbox_threads.run(self._sandbox.decode, *arguments)
+        return crop
+
+    async def run(self, deadline: float | None, function: Callable[..., Value], *arguments: object) -> Value:
+        """Call `function` in a decoding thread and return its result.
+
+        Raises what `function` raises, and DeadlineExceededError if it has not returned by the deadline.
+        """
+        with _deadline_errors():
+            async with asyncio.timeout_at(deadline):
+                return await self._threads.run(function, *arguments)
+
+    async def close(self, timeout_s: float) -> None:
+        """Drop waiting images, wait up to `timeout_s` seconds for the others, and end the processes."""
+        await asyncio.gather(*(pool.close(timeout_s) for pool in self.pools))
+        await asyncio.to_thread(self._sandbox.close)
+
+
+@contextmanager
+def _deadline_errors() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise DeadlineExceededError("deadline exceeded before inference started") from error
