@@ -91,8 +91,8 @@ def test_slow_clients_leave_another_client_undisturbed() -> None:
 
 def test_worst_cases_are_sent_and_the_probes_recorded(server: Running, jpeg: bytes) -> None:
     """Each request is sent several times while /healthz is probed."""
-    image = WorstCase("image", "/predict", jpeg, "image/*", 200)
-    text = WorstCase("text", "/predict", b"not an image", "image/*", 415)
+    image = WorstCase("image", "/predict", jpeg, "image/*", (200,))
+    text = WorstCase("text", "/predict", b"not an image", "image/*", (415,))
     results = worst_case.run_worst_cases(server.url, [image, text])
     assert [(result.request, set(result.statuses), result.failed_probes) for result in results] == [
         (image, {200}, 0),

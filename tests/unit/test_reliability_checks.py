@@ -113,14 +113,14 @@ def test_median_slope_ignores_outliers() -> None:
 
 def test_worst_case_fails_for_a_slow_probe_or_an_unexpected_status() -> None:
     """Both checks pass only if every response has its status and every probe was quick."""
-    image = WorstCase("image", "/predict", b"", "image/*", 200)
+    image = WorstCase("image", "/predict", b"", "image/*", (200,))
     result = WorstCaseResult(image, [200, 200], 0.1, 1.0, 0)
     assert all(check.passed for check in worst_case.checks([result]))
     for bad in (replace(result, slowest_probe_ms=101.0), replace(result, failed_probes=1)):
         assert not check_of(worst_case.checks([result, bad]), "/healthz").passed
     unexpected = replace(result, statuses=[200, 500])
     assert check_of(worst_case.checks([result, unexpected]), "status") == Check(
-        "each response has the expected status", "1 of 2 image", False
+        "each response has an expected status", "1 of 2 image", False
     )
 
 
