@@ -5,8 +5,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 
-PHOTOGRAPHS = REPOSITORY / "tests" / "data"
-"""Photographs that are part of the repository."""
+PHOTOGRAPHS = REPOSITORY / "service" / "resnet_service" / "images" / "photographs"
+"""Photographs that are part of the package."""
 
 REAL_IMAGES = Path(os.environ.get("REAL_IMAGES", REPOSITORY.parent / "shared" / "data"))
 """More photographs, which are not."""

@@ -17,6 +17,7 @@ from resnet_service.images import Crop
 from resnet_service.machine import available_cpus, cpu_quota, has_native_bf16
 from resnet_service.models import Model, load_model
 from resnet_service.runtimes import Runtime
+from resnet_service.runtimes.batch_norm import fold_batch_norms
 from resnet_service.runtimes.pytorch import TorchRuntime
 from resnet_service.runtimes.selection import RuntimeName, create_runtimes
 from tests.support.runtimes import CPU, create_runtime, probabilities
@@ -157,3 +158,34 @@ def test_top_k_is_ordered_by_probability(crops: list[Crop], runtimes: Runtimes) 
         assert best.dtype == np.float32
         assert (np.diff(best, axis=1) <= 0).all()
         assert np.allclose(best, np.sort(probabilities(runtime, crops).numpy())[:, :-4:-1], atol=1e-3)
+
+
+class SharedConvolution(nn.Module):
+    """One convolution with two normalizations, and one with a single one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.own = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        first, second, third = self.norms
+        shared = first(self.shared(images)) + second(self.shared(images + 1))
+        output: torch.Tensor = shared + third(self.own(images))
+        return output
+
+
+@torch.inference_mode()
+def test_batch_norm_is_folded_only_if_it_alone_uses_a_convolution() -> None:
+    """The output stays the same, and so does the network that was folded."""
+    network = SharedConvolution().eval()
+    for norm in network.norms:
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.running_mean = torch.randn(3)
+        norm.running_var = torch.rand(3) + 0.5
+    images = torch.randn(2, 3, 8, 8)
+    expected = network(images)
+    folded = fold_batch_norms(network)
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules()) == 2
+    torch.testing.assert_close(folded(images), expected)
+    torch.testing.assert_close(network(images), expected, rtol=0, atol=0)

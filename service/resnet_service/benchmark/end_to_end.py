@@ -8,7 +8,7 @@ from typing import Final
 
 from resnet_service.benchmark.results import EndToEndRow, Variant
 from resnet_service.errors import BenchmarkError
-from resnet_service.images import synthetic
+from resnet_service.images.examples import noise_jpeg
 from resnet_service.inference import ClassificationResult, ImageInput, classify_images, decode_all
 from resnet_service.models import Model
 from resnet_service.runtimes import Runtime
@@ -76,7 +76,7 @@ def _raise_errors(results: Iterable[ClassificationResult]) -> None:
 
 
 def _noise_inputs(count: int) -> Iterator[ImageInput]:
-    jpegs = [synthetic.noise_jpeg(seed=seed) for seed in range(min(count, _DISTINCT_IMAGES))]
+    jpegs = [noise_jpeg(seed=seed) for seed in range(min(count, _DISTINCT_IMAGES))]
     for number in range(count):
         yield ImageInput(f"noise {number}", partial(bytes, jpegs[number % len(jpegs)]))
 

@@ -45,7 +45,7 @@ def classify(
     """Classify images.
 
     INPUT is a file, a directory (searched recursively), a glob pattern, a URL, or - for standard input.
-    Without INPUT, three images from the package are classified. Images that cannot be read are reported and
+    Without INPUT, a photograph from the package is classified. Images that cannot be read are reported and
     skipped; the exit status is then 1.
 
     \b
@@ -81,22 +81,21 @@ def classify(
             _print_json(result) if as_json else _print_text(result)
     if not as_json and succeeded:
         per_image_ms = device_ms / succeeded
-        click.echo(
-            f"\n{loaded}: {succeeded:,} images, {per_image_ms:.1f} ms per image on the device", err=True
-        )
+        images = "1 image" if succeeded == 1 else f"{succeeded:,} images"
+        click.echo(f"\n{loaded}: {images}, {per_image_ms:.1f} ms per image on the device", err=True)
     if failed:
         click.echo(f"{failed:,} of {succeeded + failed:,} images could not be classified", err=True)
         sys.exit(1)
 
 
 def _discover(inputs: Iterable[str], download_demo: bool) -> "Iterator[ImageInput]":
-    from resnet_service.inference import discover_inputs, synthetic_inputs
+    from resnet_service.inference import discover_inputs, example_input
     from resnet_service.inference.inputs import DEMO_PHOTO_URLS
 
     images = discover_inputs(inputs)
     if download_demo:
         return chain(images, discover_inputs(DEMO_PHOTO_URLS))
-    return images if inputs else synthetic_inputs()
+    return images if inputs else iter([example_input()])
 
 
 def _print_text(result: "ClassificationResult") -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from resnet_service.devices import cuda_unavailable_reason
 from resnet_service.errors import ServiceError, first_line
 from resnet_service.files import app_cache_dir
-from resnet_service.images import FORMATS, Preprocessing, decode_image, synthetic
+from resnet_service.images import FORMATS, Preprocessing, decode_image
+from resnet_service.images.examples import example_photographs
 from resnet_service.machine import available_memory, hardware_info, has_native_bf16, instruction_sets
 
 State = Literal["ok", "note", "problem"]
@@ -169,7 +170,7 @@ def _caches() -> Iterator[Check]:
 
 def _decoder() -> Check:
     preprocessing = Preprocessing(232, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    for name, image in synthetic.synthetic_scenes().items():
+    for name, image in example_photographs().items():
         try:
             crop = decode_image(image, preprocessing)
         except ServiceError as error:

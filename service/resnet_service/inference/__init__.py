@@ -5,7 +5,7 @@ from resnet_service.inference.inputs import (
     SUFFIXES,
     ImageInput,
     discover_inputs,
-    synthetic_inputs,
+    example_input,
 )
 from resnet_service.inference.labels import labels_from_path
 from resnet_service.inference.pipeline import (
@@ -26,6 +26,6 @@ __all__ = [
     "classify_images",
     "decode_all",
     "discover_inputs",
+    "example_input",
     "labels_from_path",
-    "synthetic_inputs",
 ]

@@ -13,10 +13,12 @@ from urllib.request import Request, urlopen
 
 from resnet_service import __version__
 from resnet_service.errors import InputError, PayloadTooLarge
-from resnet_service.images.synthetic import synthetic_scenes
+from resnet_service.images.examples import example_photographs
 from resnet_service.models.weights import is_url
 
-SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+SUFFIXES: Final = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif", ".gif", ".bmp", ".tif", ".tiff")
+)
 """Suffixes of the files that count as images in a folder. A file that is named itself may have any suffix."""
 
 STANDARD_INPUT: Final = "-"
@@ -64,10 +66,9 @@ def discover_inputs(names: Iterable[str]) -> Iterator[ImageInput]:
             yield _file(Path(name))
 
 
-def synthetic_inputs() -> Iterator[ImageInput]:
-    """Yield generated images, which need no file and no network."""
-    for name, data in synthetic_scenes().items():
-        yield ImageInput(f"{name} (drawn)", partial(bytes, data))
+def example_input() -> ImageInput:
+    """Return a photograph of the package, of a class that both CIFAR-10 and ImageNet have: a cat."""
+    return ImageInput("cat.jpg (example)", lambda: example_photographs()["cat.jpg"])
 
 
 def _in_folder(name: str) -> Iterator[ImageInput]:

@@ -11,7 +11,6 @@ from typing import Any, Final, cast
 
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.transforms._presets import ImageClassification
 
 from resnet_service.errors import ModelLoadError
 from resnet_service.images import Preprocessing
@@ -69,7 +68,7 @@ class ModelSpec:
 def get_spec(name: str, weights: str | None = None) -> ModelSpec:
     """Return the classifier `name` with its published `weights`, by default torchvision's DEFAULT."""
     published = models.get_model_weights(name)[weights or "DEFAULT"]
-    transform = cast(ImageClassification, published.transforms())
+    transform = published.transforms()  # of every classifier: torchvision's ImageClassification
     return ModelSpec(
         name=name,
         url=published.url,

@@ -9,12 +9,12 @@ from typing import Final
 import structlog
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from resnet_service.devices import Precision
 from resnet_service.errors import DeviceError, DeviceOutOfMemoryError, DeviceUnavailableError, first_line
 from resnet_service.files import app_cache_dir
 from resnet_service.images import Crop, Preprocessing
+from resnet_service.runtimes.batch_norm import fold_batch_norms
 from resnet_service.runtimes.cuda_graphs import CudaGraphs
 from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, normalization, stack_crops
 
@@ -66,7 +66,7 @@ class TorchRuntime:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         with translate_device_errors():
             # Folded in fp32 before the weights are rounded, so that the statistics are not rounded.
-            folded = fuse(network)  # a copy
+            folded = fold_batch_norms(network)
             self._network: Callable[[Tensor], Tensor] = folded.to(device, self._dtype).to(
                 memory_format=torch.channels_last if channels_last else torch.contiguous_format
             )
