@@ -32,7 +32,12 @@ _EXIF: Final = b"Exif\0\0"
 _XMP_ORIENTATION: Final = b"tiff:Orientation"
 
 _MIN_OVERSAMPLING: Final = 2.95
-"""Short side of a JPEG decoded at a reduced scale, relative to the size that it is resized to."""
+"""Short side of a JPEG decoded at a reduced scale, relative to the size that it is resized to.
+
+Photographs of phones, 4032 x 3024, are just decoded at a quarter for a resize of 256: in 19 ms instead of
+23 ms. Average difference of a photograph (1546 x 1213) to full decoding at quarter scale: 0.27 gray levels at
+2.5, 0.24 at 2.95, 0.21 at 3; on 64 small and sharp ones at half scale: 0.51, 0.43 and 0.42.
+"""
 
 
 class Header(NamedTuple):
