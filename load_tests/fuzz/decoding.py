@@ -1,6 +1,7 @@
 """An atheris target for the decoders: python -m load_tests.fuzz.decoding SEEDS [libFuzzer's options].
 
-It calls the code of the sandbox without the sandbox, so that libFuzzer sees which branches an input reaches.
+It calls the code of the sandbox without the sandbox, so that libFuzzer sees which branches an input reaches,
+and with the sandbox's limit on memory.
 It is a process of its own, because libFuzzer ends its process. It regularly writes its memory after the
 warm-up and now to standard error, as "rss_mb WARM NOW".
 """
@@ -16,6 +17,7 @@ import atheris  # type: ignore[import-untyped]
 with atheris.instrument_imports(include=["resnet_service.images", "PIL"]):
     from resnet_service.errors import InvalidImageError, PayloadTooLarge, UnsupportedMediaType
     from resnet_service.images import Preprocessing, decode_jpeg, formats
+    from resnet_service.images.limits import DEFAULT_MEMORY_BYTES, limit_memory
 
 from load_tests.health_prober import resident_mb
 
@@ -74,6 +76,7 @@ def _correct_checksums(data: bytes) -> bytes:
 
 
 if __name__ == "__main__":
+    limit_memory(DEFAULT_MEMORY_BYTES)
     warnings.simplefilter("ignore")  # Pillow's, about damaged metadata and large images
     atheris.Setup(sys.argv, DecodeTarget(), custom_mutator=mutate)
     atheris.Fuzz()

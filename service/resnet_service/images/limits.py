@@ -23,14 +23,12 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise PayloadTooLarge(f"the image has {width} x {height} pixels; the limit is {max_pixels:,} pixels")
 
 
-def limit_this_process(memory_bytes: int) -> None:
-    """Limit the memory that this process may allocate from now on, and let it write no files.
+def limit_memory(memory_bytes: int) -> None:
+    """Limit the memory that this process may allocate from now on.
 
     An allocation over the limit fails with MemoryError in Python and returns null in C. macOS has no limit
     on memory that it enforces; there the limits on pixels and time remain.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if sys.platform == "linux":
         data_pages = int(Path("/proc/self/statm").read_text("ascii").split()[_STATM_DATA])
         limit = data_pages * resource.getpagesize() + memory_bytes
