@@ -163,7 +163,8 @@ class Settings(BaseSettings):
     sandbox_processes: int | None = Field(
         None,
         ge=1,
-        description="Processes that decode images other than JPEG; by default one per CPU core, at most 8.",
+        description="Processes that decode images other than JPEG; by default one per CPU core, at most 8, "
+        "and at most as many as fit in half of the free memory.",
     )
     sandbox_memory_mb: float = Field(
         1000, gt=0, description="Memory limit of each of these processes, in MB (10^6 bytes)."

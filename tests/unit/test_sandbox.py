@@ -117,6 +117,16 @@ def test_file_that_once_failed_is_decoded_or_rejected(path: Path) -> None:
     assert difference(decode_image(PNG, IDENTITY), make_image(48, 48)) == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_kernel_ends_sandbox_processes_first_if_memory_runs_out(sandbox: RecordingSandbox) -> None:
+    """The process has the highest score, and the service keeps its own."""
+    others = set(sandbox_processes())
+    sandbox.decoded(PNG)
+    [process] = set(sandbox_processes()) - others
+    assert int(Path(f"/proc/{process.pid}/oom_score_adj").read_text()) == 1000
+    assert int(Path("/proc/self/oom_score_adj").read_text()) < 1000
+
+
 def test_error_of_the_code_is_not_reported_as_an_error_of_the_image(sandbox: RecordingSandbox) -> None:
     """An exception that no file should cause is raised with its traceback."""
     preprocessing = replace(IDENTITY, interpolation="unknown")  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ from resnet_service.images.sandbox_process import (
     REQUEST_HEADER,
     receive,
 )
-from resnet_service.machine import available_cpus
+from resnet_service.machine import available_cpus, available_memory
 
 RestartReason = Literal["crashed", "timeout"]
 
@@ -61,11 +61,11 @@ class Sandbox:
     ) -> None:
         """Start no process yet.
 
-        `processes` is by default one per CPU core, at most 8, because each may take `memory_bytes`.
-        `memory_bytes` limits what one process may allocate, `timeout_s` the time for one image.
+        `processes` is by default one per CPU core, at most 8, and at most as many as fit in half of the free
+        memory. `memory_bytes` limits what one process may allocate, `timeout_s` the time for one image.
         `on_restart` is called when a process has ended or was ended.
         """
-        self.processes = processes or min(available_cpus(), _MAX_PROCESSES)
+        self.processes = processes or _default_processes(memory_bytes)
         self._memory_bytes = memory_bytes
         self._timeout_s = timeout_s
         self._on_restart = on_restart
@@ -177,6 +177,12 @@ class _Process:
         self._process.wait()
         with self._in_use:  # `decode` returns, because the other end is closed
             self._socket.close()
+
+
+def _default_processes(memory_bytes: int) -> int:
+    free = available_memory()
+    fitting = _MAX_PROCESSES if free is None else free // 2 // memory_bytes
+    return max(1, min(available_cpus(), _MAX_PROCESSES, fitting))
 
 
 def _shutdown_error() -> ServiceUnavailable:
