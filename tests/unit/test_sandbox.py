@@ -1,6 +1,7 @@
 """Images that crash a decoder, or would take minutes or gigabytes, cost one error and not the service."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,18 @@ def test_file_that_once_failed_is_decoded_or_rejected(path: Path) -> None:
     with suppress(ServiceError):
         assert decode_image(path.read_bytes(), IDENTITY).shape == (48, 48, 3)
     assert difference(decode_image(PNG, IDENTITY), make_image(48, 48)) == 0
+
+
+def test_process_that_does_not_start_is_not_the_fault_of_the_image(
+    sandbox: RecordingSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RuntimeError has its exit status; once processes start again, images are decoded."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", shutil.which("false"))
+        with pytest.raises(RuntimeError, match="status 1"):
+            sandbox.decoded(PNG)
+    assert sandbox.restarts == ["crashed"]
+    assert difference(sandbox.decoded(PNG), make_image(48, 48)) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -11,6 +11,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from queue import LifoQueue
 from threading import Lock
@@ -27,6 +28,7 @@ from resnet_service.images.sandbox_process import (
     CROP,
     ERRORS,
     MAX_MESSAGE_BYTES,
+    READY,
     REPLY_HEADER,
     REQUEST_HEADER,
     receive,
@@ -38,6 +40,8 @@ RestartReason = Literal["crashed", "timeout"]
 _MAX_PROCESSES: Final = 8
 _SELF_DESTRUCTION: Final = 2.0
 """A process ends itself after this multiple of the time limit."""
+_START_TIMEOUT_S: Final = 60.0
+"""For the imports of a process, which take 0.2 s on an idle machine."""
 _PROGRAM: Final = f"from {sandbox_process.__name__} import main; main()"
 
 
@@ -82,11 +86,11 @@ class Sandbox:
 
         Waits until a process is idle. Raises what `resnet_service.images.formats.decode` raises,
         PayloadTooLarge if the image takes longer than the time limit, InvalidImageError if it crashes the
-        decoder, and ServiceUnavailable after `close`.
+        decoder, RuntimeError if no process can be started, and ServiceUnavailable after `close`.
         """
         process = self._idle.get()
         try:
-            if process is not None and process.has_ended:
+            if process is not None and not process.is_usable:
                 self._discard(process, "crashed")
                 process = None
             process = process or self._start()
@@ -116,6 +120,11 @@ class Sandbox:
                 raise _shutdown_error()
             process = _Process(self._memory_bytes, self._timeout_s)
             self._running.add(process)
+        try:
+            process.wait_until_ready()
+        except (EOFError, OSError) as error:  # not a fault of the image
+            self._discard(process, "crashed")
+            raise RuntimeError(f"a sandbox process ended with status {process.exit_status}") from error
         return process
 
     def _discard(self, process: "_Process", reason: RestartReason) -> None:
@@ -131,9 +140,10 @@ class _Process:
     """One process, which decodes one image at a time."""
 
     def __init__(self, memory_bytes: int, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._in_use = Lock()
+        self._is_interrupted = False  # a reply may be on its way, which is not that to the next request
         self._socket, its_socket = socket.socketpair()
-        self._socket.settimeout(timeout_s)
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
@@ -150,21 +160,34 @@ class _Process:
             )
 
     @property
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
+    def is_usable(self) -> bool:
+        return self._process.poll() is None and not self._is_interrupted
+
+    @property
+    def exit_status(self) -> int | None:
+        return self._process.poll()
+
+    def wait_until_ready(self) -> None:
+        """Raise TimeoutError, and EOFError or OSError if the process has ended."""
+        with self._in_use:
+            receive(self._socket, len(READY), time.monotonic() + _START_TIMEOUT_S)
 
     def decode(self, data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> Crop:
         """Raise TimeoutError, and EOFError or OSError if the process has ended or its reply is malformed."""
         arguments = pickle.dumps((preprocessing, max_pixels))
         crop_bytes = 3 * preprocessing.crop**2
         with self._in_use:
+            self._is_interrupted = True
+            deadline = time.monotonic() + self._timeout_s
+            self._socket.settimeout(self._timeout_s)
             self._socket.sendall(REQUEST_HEADER.pack(len(arguments), len(data)) + arguments)
             self._socket.sendall(data)
-            status, length = REPLY_HEADER.unpack(receive(self._socket, REPLY_HEADER.size))
+            status, length = REPLY_HEADER.unpack(receive(self._socket, REPLY_HEADER.size, deadline))
             is_valid = length == crop_bytes if status == CROP else length <= MAX_MESSAGE_BYTES
             if not is_valid or status not in (CROP, BUG, *range(len(ERRORS))):
                 raise EOFError
-            reply = receive(self._socket, length)
+            reply = receive(self._socket, length, deadline)
+            self._is_interrupted = False
         if status == CROP:
             return np.frombuffer(reply, np.uint8).reshape(preprocessing.crop, preprocessing.crop, 3)
         message = reply.decode(errors="replace")

@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -34,6 +35,8 @@ ERRORS: Final[tuple[type[ServiceError], ...]] = (InvalidImageError, PayloadTooLa
 CROP: Final = 254
 BUG: Final = 255
 MAX_MESSAGE_BYTES: Final = 10_000
+READY: Final = b"r"
+"""Sent once, before the first request is received."""
 
 _FREED_BYTES: Final = 31 * 2**20
 
@@ -48,6 +51,7 @@ def main() -> None:
     with socket.socket(fileno=sys.stdin.fileno()) as connection:
         _prepare(memory_bytes)
         try:
+            connection.sendall(READY)
             while True:
                 lengths = REQUEST_HEADER.unpack(receive(connection, REQUEST_HEADER.size))
                 arguments, data = (receive(connection, length) for length in lengths)
@@ -60,11 +64,20 @@ def main() -> None:
             pass  # the service has ended
 
 
-def receive(connection: socket.socket, length: int) -> bytearray:
-    """Return the next `length` bytes. Raises EOFError if the other end closes, and what the socket raises."""
+def receive(connection: socket.socket, length: int, deadline: float | None = None) -> bytearray:
+    """Return the next `length` bytes.
+
+    `deadline` is a time of `time.monotonic`. Raises TimeoutError at the deadline, EOFError if the other end
+    closes, and what the socket raises.
+    """
     buffer = bytearray(length)
     rest = memoryview(buffer)
     while rest:
+        if deadline is not None:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                raise TimeoutError
+            connection.settimeout(remaining_s)
         count = connection.recv_into(rest)
         if count == 0:
             raise EOFError

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, cast
+from typing import Annotated, Final, cast
 
+import structlog
 from fastapi import Depends, Request
 
 from resnet_service.devices import choose_devices
-from resnet_service.images import Sandbox
+from resnet_service.images.sandbox import RestartReason, Sandbox
 from resnet_service.inference.engine import Engine
 from resnet_service.inference.image_decoder import ImageDecoder
 from resnet_service.metrics import Metrics
@@ -21,6 +22,8 @@ from resnet_service.server.engine_manager import EngineManager
 from resnet_service.server.uploads import UploadMemory
 from resnet_service.settings import Settings
 from resnet_service.tracing import RequestTracer
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(eq=False)
@@ -114,11 +117,16 @@ def _create_engine(
                 settings.sandbox_processes,
                 memory_bytes=int(settings.sandbox_memory_mb * 1e6),
                 timeout_s=settings.sandbox_timeout_s,
-                on_restart=lambda reason: metrics.sandbox_restarts.labels(reason).inc(),
+                on_restart=partial(_record_restart, metrics),
             ),
         ),
         stall_timeout_s=settings.stall_timeout_s,
     )
+
+
+def _record_restart(metrics: Metrics, reason: RestartReason) -> None:
+    metrics.sandbox_restarts.labels(reason).inc()
+    _log.warning("sandbox_restarted", reason=reason)
 
 
 async def get_state(request: Request) -> AppState:
