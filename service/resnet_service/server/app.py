@@ -45,6 +45,11 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         summary="Image classification: POST an image to /predict.",
         lifespan=lifespan,
         redoc_url=None,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+        },  # `tracing.py` and `metrics.py` have more
         # Generated clients name their methods by operation id; these stay the same if a path changes.
         generate_unique_id_function=lambda route: route.name,
     )

@@ -7,10 +7,9 @@ responds with plain text instead of a problem.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -43,22 +42,23 @@ class UploadMemory:
         self.limit = limit
         self.used = 0
 
-    @contextmanager
-    def account(self) -> Iterator["UploadAccount"]:
-        """Yield the account of one request; its bytes are released at the end of the block."""
-        account = UploadAccount(self)
-        try:
-            yield account
-        finally:
-            self.used -= account.used
+    def account(self) -> "UploadAccount":
+        """Return the account of one request."""
+        return UploadAccount(self)
 
 
 class UploadAccount:
-    """The part of the upload memory that one request uses; see `UploadMemory.account`."""
+    """The part of the upload memory that one request uses, until the end of the `with` block."""
 
     def __init__(self, memory: UploadMemory) -> None:
         self.used = 0
         self._memory = memory
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.used -= self.used
 
     def acquire(self, size: int) -> None:
         """Add `size` bytes; raises OverloadedError if all requests together would exceed the limit."""
@@ -102,8 +102,7 @@ class Upload:
         """
         content_type, options = parse_options_header(self._request.headers.get("content-type"))
         if content_type == b"multipart/form-data":
-            async with self._reading():
-                parts = await self._form(options.get(b"boundary", b""))
+            parts = await self._limited_in_time(self._form(options.get(b"boundary", b"")))
         elif content_type.startswith(b"image/") or content_type == b"application/octet-stream":
             parts = [UploadedFile(name=FIELD, data=await self.body())]
         else:
@@ -122,21 +121,24 @@ class Upload:
         Raises PayloadTooLarge or RequestTimeout if a limit is exceeded, OverloadedError if the upload memory
         is full, and ClientDisconnect if the client disconnects.
         """
-        body = bytearray()
-        async with self._reading():
-            async for chunk in self._chunks():
-                body += chunk
-        return body
+        return await self._limited_in_time(self._body())
 
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[None]:
+    async def _limited_in_time(self, reading: Awaitable[Result]) -> Result:
+        """Await the reading of the body and record its duration."""
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):
-                yield
+                result = await reading
         except TimeoutError as error:
             raise RequestTimeout(f"the request body was not received within {self._timeout_s:g} s") from error
         request_timing(self._request).record("read", started, time.perf_counter())
+        return result
+
+    async def _body(self) -> bytearray:
+        body = bytearray()
+        async for chunk in self._chunks():
+            body += chunk
+        return body
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         too_large = PayloadTooLarge(f"the request body is larger than {self._max_bytes:,} bytes")
