@@ -108,46 +108,9 @@ def test_sigterm_stops_a_service_that_is_still_loading() -> None:
                 assert process.wait(20) == 0
 
 
-SERVE_WITH_STUCK_DEVICE = """
+SERVE_WITH_FAULTY_DEVICE = """
 import sys
 import threading
-from resnet_service.log_config import configure_logging
-from resnet_service.server.run import run_server
-from resnet_service.server.state import build_app_state
-from resnet_service.settings import Settings
-
-configure_logging(style="json")
-state = build_app_state(Settings(model="bundled", port=0, drain_timeout_s=4, streams_per_device=1))
-[runtime] = state.engine.runtimes
-run = runtime.run
-
-def run_until_warm(crops, k):
-    if k > 1:  # an image, not the warm-up
-        threading.Event().wait()
-    return run(crops, k)
-
-runtime.run = run_until_warm
-sys.exit(run_server(state))
-"""
-
-
-def test_stuck_batch_does_not_prevent_the_shutdown(jpeg: bytes) -> None:
-    """If a batch never ends, its request gets 503 after SIGTERM, and the process exits with status 1."""
-    with started(program=SERVE_WITH_STUCK_DEVICE) as (process, _, url), ThreadPoolExecutor(1) as pool:
-        future = pool.submit(httpx.post, f"{url}/predict", files={"file": jpeg}, timeout=60)
-        while "inference_queue_depth 0.0" not in (text := httpx.get(f"{url}/metrics").text) or (
-            "inference_in_flight 1.0" not in text
-        ):
-            pass  # until the image is on the device
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 1
-        response = future.result()
-        assert response.status_code == 503
-        assert response.headers["content-type"] == "application/problem+json"
-
-
-SERVE_WITH_FAILING_DEVICE = """
-import sys
 from resnet_service.errors import DeviceError
 from resnet_service.log_config import configure_logging
 from resnet_service.server.run import run_server
@@ -161,17 +124,34 @@ run = runtime.run
 
 def run_until_warm(crops, k):
     if k > 1:  # an image, not the warm-up
-        raise DeviceError("the device is lost")
+        {fault}
     return run(crops, k)
 
 runtime.run = run_until_warm
 sys.exit(run_server(state))
 """
+STUCK_DEVICE = SERVE_WITH_FAULTY_DEVICE.format(fault="threading.Event().wait()")
+LOST_DEVICE = SERVE_WITH_FAULTY_DEVICE.format(fault='raise DeviceError("the device is lost")')
+
+
+def test_stuck_batch_does_not_prevent_the_shutdown(jpeg: bytes) -> None:
+    """If a batch never ends, its request gets 503 after SIGTERM, and the process exits with status 1."""
+    with started(program=STUCK_DEVICE) as (process, _, url), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(httpx.post, f"{url}/predict", files={"file": jpeg}, timeout=60)
+        while "inference_queue_depth 0.0" not in (text := httpx.get(f"{url}/metrics").text) or (
+            "inference_in_flight 1.0" not in text
+        ):
+            pass  # until the image is on the device
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 1
+        response = future.result()
+        assert response.status_code == 503
+        assert response.headers["content-type"] == "application/problem+json"
 
 
 def test_failed_device_stops_the_service_with_status_1(jpeg: bytes) -> None:
     """After an error that only a new process recovers, the request gets 500 or 503 and the process exits."""
-    with started(program=SERVE_WITH_FAILING_DEVICE) as (process, log, url):
+    with started(program=LOST_DEVICE) as (process, log, url):
         assert httpx.post(f"{url}/predict", files={"file": jpeg}).status_code in (500, 503)
         until(log, "engine_failed")
         assert process.wait(30) == 1

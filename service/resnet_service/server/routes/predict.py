@@ -65,7 +65,8 @@ def _form(schema: dict[str, Any]) -> dict[str, Any]:
 async def predict(request: Request, state: Authorized, top_k: TopKParam = None) -> Response:
     """Classify an image, sent as the form field `file` or as the body with an image/* content type.
 
-    Supported formats are JPEG, PNG, WebP, GIF (first frame), BMP and TIFF. EXIF orientation is applied.
+    Supported formats are JPEG, PNG, WebP, AVIF, GIF (first frame), BMP and TIFF, and HEIC with the extra
+    `heif`. EXIF orientation is applied.
     """
     settings, timing = state.settings, request_timing(request)
     with (
