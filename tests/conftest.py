@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+import torch
 
 from resnet_service.settings import Settings
 from tests.support import PHOTOGRAPHS, REAL_IMAGES
@@ -13,6 +14,7 @@ from tests.support.images import encode, make_image
 from tests.support.server import Running, serving
 
 _TIERS = frozenset({"unit", "integration", "system"})
+_TORCH_THREADS = torch.get_num_threads()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +38,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def default_torch_threads() -> Iterator[None]:
+    """Restore the number of threads, which a runtime sets: the results of training depend on it."""
+    yield
+    if torch.get_num_threads() != _TORCH_THREADS:
+        torch.set_num_threads(_TORCH_THREADS)
 
 
 @pytest.fixture(scope="session")
