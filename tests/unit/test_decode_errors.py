@@ -117,3 +117,14 @@ def test_decompression_bomb_is_rejected_by_its_header() -> None:
     assert len(image) < 200_000
     with pytest.raises(PayloadTooLarge, match="30000 x 30000"):
         decode_image(image, SMALL)
+
+
+@pytest.mark.parametrize("marker", [b"\xff\x01", b"\xff\xd0", b"\xff"], ids=["TEM", "RST0", "fill"])
+def test_pixel_limit_applies_to_the_frame_that_is_decoded(marker: bytes) -> None:
+    """A marker without a length hides the frame from a reader that skips a length, and shows it a decoy."""
+    hidden, decoy = encode(make_image(64, 48)), encode(make_image(16, 16))
+    at = len(b"\xff\xd8") + len(marker)
+    length = int.from_bytes((marker + hidden[2:])[2:4], "big")
+    jpeg = (b"\xff\xd8" + marker + hidden[2:]).ljust(at + length, b"\0")[: 4 + length] + decoy[2:]
+    with pytest.raises((PayloadTooLarge, InvalidImageError)):
+        decode_image(jpeg, SMALL, max_pixels=1000)

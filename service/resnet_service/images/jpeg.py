@@ -19,9 +19,12 @@ JPEG_SIGNATURE: Final = b"\xff\xd8"
 _PLAIN_FRAMES: Final = (0xC0, 0xC1, 0xC2)
 """Markers of baseline, extended sequential and progressive frames with Huffman coding."""
 _PROGRESSIVE: Final = 0xC2
-_OTHER_FRAMES: Final = (0xC3, *range(0xC5, 0xC8), *range(0xC8, 0xD0))
-"""Markers of lossless, hierarchical and arithmetic-coded frames, and of tables for arithmetic coding."""
 _START_OF_SCAN: Final = 0xDA
+_SEGMENTS: Final = frozenset((*_PLAIN_FRAMES, 0xC4, 0xDB, 0xDD, _START_OF_SCAN, *range(0xE0, 0xF0), 0xFE))
+"""Markers of the segments before the pixels of a plain JPEG: frame, tables, scan, applications', comment.
+
+No others are skipped: some have no length, so that this reader could find another frame than the decoder.
+"""
 _APP1: Final = 0xE1
 _SAMPLINGS: Final = frozenset(bytes((luma, 0x11, 0x11)) for luma in (0x11, 0x21, 0x22, 0x12, 0x41))
 """Sampling factors of the components: 4:4:4, 4:2:2, 4:2:0, 4:4:0 and 4:1:1."""
@@ -80,7 +83,7 @@ def read_header(data: bytes | bytearray) -> Header | None:
             break
         marker, length = struct.unpack_from(">BH", data, position + 1)
         start, end = position + 4, position + 2 + length
-        if not start <= end <= len(data) or marker in _OTHER_FRAMES:
+        if not start <= end <= len(data) or marker not in _SEGMENTS:
             break
         if marker in _PLAIN_FRAMES:
             if frame is not None or (frame := _read_frame(data[start:end], marker)) is None:

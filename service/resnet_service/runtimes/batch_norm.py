@@ -18,8 +18,11 @@ def fold_batch_norms(network: nn.Module) -> GraphModule:
     calls = [node for node in folded.graph.nodes if node.op == "call_module"]
     targets = [node.target for node in calls]
     for node in calls:
-        normalization, producer = modules[node.target], node.args[0]
-        if not isinstance(normalization, nn.BatchNorm2d) or producer.op != "call_module":
+        normalization = modules[node.target]
+        if not isinstance(normalization, nn.BatchNorm2d) or not node.args:
+            continue
+        producer = node.args[0]
+        if producer.op != "call_module":
             continue
         convolution = modules[producer.target]
         is_shared = len(producer.users) > 1 or max(map(targets.count, (node.target, producer.target))) > 1
