@@ -167,7 +167,7 @@ class Settings(BaseSettings):
         "and at most as many as fit in half of the free memory.",
     )
     sandbox_memory_mb: float = Field(
-        1000, gt=0, description="Memory limit of each of these processes, in MB (10^6 bytes)."
+        1000, ge=100, description="Memory limit of each of these processes, in MB (10^6 bytes)."
     )
     sandbox_timeout_s: float = Field(10, gt=0, description="Time to decode one such image; then 413.")
     model_threads: int | None = Field(

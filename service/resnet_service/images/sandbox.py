@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import LifoQueue
 from threading import Lock
 from typing import Final, Literal
@@ -198,7 +199,11 @@ class _Process:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        with self._in_use:  # `decode` returns, because the other end is closed
+        with suppress(
+            OSError
+        ):  # wakes `decode`, even if a process that the decoder started has the other end
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with self._in_use:
             self._socket.close()
 
 
