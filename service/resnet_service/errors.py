@@ -69,7 +69,7 @@ class Conflict(ServiceError):
 class OverloadedError(ServiceError):
     """The request was rejected at once: a queue is full, or the deadline cannot be met.
 
-    `reason` is "queue_full", "deadline" or "memory" (the limit on upload memory). `retry_after_s` is the
+    `reason` is "queue_full", "deadline" or "memory" (of uploads, or of the decoder). `retry_after_s` is the
     estimated time in seconds until the work that is now queued is done.
     """
 

@@ -41,7 +41,7 @@ _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "cancelled")
 _REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "not_ready")
 _DECODE_POOLS: Final = ("threads", "sandbox")
-_RESTART_REASONS: Final = ("crashed", "timeout")
+_RESTART_REASONS: Final = ("crashed", "killed", "timeout")
 _CONNECTION_REASONS: Final = (
     "limit",
     "header_timeout",

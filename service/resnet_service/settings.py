@@ -106,7 +106,8 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(
         60.0,
         gt=0,
-        description="Batch duration after which /healthz fails; after twice this time the process exits.",
+        description="Time of a batch, or to decode a JPEG, after which /healthz fails; after twice this time "
+        "the process exits.",
     )
 
     max_connections: int = Field(

@@ -1,5 +1,6 @@
 """Faults of the model, the device and the decoding threads, injected into a running service."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -129,23 +130,24 @@ def test_decoding_threads_survive_any_exception(
 
 
 def test_crash_and_endless_decode_in_the_sandbox_cost_one_request_each() -> None:
-    """Those requests get 422 and 413, the restarts are counted, and the next image is classified."""
+    """They get 422 and 413, or 429 if the system ends the decoder, and the next image is classified."""
     png = encode(make_image(), "PNG")
     slow = slow_image(1000)
     with serving(Settings(model="bundled", sandbox_processes=1, sandbox_timeout_s=5)) as server:
         others = set(sandbox_processes())
-        assert predict(server, png) == 200
-        [process] = set(sandbox_processes()) - others
-        used_s = process.cpu_times().user
-        with ThreadPoolExecutor(1) as thread:
-            status = thread.submit(predict, server, slow)
-            wait_for(lambda: process.cpu_times().user > used_s + 0.1)
-            process.kill()
-            assert status.result() == 422
+        for number, status in ((signal.SIGSEGV, 422), (signal.SIGKILL, 429)):
+            assert predict(server, png) == 200
+            [process] = set(sandbox_processes()) - others
+            used_s = process.cpu_times().user
+            with ThreadPoolExecutor(1) as thread:
+                response = thread.submit(predict, server, slow)
+                wait_for(lambda: process.cpu_times().user > used_s + 0.1)  # noqa: B023
+                process.send_signal(number)
+                assert response.result() == status
         assert predict(server, slow) == 413
         assert predict(server, png) == 200
         restarts = [
             server.metric("inference_sandbox_restarts_total", reason=reason)
-            for reason in ("crashed", "timeout")
+            for reason in ("crashed", "killed", "timeout")
         ]
-        assert restarts == [1, 1]
+        assert restarts == [1, 1, 1]

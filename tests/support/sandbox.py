@@ -18,8 +18,14 @@ def slow_image(scans: int) -> bytes:
 
 def sandbox_processes(parent: int | None = None) -> list[psutil.Process]:
     """Return the processes of the sandboxes of `parent`, by default this process."""
-    children = psutil.Process(parent).children()
-    return [child for child in children if any("sandbox_process" in word for word in child.cmdline())]
+    return [child for child in psutil.Process(parent).children() if _is_sandbox(child)]
+
+
+def _is_sandbox(process: psutil.Process) -> bool:
+    try:
+        return any("sandbox_process" in word for word in process.cmdline())
+    except psutil.Error:  # it has ended
+        return False
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -130,6 +130,23 @@ def run_until_warm(crops, k):
 runtime.run = run_until_warm
 sys.exit(run_server(state))
 """
+STUCK_LOAD = """
+import sys
+import threading
+from resnet_service.log_config import configure_logging
+from resnet_service.server.run import run_server
+from resnet_service.server.state import build_app_state
+from resnet_service.settings import Settings
+
+def load():
+    print("loading", file=sys.stderr)
+    threading.Event().wait()
+
+configure_logging(style="json")
+state = build_app_state(Settings(model="bundled", port=0, drain_timeout_s=4))
+state.engines.load_engine = load
+sys.exit(run_server(state))
+"""
 STUCK_DEVICE = SERVE_WITH_FAULTY_DEVICE.format(fault="threading.Event().wait()")
 LOST_DEVICE = SERVE_WITH_FAULTY_DEVICE.format(fault='raise DeviceError("the device is lost")')
 
@@ -147,6 +164,15 @@ def test_stuck_batch_does_not_prevent_the_shutdown(jpeg: bytes) -> None:
         response = future.result()
         assert response.status_code == 503
         assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_model_that_never_loads_does_not_prevent_the_shutdown() -> None:
+    """SIGTERM during a reload whose load never returns ends the process with status 1."""
+    with started(program=STUCK_LOAD) as (process, log, _):
+        process.send_signal(signal.SIGHUP)
+        until(log, "loading\n")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 1
 
 
 def test_failed_device_stops_the_service_with_status_1(jpeg: bytes) -> None:

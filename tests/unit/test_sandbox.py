@@ -16,8 +16,15 @@ import psutil
 import pytest
 
 from load_tests.fuzz.decompression_bombs import bombs
-from resnet_service.errors import InvalidImageError, PayloadTooLarge, ServiceError, ServiceUnavailable
+from resnet_service.errors import (
+    InvalidImageError,
+    OverloadedError,
+    PayloadTooLarge,
+    ServiceError,
+    ServiceUnavailable,
+)
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop, Preprocessing, Sandbox, decode_image
+from resnet_service.images.sandbox_process import CROP, REPLY_HEADER
 from tests.support import FAULTS
 from tests.support.images import difference, encode, make_image
 from tests.support.sandbox import sandbox_processes, slow_image, wait_for
@@ -26,6 +33,26 @@ IDENTITY = Preprocessing(48, 48, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """For images of 48x48 pixels, whose crop equals the image."""
 
 PNG = encode(make_image(48, 48), "PNG")
+
+PROGRAM_THAT_REPLIES = """
+import socket, sys
+with socket.socket(fileno=sys.stdin.fileno()) as connection:
+    connection.sendall(b"r")
+    connection.recv(1)
+    connection.sendall({reply})
+    connection.shutdown(socket.SHUT_WR)
+    while connection.recv(100_000):
+        pass
+"""
+PROGRAM_THAT_REPLIES_SLOWLY = """
+import socket, sys, threading
+from resnet_service.images.sandbox_process import CROP, REPLY_HEADER
+with socket.socket(fileno=sys.stdin.fileno()) as connection:
+    connection.sendall(b"r" + REPLY_HEADER.pack(CROP, 3 * 48 * 48))
+    while True:
+        connection.sendall(b"x")
+        threading.Event().wait(0.1)
+"""
 
 
 class RecordingSandbox(Sandbox):
@@ -37,6 +64,14 @@ class RecordingSandbox(Sandbox):
 
     def decoded(self, data: bytes, preprocessing: Preprocessing = IDENTITY) -> Crop:
         return self.decode(data, preprocessing, DEFAULT_MAX_PIXELS)
+
+
+def executable(folder: Path, program: str) -> str:
+    """Write a Python program that the sandbox runs instead of its own, whatever the arguments."""
+    path = folder / "python"
+    path.write_text(f"#!{sys.executable}\n{program}")
+    path.chmod(0o755)
+    return str(path)
 
 
 @pytest.fixture
@@ -65,15 +100,28 @@ def started_decode(
     return future, process
 
 
-def test_process_killed_in_mid_decode_costs_only_its_image(
+def test_process_that_crashes_in_mid_decode_costs_only_its_image(
     sandbox: RecordingSandbox, thread: ThreadPoolExecutor
 ) -> None:
     """That image is invalid, the restart is reported, and the next image is decoded."""
     future, process = started_decode(sandbox, thread)
-    process.kill()
+    process.send_signal(signal.SIGSEGV)
     with pytest.raises(InvalidImageError, match="crashes"):
         future.result(30)
     assert sandbox.restarts == ["crashed"]
+    assert difference(sandbox.decoded(PNG), make_image(48, 48)) == 0
+
+
+def test_process_killed_in_mid_decode_is_not_the_fault_of_the_image(
+    sandbox: RecordingSandbox, thread: ThreadPoolExecutor
+) -> None:
+    """As the kernel does if memory runs out: the client may send the image again."""
+    future, process = started_decode(sandbox, thread)
+    process.kill()
+    with pytest.raises(OverloadedError, match="out of memory") as error:
+        future.result(30)
+    assert error.value.reason == "memory"
+    assert sandbox.restarts == ["killed"]
     assert difference(sandbox.decoded(PNG), make_image(48, 48)) == 0
 
 
@@ -85,7 +133,7 @@ def test_process_killed_while_idle_costs_no_image(sandbox: RecordingSandbox) -> 
     process.kill()
     psutil.wait_procs([process], timeout=30)
     assert difference(sandbox.decoded(PNG), make_image(48, 48)) == 0
-    assert sandbox.restarts == ["crashed"]
+    assert sandbox.restarts == ["killed"]
 
 
 def test_image_that_takes_minutes_is_rejected_at_the_time_limit() -> None:
@@ -107,6 +155,51 @@ def test_image_that_takes_gigabytes_is_rejected_at_the_memory_limit(sandbox: Rec
         sandbox.decoded(dict(bombs())["bomb/gif-disposal-2"])
     assert difference(sandbox.decoded(PNG), make_image(48, 48)) == 0
     assert sandbox.restarts == []
+
+
+def test_file_that_does_not_fit_the_memory_of_a_process_is_rejected() -> None:
+    """Before it is sent: the process could not receive it."""
+    sandbox = RecordingSandbox(memory_bytes=100_000_000)
+    with pytest.raises(PayloadTooLarge, match="memory"):
+        sandbox.decoded(PNG + bytes(60_000_000))
+    assert difference(sandbox.decoded(PNG + bytes(40_000_000)), make_image(48, 48)) == 0
+    assert sandbox.restarts == []
+    sandbox.close()
+
+
+REPLIES = {
+    "unknown status": REPLY_HEADER.pack(100, 0),
+    "crop of another size": REPLY_HEADER.pack(CROP, 10) + bytes(10),
+    "long message": REPLY_HEADER.pack(0, 2**40),
+    "half a header": REPLY_HEADER.pack(CROP, 3 * 48 * 48)[:4],
+    "half a crop": REPLY_HEADER.pack(CROP, 3 * 48 * 48) + bytes(10),
+}
+
+
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
+def test_malformed_reply_of_a_process_costs_only_its_image(
+    sandbox: RecordingSandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reply: bytes
+) -> None:
+    """The service does not trust a process, because an image may have taken control of it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", executable(tmp_path, PROGRAM_THAT_REPLIES.format(reply=reply)))
+        with pytest.raises(InvalidImageError, match="crashes"):
+            sandbox.decoded(PNG)
+    assert sandbox.restarts == ["crashed"]
+    assert difference(sandbox.decoded(PNG), make_image(48, 48)) == 0
+
+
+def test_process_that_replies_slowly_is_ended_at_the_time_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The limit is for the whole reply: single bytes do not extend it."""
+    sandbox = RecordingSandbox(timeout_s=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", executable(tmp_path, PROGRAM_THAT_REPLIES_SLOWLY))
+        with pytest.raises(PayloadTooLarge, match="longer than 1 s"):
+            sandbox.decoded(PNG)
+    assert sandbox.restarts == ["timeout"]
+    sandbox.close()
 
 
 @pytest.mark.skipif(not FAULTS.is_dir(), reason="needs the files that once failed")

@@ -8,6 +8,7 @@ socket, because that takes 0.1 to 0.2 ms per image. Pebble's pool, which has tim
 
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from resnet_service.errors import InvalidImageError, PayloadTooLarge, ServiceUnavailable
+from resnet_service.errors import InvalidImageError, OverloadedError, PayloadTooLarge, ServiceUnavailable
 from resnet_service.images import sandbox_process
 from resnet_service.images.limits import DEFAULT_MEMORY_BYTES, DEFAULT_TIMEOUT_S
 from resnet_service.images.preprocess import Crop, Preprocessing
@@ -36,13 +37,17 @@ from resnet_service.images.sandbox_process import (
 )
 from resnet_service.machine import available_cpus, available_memory
 
-RestartReason = Literal["crashed", "timeout"]
+RestartReason = Literal["crashed", "killed", "timeout"]
+"""`killed`: by the system, not by the service."""
 
 _MAX_PROCESSES: Final = 8
 _SELF_DESTRUCTION: Final = 2.0
 """A process ends itself after this multiple of the time limit."""
 _START_TIMEOUT_S: Final = 60.0
 """For the imports of a process, which take 0.2 s on an idle machine."""
+_EXIT_TIMEOUT_S: Final = 1.0
+"""For the exit of a process that has closed its socket."""
+_RETRY_AFTER_S: Final = 1.0
 _PROGRAM: Final = f"from {sandbox_process.__name__} import main; main()"
 
 
@@ -87,12 +92,15 @@ class Sandbox:
 
         Waits until a process is idle. Raises what `resnet_service.images.formats.decode` raises,
         PayloadTooLarge if the image takes longer than the time limit, InvalidImageError if it crashes the
-        decoder, RuntimeError if no process can be started, and ServiceUnavailable after `close`.
+        decoder, OverloadedError if the system ends the process, RuntimeError if no process can be started,
+        and ServiceUnavailable after `close`.
         """
+        if 2 * len(data) > self._memory_bytes:  # Pillow copies it
+            raise PayloadTooLarge("decoding the image takes too much memory")
         process = self._idle.get()
         try:
             if process is not None and not process.is_usable:
-                self._discard(process, "crashed")
+                self._discard(process, process.end_reason())
                 process = None
             process = process or self._start()
             try:
@@ -102,8 +110,12 @@ class Sandbox:
                 process = None
                 raise PayloadTooLarge(f"decoding takes longer than {self._timeout_s:g} s") from error
             except (EOFError, OSError) as error:
-                self._discard(process, "crashed")
+                reason = process.end_reason()
+                self._discard(process, reason)
                 process = None
+                if reason == "killed":  # an image over the limits gets MemoryError instead
+                    message = "the system ended the decoder, probably because it is out of memory"
+                    raise OverloadedError(message, "memory", _RETRY_AFTER_S) from error
                 raise InvalidImageError("the image crashes the decoder") from error
         finally:
             self._idle.put(process)
@@ -124,7 +136,7 @@ class Sandbox:
         try:
             process.wait_until_ready()
         except (EOFError, OSError) as error:  # not a fault of the image
-            self._discard(process, "crashed")
+            self._discard(process, process.end_reason())
             raise RuntimeError(f"a sandbox process ended with status {process.exit_status}") from error
         return process
 
@@ -168,6 +180,13 @@ class _Process:
     def exit_status(self) -> int | None:
         return self._process.poll()
 
+    def end_reason(self) -> Literal["crashed", "killed"]:
+        """Return why the process has ended, or why its reply is malformed."""
+        with suppress(subprocess.TimeoutExpired):
+            if self._process.wait(_EXIT_TIMEOUT_S) == -signal.SIGKILL:
+                return "killed"
+        return "crashed"
+
     def wait_until_ready(self) -> None:
         """Raise TimeoutError, and EOFError or OSError if the process has ended."""
         with self._in_use:
@@ -199,9 +218,8 @@ class _Process:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        with suppress(
-            OSError
-        ):  # wakes `decode`, even if a process that the decoder started has the other end
+        # Wakes `decode`, even if a process that the decoder started has the other end.
+        with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         with self._in_use:
             self._socket.close()

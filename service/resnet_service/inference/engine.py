@@ -103,7 +103,7 @@ class Engine:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether a batch or the decoding of an image has been running for longer than the stall timeout."""
+        """Whether a batch or the decoding of a JPEG has been running for longer than the stall timeout."""
         return self._oldest_call_age_s > self._stall_timeout_s
 
     @property
@@ -115,17 +115,10 @@ class Engine:
         return self.is_ready and self._oldest_call_age_s > 2 * self._stall_timeout_s
 
     @property
-    def has_running_calls(self) -> bool:
-        """Whether a thread runs a call; after `close`, a call that did not end in time."""
-        return self._oldest_call_age_s > 0
-
-    @property
     def _oldest_call_age_s(self) -> float:
-        return max(pool.oldest_call_age_s for pool in self._pools)
-
-    @property
-    def _pools(self) -> tuple[WorkerPool, ...]:
-        return (*self.decoder.pools, *self._device_threads.values())
+        # Without the sandbox, which has its own time limit.
+        pools = (self.decoder.threads, *self._device_threads.values())
+        return max(pool.oldest_call_age_s for pool in pools)
 
     @property
     def _is_warm(self) -> bool:

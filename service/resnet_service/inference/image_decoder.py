@@ -39,16 +39,17 @@ class ImageDecoder:
         self._metrics = metrics
         self._sandbox = sandbox or Sandbox()
         busy_seconds = metrics.decode_busy_seconds.labels
-        self._threads = WorkerPool(threads or available_cpus(), "decode", busy_seconds("threads").inc)
+        self.threads = WorkerPool(threads or available_cpus(), "decode", busy_seconds("threads").inc)
         # A thread per process waits for its result.
         self._sandbox_threads = WorkerPool(self._sandbox.processes, "sandbox", busy_seconds("sandbox").inc)
-        self.pools = (self._threads, self._sandbox_threads)
 
     def bind_metrics(self) -> None:
         """Make the gauges report this decoder."""
-        self._metrics.decode_workers.labels("threads").set(self._threads.count)
+        self._metrics.decode_workers.labels("threads").set(self.threads.count)
         self._metrics.decode_workers.labels("sandbox").set(self._sandbox_threads.count)
-        self._metrics.decode_waiting.set_function(lambda: sum(pool.waiting for pool in self.pools))
+        self._metrics.decode_waiting.set_function(
+            lambda: self.threads.waiting + self._sandbox_threads.waiting
+        )
 
     async def decode(self, data: bytes | bytearray, deadline: float | None) -> Crop:
         """Decode an encoded image.
@@ -61,7 +62,7 @@ class ImageDecoder:
         with _deadline_errors():
             async with asyncio.timeout_at(deadline):
                 if data.startswith(JPEG_SIGNATURE):
-                    crop = await self._threads.run(decode_jpeg, *arguments)
+                    crop = await self.threads.run(decode_jpeg, *arguments)
                 if crop is None:
                     crop = await self._sandbox_threads.run(self._sandbox.decode, *arguments)
         return crop
@@ -73,11 +74,11 @@ class ImageDecoder:
         """
         with _deadline_errors():
             async with asyncio.timeout_at(deadline):
-                return await self._threads.run(function, *arguments)
+                return await self.threads.run(function, *arguments)
 
     async def close(self, timeout_s: float) -> None:
         """Drop waiting images, wait up to `timeout_s` seconds for the others, and end the processes."""
-        await asyncio.gather(*(pool.close(timeout_s) for pool in self.pools))
+        await asyncio.gather(self.threads.close(timeout_s), self._sandbox_threads.close(timeout_s))
         await asyncio.to_thread(self._sandbox.close)
 
 

@@ -5,11 +5,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
 
 from resnet_service.errors import ServiceUnavailable
 
 Value = TypeVar("Value")
+
+_pools: Final[WeakSet["WorkerPool"]] = WeakSet()
+
+
+def has_running_calls() -> bool:
+    """Whether any pool runs a call: Python waits for its thread at the end of the process, maybe forever."""
+    return any(pool.oldest_call_age_s > 0 for pool in _pools)
 
 
 class WorkerPool:
@@ -32,6 +40,7 @@ class WorkerPool:
         self._started_at: dict[int, float] = {}  # by thread
         self._calls: set[Future[Any]] = set()
         self._closed = False
+        _pools.add(self)
 
     @property
     def oldest_call_age_s(self) -> float:

@@ -108,7 +108,6 @@ class EngineManager:
 
     async def _load_warm_engine(self, read_config: Callable[[], Config]) -> tuple[Engine, Config]:
         engine: Engine | None = None
-        # A thread of its own, because a load that never returns must not keep the process from ending.
         loader = WorkerPool(1, "load")
         try:
             self._check_not_draining()

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import structlog
 import uvicorn
 
+from resnet_service.inference.worker_pool import has_running_calls
 from resnet_service.server.app import create_app
 from resnet_service.server.http_protocol import ConnectionRegistry, HTTPConnection
 from resnet_service.server.listener import bind_sockets
@@ -91,11 +92,10 @@ def run_server(state: AppState, sockets: Sequence[socket.socket] | None = None) 
     except SystemExit:
         is_start_failed = True  # uvicorn has logged the reason
     faulthandler.cancel_dump_traceback_later()
-    engine = state.engine
     _log.info("stopped")
-    if engine.has_running_calls:
-        exit_immediately()  # Python would wait for the thread of that call, which may never end
-    return 1 if is_start_failed or engine.fatal_error is not None else 0
+    if has_running_calls():
+        exit_immediately()
+    return 1 if is_start_failed or state.engine.fatal_error is not None else 0
 
 
 def _connection_limit(requested: int) -> int:

@@ -34,7 +34,7 @@ async def healthz(state: StateDep) -> HealthResponse:
     if engine.fatal_error is not None:
         raise errors.ServiceUnavailable("the model or the device has failed; restart the process")
     if engine.is_stalled:
-        raise errors.ServiceUnavailable("a batch or the decoding of an image exceeds the stall timeout")
+        raise errors.ServiceUnavailable("a batch or the decoding of a JPEG exceeds the stall timeout")
     return HealthResponse(status="ok")
 
 
