@@ -44,7 +44,8 @@ def run_service(
 
 def serve_command(model: str, weights: str | None = None, *flags: str) -> list[str]:
     """Return the command that serves a model on a free port."""
-    options = ["--model", model, "--port", "0", "--no-access-log", "--log-format", "json"]
+    options = ["--model", model, "--port", "0", "--management-port", "0"]
+    options += ["--no-access-log", "--log-format", "json"]
     if weights is not None:
         options += ["--weights", weights]
     return [sys.executable, "-m", "resnet_service", "serve", *options, *flags]

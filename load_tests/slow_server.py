@@ -41,7 +41,7 @@ class SlowRuntime:
 
 def main(model: str, factor: float) -> int:
     """Serve until a signal ends the process."""
-    settings = Settings(model=model, port=0, access_log=False, log_format="json")
+    settings = Settings(model=model, port=0, management_port=0, access_log=False, log_format="json")
     configure_logging(settings.log_level, settings.log_format)
     runtimes: list[SlowRuntime] = []
 

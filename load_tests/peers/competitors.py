@@ -81,7 +81,13 @@ def run_competitor(competitor: Competitor, python: Path, log: Path, **environmen
         subprocess.Popen(
             [str(python), *command],
             cwd=_REPOSITORY,
-            env={**os.environ, **environment, "PORT": str(port), "RESNET_SERVICE_PORT": str(port)},
+            env={
+                **os.environ,
+                **environment,
+                "PORT": str(port),
+                "RESNET_SERVICE_PORT": str(port),
+                "RESNET_SERVICE_MANAGEMENT_PORT": str(free_port()),
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -9,10 +9,13 @@ import sys
 
 
 def main() -> int:
-    """Return 0 if the service in this container is ready, otherwise 1."""
-    connection = http.client.HTTPConnection(
-        "127.0.0.1", int(os.environ.get("RESNET_SERVICE_PORT") or 8000), timeout=4
-    )
+    """Return 0 if the service in this container is ready, otherwise 1.
+
+    Asks the management port, or the main port if that one is off.
+    """
+    management_port = int(os.environ.get("RESNET_SERVICE_MANAGEMENT_PORT") or 8001)
+    main_port = int(os.environ.get("RESNET_SERVICE_PORT") or 8000)
+    connection = http.client.HTTPConnection("127.0.0.1", management_port or main_port, timeout=4)
     try:
         connection.request("GET", "/readyz")
         return int(connection.getresponse().status != http.HTTPStatus.OK)

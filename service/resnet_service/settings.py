@@ -43,6 +43,12 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free port.")
+    management_port: int = Field(
+        8001,
+        ge=0,
+        le=65535,
+        description="Port for probes, metrics and reload, which no load on the main port delays; 0 for none.",
+    )
 
     model: str = Field(
         "bundled", description="Model to serve: a torchvision classifier, a checkpoint file, or bundled."

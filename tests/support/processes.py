@@ -21,10 +21,13 @@ Started = tuple["subprocess.Popen[str]", Log, str]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return the environment of this process without settings that affect the service, plus `variables`."""
+    """Return the environment of this process without settings that affect the service, plus `variables`.
+
+    Without a management port: services that run at the same time need different ones.
+    """
     others = ("RESNET_SERVICE_", "MALLOC_", "GLIBC_TUNABLES")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-    return {**clean, **variables}
+    return {**clean, "RESNET_SERVICE_MANAGEMENT_PORT": "0", **variables}
 
 
 def events(process: "subprocess.Popen[str]") -> Log:

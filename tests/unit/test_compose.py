@@ -115,7 +115,7 @@ def test_mounted_files_exist_and_service_names_match() -> None:
     assert missing <= {"./models"}  # for the user's checkpoints; Docker creates it
     monitoring = REPOSITORY / "monitoring"
     scrape_configs = yaml.safe_load((monitoring / "prometheus/prometheus.yml").read_text())["scrape_configs"]
-    assert scrape_configs[0]["static_configs"] == [{"targets": ["service:8000"]}]
+    assert scrape_configs[0]["static_configs"] == [{"targets": ["service:8001"]}]
     provisioning = monitoring / "grafana/provisioning"
     [provider] = yaml.safe_load((provisioning / "dashboards/resnet-service.yml").read_text())["providers"]
     assert provider["options"]["path"] in dict(mounts).values()

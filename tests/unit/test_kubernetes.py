@@ -46,9 +46,15 @@ def test_selectors_ports_and_names_match() -> None:
     assert BASE["disruption"]["spec"]["selector"]["matchLabels"] == labels
     monitor = BASE["servicemonitor"]["spec"]
     assert monitor["selector"]["matchLabels"] == service["metadata"]["labels"]
-    [port], [endpoint] = service["spec"]["ports"], monitor["endpoints"]
-    assert endpoint["port"] == port["name"]
-    assert port["targetPort"] in {container_port["name"] for container_port in container()["ports"]}
+    [endpoint] = monitor["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    container_ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
+    assert {port["targetPort"] for port in service["spec"]["ports"]} == set(container_ports)
+    settings = Settings.model_fields
+    assert container_ports == {
+        "http": settings["port"].default,
+        "management": settings["management_port"].default,
+    }
     target = BASE["autoscaling"]["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
 
@@ -58,6 +64,7 @@ def test_probes_metrics_and_settings_exist_in_the_service(server: Running) -> No
     paths = set(server.client.get("/openapi.json").json()["paths"])
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container()[probe]["httpGet"]["path"] in paths
+        assert container()[probe]["httpGet"]["port"] == "management"  # which no load delays
     assert BASE["servicemonitor"]["spec"]["endpoints"][0]["path"] in paths
     [metric] = BASE["autoscaling"]["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] in {family.name for family in Metrics().registry.collect()}

@@ -32,7 +32,11 @@ class NoOpRuntime:
 
 if __name__ == "__main__":
     settings = Settings(
-        model="resnet50", weights=os.environ["WEIGHTS"], port=int(os.environ["PORT"]), access_log=False
+        model="resnet50",
+        weights=os.environ["WEIGHTS"],
+        port=int(os.environ["PORT"]),
+        management_port=0,
+        access_log=False,
     )
     configure_logging(settings.log_level, settings.log_format)
     sys.exit(run_server(build_app_state(settings, NoOpRuntime)))

@@ -83,11 +83,11 @@ def serve(**options: Any) -> None:
 
     limit_malloc_arenas()  # before the imports below start threads
     from resnet_service.errors import AddressUnavailableError, InvalidAPIKeysError, ServiceError
-    from resnet_service.server.listener import bind_sockets
+    from resnet_service.server.listener import bind_listeners
 
     configure_logging(settings.log_level, settings.log_format)
     try:
-        sockets = bind_sockets(settings.host, settings.port)
+        listeners = bind_listeners(settings)
         from resnet_service.server.run import run_server  # takes seconds, and a port in use needs none
         from resnet_service.server.state import build_app_state
 
@@ -96,7 +96,7 @@ def serve(**options: Any) -> None:
         click.echo(f"resnet-service: {error}", err=True)
         statuses = {AddressUnavailableError: 1, InvalidAPIKeysError: 2}
         sys.exit(statuses.get(type(error), 3))
-    sys.exit(run_server(state, sockets))
+    sys.exit(run_server(state, listeners))
 
 
 @click.command(short_help="Open a web page that classifies images with a running service.")

@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -14,11 +15,14 @@ from starlette.requests import ClientDisconnect
 from resnet_service import __version__
 from resnet_service.server.exception_handlers import add_exception_handlers
 from resnet_service.server.middleware import CLIENT_CLOSED, ObservabilityMiddleware
-from resnet_service.server.routes import admin, health, predict
+from resnet_service.server.routes import admin, management, predict
 from resnet_service.server.state import AppState
 from resnet_service.server.v2 import routes as v2
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "create_management_app"]
+
+_NO_TELEMETRY: Final = {"tracing": False, "metrics": False, "logs": False}
+"""FastAPI's own; `tracing.py` and `metrics.py` have more."""
 
 
 def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
@@ -45,20 +49,26 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         summary="Image classification: POST an image to /predict.",
         lifespan=lifespan,
         redoc_url=None,
-        telemetry={
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-        },  # `tracing.py` and `metrics.py` have more
+        telemetry=_NO_TELEMETRY,
         # Generated clients name their methods by operation id; these stay the same if a path changes.
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.app_state = state
-    for router in (predict.router, health.router, admin.router, v2.router):
+    for router in (predict.router, management.router, admin.router, v2.router):
         app.include_router(router)
     add_exception_handlers(app)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     _add_middleware(app, state)
+    return app
+
+
+def create_management_app(state: AppState) -> FastAPI:
+    """Create the application of the management port: the probes, the metrics and /reload."""
+    app = FastAPI(openapi_url=None, telemetry=_NO_TELEMETRY)
+    app.state.app_state = state
+    app.include_router(management.router)
+    add_exception_handlers(app)
+    _add_observability(app, state)
     return app
 
 
@@ -72,6 +82,10 @@ def _add_middleware(app: FastAPI, state: AppState) -> None:
             allow_headers=["*"],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
         )
+    _add_observability(app, state)
+
+
+def _add_observability(app: FastAPI, state: AppState) -> None:
     app.add_middleware(
         ObservabilityMiddleware, metrics=state.metrics, tracer=state.tracer, settings=state.settings
     )

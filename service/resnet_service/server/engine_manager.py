@@ -20,7 +20,7 @@ Config = TypeVar("Config")
 class EngineManager:
     """The current engine and the engines that it has replaced but that still have requests.
 
-    Life cycle, on one event loop:
+    Life cycle, on one event loop, `loop`:
 
     1. The constructor loads the first engine; it can take seconds.
     2. `start` starts its warm-up in the background; `wait_until_warm` waits for it.
@@ -49,7 +49,8 @@ class EngineManager:
         return self._reload_lock.locked()
 
     def start(self) -> None:
-        """Start the warm-up of the first engine in the background."""
+        """Start the warm-up of the first engine in the background, on the running event loop."""
+        self.loop = asyncio.get_running_loop()
         self.current.start()
 
     async def wait_until_warm(self) -> None:

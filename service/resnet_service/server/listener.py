@@ -7,17 +7,42 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
 
 from resnet_service.errors import AddressUnavailableError
+from resnet_service.settings import Settings
 
-__all__ = ["allow_rebinding", "bind_sockets"]
+PortOption = Literal["--port", "--management-port"]
+_ZERO: Final[dict[PortOption, str]] = {"--port": "for a free one", "--management-port": "for none"}
+
+__all__ = ["Listeners", "allow_rebinding", "bind_listeners", "bind_sockets"]
 
 
-def bind_sockets(host: str, port: int) -> list[socket.socket]:
+class Listeners(NamedTuple):
+    """The bound sockets of a service, which do not listen yet."""
+
+    main: list[socket.socket]
+    management: list[socket.socket]
+    """Empty if the management port is off."""
+
+
+def bind_listeners(settings: Settings) -> Listeners:
+    """Bind the main port and the management port. Raises AddressUnavailableError."""
+    main = bind_sockets(settings.host, settings.port)
+    if not settings.management_port:
+        return Listeners(main, [])
+    try:
+        return Listeners(main, bind_sockets(settings.host, settings.management_port, "--management-port"))
+    except AddressUnavailableError:
+        _close(main)
+        raise
+
+
+def bind_sockets(host: str, port: int, option: PortOption = "--port") -> list[socket.socket]:
     """Return a bound socket for each address of `host`; "" is all interfaces, and port 0 selects a free port.
 
     No other process can bind the addresses from now on. Call `allow_rebinding` before `listen`. Raises
-    AddressUnavailableError.
+    AddressUnavailableError, whose message names the command line option for the port, `option`.
     """
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -35,10 +60,10 @@ def bind_sockets(host: str, port: int) -> list[socket.socket]:
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 _close(sockets)
-                raise _describe(error, host, port) from error
+                raise _describe(error, host, port, option) from error
             missing = error  # such as ::1 of "localhost" on a machine without IPv6
     if not sockets and missing is not None:
-        raise _describe(missing, host, port) from missing
+        raise _describe(missing, host, port, option) from missing
     return sockets
 
 
@@ -71,14 +96,14 @@ def _close(sockets: Iterable[socket.socket]) -> None:
         bound.close()
 
 
-def _describe(error: OSError, host: str, port: int) -> AddressUnavailableError:
+def _describe(error: OSError, host: str, port: int, option: PortOption) -> AddressUnavailableError:
     """Return the error for the user: which address, why, and what to change."""
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     match error.errno:
         case errno.EADDRINUSE:
-            reason = "the address is already in use; select another --port, or --port 0 for a free one"
+            reason = f"the address is already in use; select another {option}, or {option} 0 {_ZERO[option]}"
         case errno.EACCES:
-            reason = "permission denied; ports below 1024 need privileges, select another --port"
+            reason = f"permission denied; ports below 1024 need privileges, select another {option}"
         case errno.EADDRNOTAVAIL:
             reason = "this machine does not have the address; --host 0.0.0.0 selects all interfaces"
         case _:

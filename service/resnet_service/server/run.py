@@ -12,11 +12,13 @@ from typing import Any, Final, cast
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from resnet_service.inference.worker_pool import has_running_calls
-from resnet_service.server.app import create_app
+from resnet_service.server.app import create_app, create_management_app
 from resnet_service.server.http_protocol import ConnectionRegistry, HTTPConnection
-from resnet_service.server.listener import bind_sockets
+from resnet_service.server.listener import Listeners, bind_listeners
+from resnet_service.server.management_server import ManagementServer
 from resnet_service.server.state import AppState
 from resnet_service.server.uvicorn_server import DRAIN_GRACE_S, InferenceServer, exit_immediately
 
@@ -29,6 +31,8 @@ _KEEP_ALIVE_S: Final = 75
 request could already be on its way."""
 _SWITCH_INTERVAL_S: Final = 0.0002
 """Decoders need the GIL for moments between long calls without it; by default, each may wait 5 ms for it."""
+_MANAGEMENT_CONNECTIONS: Final = 100
+"""Probes and scrapers are few."""
 _RESERVED_FILES: Final = 512
 """Open files that are not connections; a generous estimate."""
 _SECURITY_HEADERS: Final = (
@@ -44,7 +48,7 @@ other sites."""
 
 
 def uvicorn_config(state: AppState, **options: Any) -> uvicorn.Config:
-    """Return uvicorn's configuration for this state; `options` override single values, such as `port`."""
+    """Return uvicorn's configuration of the main port; `options` override single values, such as `port`."""
     settings = state.settings
     limit = _connection_limit(settings.max_connections)
     registry = ConnectionRegistry(state.metrics, limit, settings.header_timeout_s, settings.read_timeout_s)
@@ -52,12 +56,27 @@ def uvicorn_config(state: AppState, **options: Any) -> uvicorn.Config:
     defaults: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
+        "lifespan": "on",
         "timeout_graceful_shutdown": int(settings.drain_timeout_s - DRAIN_GRACE_S - _SHUTDOWN_MARGIN_S),
     }
+    return _config(create_app(state), registry, **(defaults | options))
+
+
+def management_server(state: AppState, sockets: Sequence[socket.socket]) -> ManagementServer:
+    """Return the server of the management port, which is not started, for sockets that do not listen."""
+    settings = state.settings
+    registry = ConnectionRegistry(
+        state.metrics, _MANAGEMENT_CONNECTIONS, settings.header_timeout_s, settings.read_timeout_s
+    )
+    # It is stopped when the main port has drained: a request that is left is not worth waiting for.
+    config = _config(create_management_app(state), registry, lifespan="off", timeout_graceful_shutdown=1)
+    return ManagementServer(config, sockets)
+
+
+def _config(app: FastAPI, registry: ConnectionRegistry, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(state),
+        app,
         http=cast(Any, partial(HTTPConnection, registry)),
-        lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -65,19 +84,19 @@ def uvicorn_config(state: AppState, **options: Any) -> uvicorn.Config:
         proxy_headers=False,  # the access log has the peer's address
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_S,
-        **(defaults | options),
+        **options,
     )
 
 
-def run_server(state: AppState, sockets: Sequence[socket.socket] | None = None) -> int:
+def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     """Serve until a signal arrives and return the exit status: 0, or 1 if the start or the engine failed.
 
-    `sockets` are bound and do not listen; by default, sockets are bound to the address in the settings,
-    which can raise AddressUnavailableError. They are closed at the end.
+    `listeners` are closed at the end; by default, they are bound to the ports in the settings, which can
+    raise AddressUnavailableError.
     """
-    settings = state.settings
-    listeners = bind_sockets(settings.host, settings.port) if sockets is None else list(sockets)
-    server = InferenceServer(state, uvicorn_config(state), watchdog=True)
+    main, management_sockets = listeners or bind_listeners(state.settings)
+    management = management_server(state, management_sockets) if management_sockets else None
+    server = InferenceServer(state, uvicorn_config(state), management=management, watchdog=True)
     faulthandler.enable()  # a crash in native code prints the stacks of all threads
     # Uvicorn replaces these handlers when it starts, and raises the handled signals again when it stops.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,9 +107,11 @@ def run_server(state: AppState, sockets: Sequence[socket.socket] | None = None) 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     is_start_failed = False
     try:
-        server.run(sockets=listeners)
+        server.run(sockets=main)
     except SystemExit:
         is_start_failed = True  # uvicorn has logged the reason
+    if management is not None:
+        management.stop()
     faulthandler.cancel_dump_traceback_later()
     _log.info("stopped")
     if has_running_calls():

@@ -1,6 +1,7 @@
 """The state that all requests of an application share, and how it is built from the settings."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,27 @@ from resnet_service.tracing import RequestTracer
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 
+class Heartbeat:
+    """When the event loop of the main port last ran. All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._beat_at: float | None = None
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last `beat`; 0 before the first one and after `stop`."""
+        beat_at = self._beat_at
+        return 0.0 if beat_at is None else time.monotonic() - beat_at
+
+    def beat(self) -> None:
+        """Record that the event loop runs."""
+        self._beat_at = time.monotonic()
+
+    def stop(self) -> None:
+        """End the supervision of the event loop."""
+        self._beat_at = None
+
+
 @dataclass(eq=False)
 class AppState:
     """Everything that requests share, from the start of the process to its end; see `build_app_state`.
@@ -37,6 +59,7 @@ class AppState:
     upload_memory: the bytes of request bodies that are in memory.
     tracer: exports spans of requests; None if tracing is off.
     bench_lock: held while a benchmark runs, because two would measure each other.
+    heartbeat: tells the management port whether the event loop of the main port runs.
     """
 
     settings: Settings
@@ -46,6 +69,7 @@ class AppState:
     upload_memory: UploadMemory
     tracer: RequestTracer | None = None
     bench_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
     @property
     def engine(self) -> Engine:
@@ -55,8 +79,12 @@ class AppState:
     async def reload(self) -> None:
         """Load the model and read the API keys again, and replace both after the warm-up.
 
-        Raises ReloadError, which leaves both unchanged, and Conflict if a reload is running.
+        May be called on any event loop. Raises ReloadError, which leaves both unchanged, and Conflict if a
+        reload is running.
         """
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._reload(), self.engines.loop))
+
+    async def _reload(self) -> None:
         self.api_keys = await self.engines.reload(partial(APIKeys.from_settings, self.settings))
 
     async def close(self, timeout_s: float) -> None:

@@ -13,6 +13,7 @@ import uvicorn
 
 from resnet_service.errors import ServiceError
 from resnet_service.server.listener import allow_rebinding
+from resnet_service.server.management_server import ManagementServer
 from resnet_service.server.state import AppState
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -33,9 +34,20 @@ class InferenceServer(uvicorn.Server):
     requests get a 503.
     """
 
-    def __init__(self, state: AppState, config: uvicorn.Config, *, watchdog: bool = False) -> None:
-        """With `watchdog`, the process exits if the event loop does not run for the stall timeout."""
+    def __init__(
+        self,
+        state: AppState,
+        config: uvicorn.Config,
+        *,
+        management: ManagementServer | None = None,
+        watchdog: bool = False,
+    ) -> None:
+        """Start and supervise `management`; it still runs when this server has shut down.
+
+        With `watchdog`, the process exits if the event loop does not run for the stall timeout.
+        """
         super().__init__(config)
+        self._management = management
         self.reload_requested = False  # set by the handler of SIGHUP, read by `on_tick`
         self._state = state
         self._watchdog_s = state.settings.stall_timeout_s + 1 if watchdog else None
@@ -44,6 +56,8 @@ class InferenceServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Override to log the addresses, because the port may have been chosen by the operating system."""
         allow_rebinding(sockets or ())
+        if self._management is not None:
+            self._management.start()
         await super().startup(sockets)
         engine = self._state.engine
         runtime = engine.runtimes[0]
@@ -59,6 +73,7 @@ class InferenceServer(uvicorn.Server):
                     precision=runtime.precision,
                     runtime=runtime.name,
                     streams_per_device=len(engine.runtimes),
+                    management_port=self._state.settings.management_port if self._management else None,
                 )
 
     async def on_tick(self, counter: int) -> bool:
@@ -66,6 +81,10 @@ class InferenceServer(uvicorn.Server):
         if self._watchdog_s is not None and counter % _TICKS_PER_SECOND == 0:
             # A C thread that does not need the GIL; it prints the stacks of all threads and exits.
             faulthandler.dump_traceback_later(self._watchdog_s, exit=True)
+        self._state.heartbeat.beat()
+        if self._management is not None and self._management.has_ended:
+            _log.critical("management_port_failed")
+            return True
         engine = self._state.engine
         if engine.fatal_error is not None:
             _log.critical("engine_failed", exc_info=engine.fatal_error)
@@ -90,6 +109,7 @@ class InferenceServer(uvicorn.Server):
         if self._watchdog_s is not None:
             drain_s = self._state.settings.drain_timeout_s
             faulthandler.dump_traceback_later(drain_s + self._watchdog_s, exit=True)
+        self._state.heartbeat.stop()
         if self._reload_task is not None:
             self._reload_task.cancel()
         _log.info("draining", connections=len(self.server_state.connections))

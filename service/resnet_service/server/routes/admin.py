@@ -1,10 +1,11 @@
-"""Routes that describe, benchmark and reload the loaded model."""
+"""Routes that describe and benchmark the loaded model, and the redirect to the API page."""
 
 from typing import Annotated, Final
 
 import torch
 import torchvision
-from fastapi import APIRouter, Query, Request, Security
+from fastapi import APIRouter, HTTPException, Query, Request, Security
+from fastapi.responses import RedirectResponse
 
 from resnet_service import __version__, errors
 from resnet_service.benchmark.timing import WARMUP_BATCHES, time_batches
@@ -13,12 +14,20 @@ from resnet_service.machine import hardware_info
 from resnet_service.schemas import BenchResponse, InfoResponse, RequestLimits
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses
-from resnet_service.server.state import AppState
+from resnet_service.server.state import AppState, StateDep
 from resnet_service.server.uploads import cancel_on_disconnect
 
 router = APIRouter(tags=["operations"])
 
 _DEFAULT_BATCH_SIZES: Final = (1, 4, 8, 16, 32)
+
+
+@router.get("/", include_in_schema=False)
+async def root(request: Request, state: StateDep) -> RedirectResponse:
+    """Redirect to the API page."""
+    if not state.settings.api_docs:
+        raise HTTPException(404)
+    return RedirectResponse(request.url_for("custom_swagger_ui_html").path)
 
 
 @router.get(
@@ -101,22 +110,6 @@ async def bench(
         hardware=hardware_info(),
         rows=rows,
     )
-
-
-@router.post(
-    "/reload",
-    summary="Reload the model and the API keys",
-    responses=openapi_responses(errors.Conflict, errors.ReloadError, *AUTH_ERRORS),
-)
-async def reload(state: Annotated[AppState, Security(api_key_auth, scopes=["admin"])]) -> InfoResponse:
-    """Load the model, its weights and the API keys again, and use them once the model is warmed up.
-
-    Requires an API key with the scope `admin`. No request is lost: each gets its response from the previous
-    or from the new model. If the new model cannot be loaded or fails its warm-up, the previous model
-    continues to serve, and the response has the reason.
-    """
-    await state.reload()
-    return await info(state)
 
 
 def _batch_sizes(text: str | None, max_batch: int) -> list[int]:

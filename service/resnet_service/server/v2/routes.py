@@ -15,7 +15,7 @@ from resnet_service.schemas import V2Error
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.exception_handlers import AUTH_ERRORS, V2_PREFIX, openapi_responses
-from resnet_service.server.routes import health
+from resnet_service.server.routes import management
 from resnet_service.server.state import AppState, StateDep
 from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
 from resnet_service.server.v2 import schemas
@@ -97,14 +97,14 @@ async def server_metadata(_: Authorized) -> ServerMetadata:
 @router.get("/health/live", operation_id="v2_live", summary="Server liveness", responses=_NOT_READY)
 async def live(state: StateDep) -> ServerLive:
     """Return whether the server is alive, with the same condition and status as /healthz."""
-    await health.healthz(state)
+    await management.healthz(state)
     return ServerLive(live=True)
 
 
 @router.get("/health/ready", operation_id="v2_ready", summary="Server readiness", responses=_NOT_READY)
 async def ready(state: StateDep) -> ServerReady:
     """Return whether the server is ready for requests, with the same condition and status as /readyz."""
-    await health.readyz(state)
+    await management.readyz(state)
     return ServerReady(ready=True)
 
 
@@ -150,7 +150,7 @@ async def model_metadata(state: ModelDep) -> ModelMetadata:
 )
 async def model_ready(state: ModelDep) -> ModelReady:
     """Return whether the model is ready for requests, with the same condition and status as /readyz."""
-    await health.readyz(state)
+    await management.readyz(state)
     return ModelReady(name=state.engine.model.name, ready=True)
 
 
