@@ -208,7 +208,9 @@ def run_overload(
     with Client(url) as client:
         limits = client.info().limits
     deadline_s = limits.request_timeout_s
-    capacity_rps = measure_capacity(url, requests, min(connections, limits.max_queue), capacity_s)
+    capacity_rps = measure_capacity(
+        url, requests, min(connections, limits.max_queue or connections), capacity_s
+    )
     unloaded_s = run_async(_unloaded_latency_s(url, requests))
     rng = random.Random(seed)
     plan = [(due_s, rng.choice(requests)) for due_s in arrival_times(factor * capacity_rps, seconds, seed)]

@@ -33,16 +33,13 @@ class ScenarioRunner:
                 limits = client.info().limits
         except (APIError, ServiceUnavailableError) as error:
             raise LoadTestError(str(error)) from error
-        self._max_queue = limits.max_queue
-        clients = min(_BATCHES_IN_PROGRESS * limits.max_batch, self._max_queue)
+        self.full_queue_ms = limits.max_queue_wait_s * 1e3
+        """The longest time that an accepted request waits."""
+        clients = _BATCHES_IN_PROGRESS * limits.max_batch
+        clients = min(clients, limits.max_queue or clients)
         self.capacity_rps = measure_capacity(
             url, self._requests_of("typical"), clients, min(seconds, _CAPACITY_S)
         )
-
-    @property
-    def full_queue_ms(self) -> float:
-        """The time that the service needs for a full queue."""
-        return self._max_queue / self.capacity_rps * 1e3
 
     def run(self, scenario: Scenario, seconds: float, seed: int = 0) -> RequestLog:
         """Run a scenario, stretched to `seconds`, and wait for the last responses."""

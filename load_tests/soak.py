@@ -183,7 +183,7 @@ def run_soak(
     prepared = _prepare_requests(url)
     completed = {kind: share for kind, share in SHARES.items() if kind != "disconnect"}
     with Client(url) as client:
-        connections = min(connections, client.info().limits.max_queue)
+        connections = min(connections, client.info().limits.max_queue or connections)
     requests = [_choose(prepared, completed, rng) for _ in range(_CAPACITY_REQUESTS)]
     capacity_rps = measure_capacity(url, requests, connections, capacity_s)
     arrivals = arrival_times(share * capacity_rps, seconds, seed)

@@ -94,7 +94,7 @@ _STATS: Final = (
     ),
     Panel(
         "Queue",
-        "Fill level of the fullest queue. When it is full, images are rejected.",
+        "Estimated wait at the fullest instance, in relation to its limit. At 1, requests are rejected.",
         "percentunit",
         (Series(f"max({_per_instance('instance:inference_queue:ratio')})", "queue"),),
         limit=0.8,
@@ -154,12 +154,13 @@ _OVERVIEW: Final = {
         ),
         Panel(
             "Waiting images",
-            "Images that wait for the device or for a decoding thread, and all accepted images.",
+            "Images that wait for the device or for decoding, all in progress, and requests not read yet.",
             "short",
             (
                 Series(f"sum(inference_queue_depth{{{SELECTED}}})", "for the device"),
                 Series(f"sum(inference_decode_waiting{{{SELECTED}}})", "for decoding"),
-                Series(f"sum(inference_in_flight{{{SELECTED}}})", "all accepted"),
+                Series(f"sum(inference_in_flight{{{SELECTED}}})", "all in progress"),
+                Series(f"sum(inference_requests_waiting{{{SELECTED}}})", "for their turn"),
             ),
         ),
         Panel(

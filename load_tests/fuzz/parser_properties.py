@@ -10,6 +10,7 @@ from starlette.types import Message
 
 from load_tests.fuzz import strategies
 from load_tests.fuzz.strategies import MAX_IMAGES, MAX_PARTS, Form, TensorRequest
+from resnet_service.batching import MicroBatcher
 from resnet_service.errors import (
     InvalidImageError,
     InvalidRequestError,
@@ -38,6 +39,10 @@ CLIENT_ERRORS: Final = (
 _MAX_MESSAGE_CHARS: Final = 1000
 
 
+async def _run_nothing(items: list[int]) -> list[int]:
+    return items
+
+
 def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFile]:
     """Read the images of a request whose body arrives in these chunks; raises as `Upload.images` does."""
     messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
@@ -53,8 +58,17 @@ def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFil
         "headers": [(b"content-type", content_type.encode("latin-1"))],
         "timing": RequestTiming(),
     }
-    with _MEMORY.account() as account:
-        return asyncio.run(Upload(Request(scope, receive), SETTINGS, account).images())
+
+    async def read() -> list[UploadedFile]:
+        batcher: MicroBatcher[int, int] = MicroBatcher([_run_nothing], max_batch=1)
+        batcher.start()
+        try:
+            with _MEMORY.account() as account, batcher.reserve() as reservation:
+                return await Upload(Request(scope, receive), SETTINGS, account, reservation).images()
+        finally:
+            await batcher.close(0)
+
+    return asyncio.run(read())
 
 
 def chunked_forms() -> st.SearchStrategy[tuple[Form, list[bytes]]]:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import structlog
 from structlog.typing import EventDict, Processor
 
-_STAGES: Final = ("read", "decode", "queue", "device")
+_STAGES: Final = ("wait", "read", "decode", "queue", "device")
 
 
 def configure_logging(level: str = "info", style: Literal["auto", "json", "console"] = "auto") -> None:

@@ -72,7 +72,8 @@ class Metrics:
         )
         self.stage_seconds = histogram(
             "inference_stage_seconds",
-            "Duration of a stage: `read` per request; `decode`, `queue` and `device` per image.",
+            "Duration of a stage: `wait` (under overload) and `read` per request; `decode`, `queue` and "
+            "`device` per image.",
             ("stage",),
             buckets=_DURATION_BUCKETS_S,
         )
@@ -91,7 +92,16 @@ class Metrics:
         )
         self.device_streams = gauge("inference_device_streams", "Batches that can run at the same time.")
         self.queue_depth = gauge("inference_queue_depth", "Images that wait for a device.")
-        self.queue_limit = gauge("inference_queue_limit", "Limit of waiting images; more are rejected.")
+        self.requests_waiting = gauge(
+            "inference_requests_waiting",
+            "Accepted requests whose body is not read yet, because others are first.",
+        )
+        self.queue_wait = gauge(
+            "inference_queue_wait_seconds", "Estimated time until a request that arrives now is finished."
+        )
+        self.queue_wait_limit = gauge(
+            "inference_queue_wait_limit_seconds", "Limit of that time; more requests are rejected."
+        )
         self.decode_workers = gauge(
             "inference_decode_workers",
             "Images that can be decoded at the same time.",

@@ -116,7 +116,8 @@ class RequestLimits(ResponseModel):
     max_pixels: int
     max_images_per_request: int
     max_batch: int
-    max_queue: int
+    max_queue: int | None = Field(description="The number of images that may wait; null: any number.")
+    max_queue_wait_s: float
     request_timeout_s: float
     formats: list[str] = Field(description="The supported image formats.")
 

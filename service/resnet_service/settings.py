@@ -97,11 +97,20 @@ class Settings(BaseSettings):
         le=10_000,
         description="Time to wait for more images before a batch starts, counted from its oldest image.",
     )
-    max_queue: int = Field(
-        256, ge=1, description="Maximum number of queued images; more are rejected with 429."
+    max_queue_wait_s: float = Field(
+        20.0,
+        gt=0,
+        description="Maximum estimated time until a request is finished; further ones are rejected with 429.",
+    )
+    max_queue: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of images in the queue; by default only their wait is limited.",
     )
     request_timeout_s: float = Field(
-        30.0, gt=0, description="Time from the end of the request body to the response; then 504."
+        30.0,
+        gt=0,
+        description="Time to respond, without that to receive the request body; then 504.",
     )
     read_timeout_s: float = Field(
         30.0, gt=0, description="Time to receive a complete request from the client; then 408."

@@ -46,7 +46,7 @@ def test_methods_return_typed_responses(server: Running, jpeg: bytes, tmp_path: 
         assert invalid.error is not None
         info = client.info()
         assert info.model == "bundled"
-        assert info.limits.max_queue > 0
+        assert info.limits.max_queue_wait_s > 0
         [row] = client.bench([2], 3)
         assert (row.batch_size, row.iterations) == (2, 3)
 

@@ -8,7 +8,7 @@ import pytest
 
 from resnet_service.errors import DeviceError
 from resnet_service.settings import Settings
-from tests.support.http import assert_problem, files
+from tests.support.http import assert_problem, files, send_only
 from tests.support.server import Running, serving
 
 
@@ -38,6 +38,38 @@ def test_full_queue_rejects_with_429_and_retry_after(small_server: Running, jpeg
         small_server.runtime.release()
         assert [future.result().status_code for future in accepted] == [200] * 5
     assert rejections() == before + 1
+
+
+@pytest.fixture(scope="module")
+def five_turns_server() -> Iterator[Running]:
+    """Yield a server with five requests in progress at most: two that decode and three batches of one."""
+    settings = Settings(model="bundled", max_batch=1, decode_threads=1, sandbox_processes=1)
+    with serving(settings) as running:
+        yield running
+
+
+def test_requests_wait_for_their_turn_and_all_succeed(five_turns_server: Running, jpeg: bytes) -> None:
+    """Forty requests at a time are not rejected; their bodies are not read before it is their turn."""
+    server, large = five_turns_server, jpeg + bytes(1_000_000)
+    with ThreadPoolExecutor(40) as pool, server.runtime.held():
+        accepted = [pool.submit(server.client.post, "/predict", files=files(large)) for _ in range(40)]
+        server.wait_for(lambda: server.metric("inference_requests_waiting") == 35)
+        assert server.metric("inference_upload_bytes") < 6 * len(large)
+        server.runtime.release()
+        assert [future.result().status_code for future in accepted] == [200] * 40
+    assert server.metric("inference_requests_waiting") == 0
+
+
+def test_slow_uploads_do_not_take_all_turns(five_turns_server: Running, jpeg: bytes) -> None:
+    """More clients than turns send half a body each; another client's request succeeds, and then theirs."""
+    server = five_turns_server
+    with ExitStack() as stack:
+        slow = [stack.enter_context(send_only(server, jpeg, length=100)) for _ in range(10)]
+        assert server.client.post("/predict", files=files(jpeg)).status_code == 200
+        for connection in slow:
+            connection.sendall(jpeg[100:])
+        for connection in slow:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_batch_larger_than_the_queue_succeeds(small_server: Running, jpeg: bytes) -> None:

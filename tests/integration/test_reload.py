@@ -69,7 +69,7 @@ def test_reload_replaces_the_model_and_frees_the_previous_one(
     assert response.json()["labels"] == 10
     assert first_label(server, jpeg) == f"new-{label}"
     assert server.metric("inference_ready") == 1
-    assert server.metric("inference_queue_limit") == 256
+    assert server.metric("inference_queue_wait_limit_seconds") == 20
     gc.disable()  # reference counts must suffice: in a real process the collector skips frozen objects
     try:
         server.wait_for(lambda: previous() is None)

@@ -37,12 +37,14 @@ def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
     return [("file", (f"{number}.jpg", image)) for number, image in zip(count(), images, strict=False)]
 
 
-def send_only(server: Running, body: bytes, path: str = "/predict") -> socket.socket:
-    """Send a complete request without reading the response."""
+def send_only(
+    server: Running, body: bytes, path: str = "/predict", length: int | None = None
+) -> socket.socket:
+    """Send a request, or the first `length` bytes of its body, without reading the response."""
     host, port = server.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
     headers = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
-    connection.sendall(f"{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    connection.sendall(f"{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body[:length])
     return connection
 
 

@@ -51,7 +51,7 @@ def test_management_port_serves_probes_and_metrics_only(jpeg: bytes) -> None:
         for path in ("/healthz", "/readyz", "/metrics"):
             assert client.get(path).status_code == 200
         assert 'inference_images_total{outcome="ok"} 1.0' in client.get("/metrics").text
-        for path in ("/predict", "/docs", "/openapi.json", "/info", "/bench", "/v2/health/live"):
+        for path in ("/predict", "/docs", "/openapi.json", "/info", "/bench"):
             response = client.get(path)
             assert response.status_code == 404
             assert response.headers["content-type"] == "application/problem+json"

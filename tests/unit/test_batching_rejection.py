@@ -1,11 +1,12 @@
 """The contract of the micro-batcher, lines 5 and 6: rejection and `close`. No test depends on timing."""
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 
 from resnet_service.batching import MicroBatcher
-from resnet_service.errors import OverloadedError, ServiceUnavailable
+from resnet_service.errors import DeadlineExceededError, OverloadedError, ServiceUnavailable
 from tests.support.batching import (
     Clock,
     Device,
@@ -76,7 +77,7 @@ async def test_retry_after_follows_the_measured_rate(clock: Clock) -> None:
         # Two batches of 1 s each, although their sizes differ.
         await run_for(1.0, clock, batcher, device, 1)
         await run_for(1.0, clock, batcher, device, 2, 3)
-        assert batcher.estimate_wait(0) == pytest.approx(1.0)
+        assert batcher.estimate_wait() == pytest.approx(1.0)
         await occupy(batcher, device)
         clock.now += 0.25
         submit(batcher, 4, 5, 6, 7)
@@ -119,20 +120,124 @@ async def test_idle_device_accepts_any_deadline(clock: Clock) -> None:
 
 
 @run_async
-async def test_unused_reservation_gives_its_slot_back_after_a_second(clock: Clock) -> None:
-    """Slow uploads cannot fill the queue: after a second, their slots are free and they need another one."""
+async def test_long_estimated_wait_is_rejected_at_once(clock: Clock) -> None:
+    """If batches take 1 s and the limit is 3 s, the fourth item is rejected, with the wait as retry time."""
+    device = Device()
+    async with batching(device, max_batch=1, max_queue_wait_s=3) as batcher:
+        await run_for(1.0, clock, batcher, device, 1)
+        await occupy(batcher, device)
+        submit(batcher, 2, 3)
+        await run_pending_tasks()
+        with pytest.raises(OverloadedError, match=r"estimated wait of 4\.0 s exceeds 3 s") as caught:
+            batcher.reserve()
+        assert caught.value.reason == "queue_full"
+        assert caught.value.retry_after_s == pytest.approx(4)
+
+
+# 5. Turns
+
+
+@run_async
+async def test_suspended_reservation_gives_its_slot_and_its_turn_to_another() -> None:
+    """Slow uploads cannot fill the queue or take all turns; they need another admission and another turn."""
     device = Device(open_gate=True)
-    async with batching(device, max_queue=1) as batcher:
+    async with batching(device, max_queue=1, max_in_progress=1) as batcher:
         with batcher.reserve() as slow:
-            clock.now = 0.9
+            await slow.start()
             with pytest.raises(OverloadedError):
                 batcher.reserve()
-            clock.now = 1.1
+            slow.suspend()
             with batcher.reserve() as other:
+                await other.start()
                 with pytest.raises(OverloadedError):
-                    await slow.run(prepared(1))
+                    await slow.start()
                 assert (await other.run(prepared(2))).result == 20
+            await slow.start()
             assert (await slow.run(prepared(3))).result == 30
+
+
+@run_async
+async def test_turns_come_in_order_of_arrival() -> None:
+    """Two reservations are in progress at a time; one that is cancelled while it waits is skipped."""
+    started: list[int] = []
+    finish = [asyncio.Event() for _ in range(6)]
+    async with batching(Device(), max_in_progress=2) as batcher:
+
+        async def request(number: int) -> None:
+            with batcher.reserve() as reservation:
+                await reservation.start()
+                started.append(number)
+                await finish[number].wait()
+
+        requests = [asyncio.create_task(request(number)) for number in range(6)]
+        await run_pending_tasks()
+        assert started == [0, 1]
+        assert batcher.waiting == 4
+        requests[3].cancel()
+        for number in (1, 0, 4, 2, 5):
+            finish[number].set()
+            await run_pending_tasks()
+        assert started == [0, 1, 2, 4, 5]
+        await asyncio.gather(*requests, return_exceptions=True)
+        with batcher.reserve() as first, batcher.reserve() as second:  # no turn is lost
+            await first.start()
+            await second.start()
+
+
+@run_async
+async def test_request_cancelled_as_its_turn_comes_passes_it_on() -> None:
+    """The turn is not lost, although the request no longer waits for it."""
+    async with batching(Device(), max_in_progress=1) as batcher:
+        with batcher.reserve() as first, batcher.reserve() as second, batcher.reserve() as third:
+            await first.start()
+            waiting = [asyncio.create_task(reservation.start()) for reservation in (second, third)]
+            await run_pending_tasks()
+            first.suspend()
+            waiting[0].cancel()
+            await asyncio.gather(waiting[1])
+            assert waiting[0].cancelled()
+
+
+@run_async
+async def test_wait_for_a_turn_is_estimated_from_the_rate_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a turn takes 2 s, three waiting requests take 6 s; a request with less time is rejected."""
+    clock = Clock()
+    monkeypatch.setattr("resnet_service.batching.reservation.time.perf_counter", lambda: clock.now)
+    async with batching(Device(), max_in_progress=1, max_queue_wait_s=5) as batcher:
+        with ExitStack() as stack:
+            reservations = [stack.enter_context(batcher.reserve()) for _ in range(6)]
+            await reservations[0].start()
+            waiting = [asyncio.create_task(reservation.start()) for reservation in reservations[1:]]
+            await run_pending_tasks()
+            for reservation in reservations[:3]:
+                clock.now += 2
+                reservation.suspend()
+                await run_pending_tasks()
+            waiting += [asyncio.create_task(reservations[0].start())]
+            await run_pending_tasks()
+            with pytest.raises(OverloadedError, match=r"6\.0 s"):
+                batcher.reserve()
+            for reservation in (*reservations[3:], reservations[0]):
+                reservation.suspend()
+                await run_pending_tasks()
+            await asyncio.gather(*waiting)
+
+
+@run_async
+async def test_wait_for_a_turn_ends_at_the_deadline_and_at_close() -> None:
+    """The request gets DeadlineExceededError or ServiceUnavailable."""
+    async with batching(Device(), max_in_progress=1) as batcher:
+        with batcher.reserve() as first, batcher.reserve() as waiting:
+            await first.start()
+            waiting.deadline = asyncio.get_running_loop().time()
+            with pytest.raises(DeadlineExceededError):
+                await waiting.start()
+            waiting.deadline = None
+            start = asyncio.create_task(waiting.start())
+            await run_pending_tasks()
+            await batcher.close(0)
+            with pytest.raises(ServiceUnavailable):
+                await start
 
 
 @run_async

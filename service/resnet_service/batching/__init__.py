@@ -13,18 +13,20 @@ test_batching_rejection.py in tests/unit):
 4. Every future resolves: with a result, with an error of its own, or with the shutdown error. A wrong number
    of results fails the batch. If a batch raises an exception, its halves are retried, so that only the item
    that causes the error fails. If the device is out of memory, the batch size limit is reduced.
-5. A full queue rejects an item at once, with a retry time from the measured rate. An item whose deadline
-   cannot be met is rejected at once too. A reservation holds a slot for an item that does not exist yet, for
-   at most a second; after it, the item needs another admission.
+5. An item is rejected at once, with a retry time from the measured rate, if the queue is full, or if the
+   estimated wait exceeds its limit or the item's deadline. A reservation holds a slot for an item that does
+   not exist yet. A limited number of reservations have their turn at a time; the others wait for it, in order
+   of arrival. A reservation that is suspended, because its client is slow, needs another admission.
 6. `close` rejects new items, finishes the accepted ones, and returns within a time limit.
 
 `queue` implements lines 1 to 3 (which item runs when), `batcher` lines 4 to 6 (how each item ends),
-`cost_model` the measured rate, and `warmup` the largest useful batch size. The package depends on asyncio and
-the error classes only: not on HTTP, torch or metrics.
+`reservation` the place of a request, `cost_model` the measured rate, and `warmup` the largest
+useful batch size. The package depends on asyncio and the error classes only: not on HTTP, torch or metrics.
 """
 
-from resnet_service.batching.batcher import MicroBatcher, Reservation, Runner
+from resnet_service.batching.batcher import MicroBatcher, Runner
 from resnet_service.batching.queue import BatchResult
+from resnet_service.batching.reservation import Reservation
 from resnet_service.batching.warmup import WarmupResult, warm_up
 
 __all__ = ["BatchResult", "MicroBatcher", "Reservation", "Runner", "WarmupResult", "warm_up"]

@@ -1,12 +1,14 @@
 """Accept items, run them in batches, and resolve every caller's future."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, Self
+from typing import Generic
 
 from resnet_service.batching.cost_model import BatchCostModel, RunningBatch
 from resnet_service.batching.queue import BatchResult, Item, Queue, QueueItem, Result, fail
+from resnet_service.batching.reservation import Reservation, Turns
 from resnet_service.batching.warmup import WarmupResult
 from resnet_service.errors import (
     DeadlineExceededError,
@@ -19,9 +21,6 @@ from resnet_service.errors import (
 
 Runner = Callable[[list[Item]], Awaitable[Sequence[Result]]]
 """Runs one batch on one device and returns one result per item, in the same order."""
-
-_MAX_UNUSED_S: Final = 1.0
-"""Time for which an unused reservation holds its slot; otherwise slow uploads could fill the queue."""
 
 
 class MicroBatcher(Generic[Item, Result]):
@@ -42,29 +41,36 @@ class MicroBatcher(Generic[Item, Result]):
         runners: Sequence[Runner[Item, Result]],
         *,
         max_batch: int,
-        max_queue: int,
+        max_queue: float = math.inf,
+        max_queue_wait_s: float = math.inf,
+        max_in_progress: float = math.inf,
         max_wait_s: float = 0.0,
         grow_after_s: float = 60.0,
         on_failure: Callable[[BaseException, int], None] | None = None,
     ) -> None:
         """Create a batcher with one worker per runner.
 
+        An item is rejected if `max_queue` items wait or are reserved, or if the estimated time until it is
+        finished exceeds `max_queue_wait_s`. `max_in_progress` reservations have their turn at a time.
         `grow_after_s` seconds after an out-of-memory error, larger batches are tried again: another process
         may have used the memory. `on_failure` is called with each error that a runner raises and the size of
         the batch, whether the batch is retried or not.
         """
-        if not runners or max_batch < 1 or max_queue < 1 or max_wait_s < 0:
-            raise ValueError("a runner, max_batch >= 1, max_queue >= 1 and max_wait_s >= 0 are required")
+        if not runners or min(max_batch, max_queue, max_in_progress) < 1 or max_wait_s < 0:
+            raise ValueError(
+                "a runner, max_batch, max_queue and max_in_progress >= 1, and max_wait_s >= 0 are required"
+            )
         self._runners = tuple(runners)
         self._max_batch = self._configured_max_batch = self._useful_max_batch = max_batch
         self._grow_after_s, self._shrunk_at = grow_after_s, 0.0
-        self.max_queue = max_queue
+        self._max_queue = max_queue
+        self._max_queue_wait_s = max_queue_wait_s
         self._max_wait_s = max_wait_s
         self._on_failure = on_failure
         self._queue: Queue[Item, Result] = Queue()
         self._workers: list[asyncio.Task[None]] = []
         self._running: dict[asyncio.Task[None], RunningBatch] = {}
-        self._unused: dict[Reservation[Item, Result], float] = {}  # the time of each, oldest first
+        self._turns = Turns(max_in_progress)
         self._cost_model = BatchCostModel()
         self._unavailable_reason: str | None = "the service is starting"
         self.failure: Exception | None = None
@@ -74,6 +80,11 @@ class MicroBatcher(Generic[Item, Result]):
     def depth(self) -> int:
         """Number of items that wait, without reservations."""
         return self._queue.depth
+
+    @property
+    def waiting(self) -> int:
+        """Number of reservations that wait for their turn."""
+        return self._turns.waiting
 
     @property
     def max_batch(self) -> int:
@@ -96,23 +107,18 @@ class MicroBatcher(Generic[Item, Result]):
 
     async def submit(self, item: Item, deadline: float | None = None) -> BatchResult[Result]:
         """Queue an item and wait for its result. Raises what `reserve` and `Reservation.run` raise."""
-        self._check_admission(deadline)
+        self._check_admission(deadline, has_turn=True)
         return await self._enqueue(item, deadline)
 
-    def reserve(self, deadline: float | None = None) -> "Reservation[Item, Result]":
+    def reserve(self, deadline: float | None = None) -> Reservation[Item, Result]:
         """Reserve a slot in the queue before the item exists, so that no work is wasted on a rejected item.
 
         A reservation is finished even if `close` is called after it. Raises OverloadedError if the queue is
-        full or the deadline cannot be met, and ServiceUnavailable before `start` and after `close`.
+        full or the estimated wait exceeds its limit or the deadline, and ServiceUnavailable before `start` and
+        after `close`.
         """
-        now = time.perf_counter()
-        while self._unused and now - next(iter(self._unused.values())) > _MAX_UNUSED_S:
-            self._release(next(iter(self._unused)))
-        self._check_admission(deadline)
-        reservation = Reservation(self, deadline)
-        self._queue.reserve()
-        self._unused[reservation] = now
-        return reservation
+        self._reserve_slot(deadline)
+        return Reservation(self._queue, self._turns, self._reserve_slot, self._enqueue, deadline)
 
     async def close(self, timeout_s: float) -> None:
         """Reject new items, finish the accepted ones, and return within `timeout_s` seconds.
@@ -128,37 +134,38 @@ class MicroBatcher(Generic[Item, Result]):
             await asyncio.gather(*self._workers, return_exceptions=True)
             self._workers = []
         self._runners = ()  # a runner's owner may refer to this batcher: break the reference cycle
+        self._turns.close(_shutdown_error())
         self._queue.fail_all(_shutdown_error())
 
-    def estimate_wait(self, ahead: int) -> float:
-        """Estimate the seconds until an item with `ahead` items in front of it is finished.
+    def estimate_wait(self, *, has_turn: bool = False) -> float:
+        """Estimate the seconds until an item that comes now is finished; 0 before the first measurement.
 
-        Returns 0 before the first measurement.
+        With `has_turn`, it does not wait for those that still wait for their turn.
         """
+        ahead = self._queue.occupied - (self.waiting if has_turn else 0)
         batches, workers = self._running.values(), len(self._workers)
-        return self._cost_model.estimate_wait(ahead, batches, workers, self.largest_batch)
+        device_s = self._cost_model.estimate_wait(ahead, batches, workers, self.largest_batch)
+        return device_s if has_turn else max(device_s, self._turns.estimate_wait())
 
-    def _check_admission(self, deadline: float | None) -> None:
+    def _check_admission(self, deadline: float | None, *, has_turn: bool) -> None:
         if self._unavailable_reason is not None:
             raise ServiceUnavailable(self._unavailable_reason)
         ahead = self._queue.occupied
-        expected_s = self.estimate_wait(ahead)
-        if ahead >= self.max_queue:
-            raise OverloadedError(f"the queue is full ({self.max_queue} images)", "queue_full", expected_s)
-        # An idle device accepts any deadline: only a batch that runs can correct a wrong estimate.
-        busy = bool(ahead or self._running)
-        if busy and deadline is not None and asyncio.get_running_loop().time() + expected_s > deadline:
+        expected_s = self.estimate_wait(has_turn=has_turn)
+        if ahead >= self._max_queue:
+            raise OverloadedError(f"the queue is full ({self._max_queue} images)", "queue_full", expected_s)
+        if not ahead and not self._running:
+            return  # an idle device accepts any deadline: only a batch that runs can correct a wrong estimate
+        if expected_s > self._max_queue_wait_s:
+            message = f"the estimated wait of {expected_s:.1f} s exceeds {self._max_queue_wait_s:g} s"
+            raise OverloadedError(message, "queue_full", expected_s)
+        if deadline is not None and asyncio.get_running_loop().time() + expected_s > deadline:
             message = f"the estimated response time of {expected_s:.1f} s exceeds the deadline"
             raise OverloadedError(message, "deadline", expected_s)
 
-    def _take_slot(self, reservation: "Reservation[Item, Result]") -> None:
-        if self._unused.pop(reservation, None) is None:  # used by an earlier item, or held for too long
-            self._check_admission(reservation.deadline)
-            self._queue.reserve()
-
-    def _release(self, reservation: "Reservation[Item, Result]") -> None:
-        if self._unused.pop(reservation, None) is not None:
-            self._queue.release()
+    def _reserve_slot(self, deadline: float | None, *, has_turn: bool = False) -> None:
+        self._check_admission(deadline, has_turn=has_turn)
+        self._queue.reserve()
 
     async def _enqueue(self, item: Item, deadline: float | None) -> BatchResult[Result]:
         if not self._workers:  # closed, or every device failed, since the slot was reserved
@@ -254,46 +261,6 @@ class MicroBatcher(Generic[Item, Result]):
         middle = len(batch) // 2
         await self._run_batch(runner, batch[:middle])
         await self._run_batch(runner, batch[middle:])
-
-
-class Reservation(Generic[Item, Result]):
-    """The admission of one request: a slot in the queue, from `MicroBatcher.reserve` to the end of its block.
-
-    The first item uses that slot; each further item that runs at the same time takes another one. `deadline`
-    applies to all items.
-
-        with batcher.reserve() as reservation:
-            data = await read()
-            result = await reservation.run(partial(decode, data))
-    """
-
-    def __init__(self, batcher: MicroBatcher[Item, Result], deadline: float | None) -> None:
-        self.deadline = deadline
-        self._batcher = batcher
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._batcher._release(self)
-
-    def set_timeout(self, seconds: float) -> None:
-        """Set the deadline to `seconds` from now."""
-        self.deadline = asyncio.get_running_loop().time() + seconds
-
-    async def run(self, prepare: Callable[[], Awaitable[Item]]) -> BatchResult[Result]:
-        """Call `prepare` while a slot is held, queue the item that it returns, and wait for its result.
-
-        Raises what `prepare` raises, what `MicroBatcher.reserve` raises if there is no slot for a further
-        item, DeadlineExceededError if the deadline passes first, InferenceError if the runner fails for this
-        item, and ServiceUnavailable if the batcher is closed first.
-        """
-        self._batcher._take_slot(self)
-        try:
-            item = await prepare()
-        finally:
-            self._batcher._queue.release()
-        return await self._batcher._enqueue(item, self.deadline)
 
 
 def _shutdown_error() -> ServiceUnavailable:

@@ -5,6 +5,7 @@ module does not depend on HTTP.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -26,6 +27,8 @@ from resnet_service.runtimes import Runtime, TopKResult
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
+_BATCHES_AHEAD: Final = 3
+
 
 class _QueuedCrop(NamedTuple):
     crop: Crop
@@ -44,6 +47,7 @@ class Engine:
         engine.start()
         await engine.wait_until_warm()
         with engine.reserve() as reservation:
+            await reservation.start()
             result = await engine.classify(jpeg, 5, reservation, RequestTiming())
         await engine.close(timeout_s=10)
     """
@@ -55,7 +59,8 @@ class Engine:
         metrics: Metrics,
         *,
         max_batch: int = 32,
-        max_queue: int = 256,
+        max_queue: float = math.inf,
+        max_queue_wait_s: float = math.inf,
         max_wait_s: float = 0.0,
         decoder: ImageDecoder | None = None,
         stall_timeout_s: float = 60.0,
@@ -73,6 +78,9 @@ class Engine:
             [partial(self._run_batch, runtime) for runtime in self.runtimes],
             max_batch=max_batch,
             max_queue=max_queue,
+            max_queue_wait_s=max_queue_wait_s,
+            # Enough to fill the next batches while one runs and all decoders are busy.
+            max_in_progress=self.decoder.concurrency + _BATCHES_AHEAD * max_batch * len(self.runtimes),
             max_wait_s=max_wait_s,
             on_failure=_log_failure,
         )
@@ -128,7 +136,8 @@ class Engine:
         """Make the gauges report this engine; those of an engine that was bound before are replaced."""
         metrics = self._metrics
         metrics.queue_depth.set_function(lambda: self._batcher.depth)
-        metrics.queue_limit.set(self._batcher.max_queue)
+        metrics.requests_waiting.set_function(lambda: self._batcher.waiting)
+        metrics.queue_wait.set_function(lambda: self._batcher.estimate_wait())
         metrics.largest_batch.set_function(lambda: self._batcher.largest_batch)
         self.decoder.bind_metrics()
         metrics.ready.set_function(lambda: self.is_ready)
@@ -155,8 +164,7 @@ class Engine:
     def reserve(self, timeout_s: float | None = None) -> EngineReservation:
         """Admit one request before its images exist; it may take `timeout_s` seconds.
 
-        Use the result in a `with` block, which releases it. Raises OverloadedError if the queue is full or
-        the time does not suffice, and ServiceUnavailable if the engine is not ready.
+        Use the result in a `with` block, which releases it. Raises what `MicroBatcher.reserve` raises.
         """
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         try:

@@ -4,10 +4,10 @@ import time
 from collections.abc import Iterator
 from typing import Final, Literal
 
-Stage = Literal["read", "decode", "queue", "device"]
-STAGES: Final[tuple[Stage, ...]] = ("read", "decode", "queue", "device")
-"""The stages in order: reading the body, decoding (with the wait for a decoder), waiting for the device, and
-running the batch on it."""
+Stage = Literal["wait", "read", "decode", "queue", "device"]
+STAGES: Final[tuple[Stage, ...]] = ("wait", "read", "decode", "queue", "device")
+"""The stages in order: waiting until earlier requests are finished (under overload), reading the body,
+decoding (with the wait for a decoder), waiting for the device, and running the batch on it."""
 
 
 class RequestTiming:

@@ -7,7 +7,7 @@ distributes requests. Needs the extra `ray`.
 """
 
 import math
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +19,8 @@ from resnet_service.log_config import configure_logging
 from resnet_service.server.app import create_app
 from resnet_service.server.state import build_app_state
 from resnet_service.settings import Settings
+
+_MAX_QUEUED: Final = 1000
 
 
 class Arguments(BaseModel):
@@ -64,8 +66,8 @@ def app(arguments: Arguments) -> Application:
     deployment: Any = serve.deployment(
         name="resnet-service",
         # More than a replica's queue, so that the replica rejects requests, with an exact Retry-After.
-        max_ongoing_requests=2 * settings.max_queue,
-        max_queued_requests=settings.max_queue,  # in the proxy, with their bodies; then 503
+        max_ongoing_requests=2 * _MAX_QUEUED,
+        max_queued_requests=_MAX_QUEUED,  # in the proxy, with their bodies; then 503
         autoscaling_config={
             "min_replicas": arguments.min_replicas,
             "max_replicas": max(arguments.min_replicas, arguments.max_replicas),

@@ -8,6 +8,7 @@ from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi.telemetry import TelemetryConfig
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -21,7 +22,7 @@ from resnet_service.server.v2 import routes as v2
 
 __all__ = ["create_app", "create_management_app"]
 
-_NO_TELEMETRY: Final = {"tracing": False, "metrics": False, "logs": False}
+_NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False}
 """FastAPI's own; `tracing.py` and `metrics.py` have more."""
 
 

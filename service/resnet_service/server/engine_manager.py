@@ -74,7 +74,8 @@ class EngineManager:
     def admit(self, timeout_s: float) -> Iterator[tuple[Engine, EngineReservation]]:
         """Yield the current engine and a reservation on it to one inference request, before its body is read.
 
-        `timeout_s` is the time that the request may take after its body. Raises what `Engine.reserve` raises.
+        `timeout_s` is the time that the request may take, without that to receive its body. Raises what
+        `Engine.reserve` raises.
         """
         with self.acquire() as engine, engine.reserve(timeout_s) as reservation:
             yield engine, reservation

@@ -1,6 +1,7 @@
 """The state that all requests of an application share, and how it is built from the settings."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -107,6 +108,7 @@ def build_app_state(
     metrics = Metrics()
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6))
     metrics.upload_bytes.set_function(lambda: upload_memory.used)
+    metrics.queue_wait_limit.set(settings.max_queue_wait_s)
     engines = EngineManager(
         partial(_create_engine, settings, metrics, wrap_runtime), settings.drain_timeout_s
     )
@@ -134,7 +136,8 @@ def _create_engine(
         [wrap_runtime(runtime) for runtime in runtimes],
         metrics,
         max_batch=settings.max_batch,
-        max_queue=settings.max_queue,
+        max_queue=settings.max_queue or math.inf,
+        max_queue_wait_s=settings.max_queue_wait_s,
         max_wait_s=settings.max_wait_ms / 1e3,
         decoder=ImageDecoder(
             model.preprocessing,

@@ -7,15 +7,17 @@ responds with plain text instead of a problem.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, Self, TypeVar
+from functools import partial
+from typing import Any, Final, Self, TypeVar
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
+from resnet_service.batching import Reservation
 from resnet_service.errors import (
     InvalidRequestError,
     OverloadedError,
@@ -30,6 +32,11 @@ Result = TypeVar("Result")
 
 _WATCH_AFTER_S: Final = 0.05
 """Shorter work is not watched for a disconnect: the task for it costs more than it could save."""
+
+_MIN_WAIT_S: Final = 0.001
+"""A shorter wait is not recorded: without overload, `start` returns at once."""
+_MAX_TURN_S: Final = 0.5
+"""Time for which a request has its turn while its body is received."""
 
 FIELD: Final = "file"
 """The form field that images are uploaded in."""
@@ -79,17 +86,24 @@ class UploadedFile:
 
 
 class Upload:
-    """The body of one request, read once, within the limits of the settings.
+    """The body of one request, read once it is the request's turn, within the limits of the settings.
 
-    Its bytes count as upload memory until the end of the request, and the time to read it is the stage
-    `read`.
+    Until then, the body stays in the socket. Its bytes count as upload memory until the end of the request.
+    The wait is the stage `wait`, and the time to read it the stage `read`.
 
-        images = await Upload(request, settings, account).images()
+        images = await Upload(request, settings, account, reservation).images()
     """
 
-    def __init__(self, request: Request, settings: Settings, account: UploadAccount) -> None:
+    def __init__(
+        self,
+        request: Request,
+        settings: Settings,
+        account: UploadAccount,
+        reservation: Reservation[Any, Any],
+    ) -> None:
         self._request = request
         self._account = account
+        self._reservation = reservation
         self._max_bytes = int(settings.max_upload_mb * 1e6)
         self._max_parts = settings.max_images_per_request
         self._timeout_s = settings.read_timeout_s
@@ -102,7 +116,7 @@ class Upload:
         """
         content_type, options = parse_options_header(self._request.headers.get("content-type"))
         if content_type == b"multipart/form-data":
-            parts = await self._limited_in_time(self._form(options.get(b"boundary", b"")))
+            parts = await self._receive(partial(self._form, options.get(b"boundary", b"")))
         elif content_type.startswith(b"image/") or content_type == b"application/octet-stream":
             parts = [UploadedFile(name=FIELD, data=await self.body())]
         else:
@@ -119,19 +133,35 @@ class Upload:
         """Return the complete request body.
 
         Raises PayloadTooLarge or RequestTimeout if a limit is exceeded, OverloadedError if the upload memory
-        is full, and ClientDisconnect if the client disconnects.
+        is full, ClientDisconnect if the client disconnects, and what `Reservation.start` raises.
         """
-        return await self._limited_in_time(self._body())
+        return await self._receive(self._body)
 
-    async def _limited_in_time(self, reading: Awaitable[Result]) -> Result:
-        """Await the reading of the body and record its duration."""
+    async def _receive(self, read: Callable[[], Awaitable[Result]]) -> Result:
+        """Wait for the request's turn, read the body, and record both stages.
+
+        The time of the reading does not count for the request's deadline.
+        """
+        declared = self._request.headers.get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared) > self._max_bytes:
+            raise self._too_large()
+        timing, arrived = request_timing(self._request), time.perf_counter()
+        await self._reservation.start()
         started = time.perf_counter()
+        if started - arrived > _MIN_WAIT_S:
+            timing.record("wait", arrived, started)
+        # Otherwise, slow clients could take all turns.
+        timer = asyncio.get_running_loop().call_later(_MAX_TURN_S, self._reservation.suspend)
         try:
             async with asyncio.timeout(self._timeout_s):
-                result = await reading
+                result = await read()
         except TimeoutError as error:
             raise RequestTimeout(f"the request body was not received within {self._timeout_s:g} s") from error
-        request_timing(self._request).record("read", started, time.perf_counter())
+        finally:
+            timer.cancel()
+        self._reservation.extend(time.perf_counter() - started)
+        timing.record("read", started, time.perf_counter())
+        await self._reservation.start()  # again, if the client was slow
         return result
 
     async def _body(self) -> bytearray:
@@ -141,17 +171,16 @@ class Upload:
         return body
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        too_large = PayloadTooLarge(f"the request body is larger than {self._max_bytes:,} bytes")
-        declared = self._request.headers.get("content-length", "")
-        if declared.isascii() and declared.isdigit() and int(declared) > self._max_bytes:
-            raise too_large
         received = 0
         async for chunk in self._request.stream():
             received += len(chunk)
             if received > self._max_bytes:
-                raise too_large
+                raise self._too_large()
             self._account.acquire(len(chunk))
             yield chunk
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the request body is larger than {self._max_bytes:,} bytes")
 
     async def _form(self, boundary: bytes) -> list[UploadedFile]:
         if not boundary:

@@ -56,6 +56,7 @@ async def info(state: Annotated[AppState, Security(api_key_auth, scopes=["predic
             max_images_per_request=settings.max_images_per_request,
             max_batch=state.engine.max_batch,
             max_queue=settings.max_queue,
+            max_queue_wait_s=settings.max_queue_wait_s,
             request_timeout_s=settings.request_timeout_s,
             formats=list(FORMATS),
         ),

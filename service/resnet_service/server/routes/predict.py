@@ -73,10 +73,9 @@ async def predict(request: Request, state: Authorized, top_k: TopKParam = None) 
         state.engines.admit(settings.request_timeout_s) as (engine, reservation),
         state.upload_memory.account() as account,
     ):
-        images = await Upload(request, settings, account).images()
+        images = await Upload(request, settings, account, reservation).images()
         if len(images) > 1:
             raise errors.InvalidRequestError(f"expected one image, got {len(images)}; use /predict/batch")
-        reservation.set_timeout(settings.request_timeout_s)
         classes = engine.top_k(top_k, settings.top_k)
         work = engine.classify(images[0].data, classes, reservation, timing)
         result = await cancel_on_disconnect(request, work)
@@ -120,8 +119,7 @@ async def predict_batch(request: Request, state: Authorized, top_k: TopKParam = 
         state.engines.admit(settings.request_timeout_s) as (engine, reservation),
         state.upload_memory.account() as account,
     ):
-        images = await Upload(request, settings, account).images()
-        reservation.set_timeout(settings.request_timeout_s)
+        images = await Upload(request, settings, account, reservation).images()
         classes = engine.top_k(top_k, settings.top_k)
         work = _classify_all(engine, images, classes, reservation, timing)
         results = await cancel_on_disconnect(request, work)

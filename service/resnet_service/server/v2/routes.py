@@ -204,8 +204,7 @@ async def infer(request: Request, state: ModelDep) -> Response:
         state.engines.admit(settings.request_timeout_s) as (engine, reservation),
         state.upload_memory.account() as account,
     ):
-        body = await Upload(request, settings, account).body()
-        reservation.set_timeout(settings.request_timeout_s)
+        body = await Upload(request, settings, account, reservation).body()
         work = _infer(settings, engine, reservation, request_timing(request), body, json_length)
         content, content_json_length = await cancel_on_disconnect(request, work)
     if content_json_length is None:
