@@ -114,8 +114,8 @@ class MicroBatcher(Generic[Item, Result]):
         """Reserve a slot in the queue before the item exists, so that no work is wasted on a rejected item.
 
         A reservation is finished even if `close` is called after it. Raises OverloadedError if the queue is
-        full or the estimated wait exceeds its limit or the deadline, and ServiceUnavailable before `start` and
-        after `close`.
+        full or the estimated wait exceeds its limit or the deadline, and ServiceUnavailable before `start`
+        and after `close`.
         """
         self._reserve_slot(deadline)
         return Reservation(self._queue, self._turns, self._reserve_slot, self._enqueue, deadline)
@@ -146,6 +146,13 @@ class MicroBatcher(Generic[Item, Result]):
         batches, workers = self._running.values(), len(self._workers)
         device_s = self._cost_model.estimate_wait(ahead, batches, workers, self.largest_batch)
         return device_s if has_turn else max(device_s, self._turns.estimate_wait())
+
+    def is_overloaded(self, timeout_s: float) -> bool:
+        """Whether `reserve`, with a deadline in `timeout_s` seconds, would raise OverloadedError."""
+        ahead = self._queue.occupied
+        if not ahead and not self._running:
+            return False
+        return ahead >= self._max_queue or self.estimate_wait() > min(self._max_queue_wait_s, timeout_s)
 
     def _check_admission(self, deadline: float | None, *, has_turn: bool) -> None:
         if self._unavailable_reason is not None:

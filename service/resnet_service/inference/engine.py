@@ -82,7 +82,7 @@ class Engine:
             # Enough to fill the next batches while one runs and all decoders are busy.
             max_in_progress=self.decoder.concurrency + _BATCHES_AHEAD * max_batch * len(self.runtimes),
             max_wait_s=max_wait_s,
-            on_failure=_log_failure,
+            on_failure=lambda error, size: _log.error("batch_failed", batch_size=size, exc_info=error),
         )
         size = model.preprocessing.crop
         self._dummy_input: Crop = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
@@ -160,6 +160,10 @@ class Engine:
         """Wait for the end of the warm-up. Raises its error if it failed."""
         if self._warmup_task is not None:
             await asyncio.shield(self._warmup_task)
+
+    def is_overloaded(self, timeout_s: float) -> bool:
+        """Whether `reserve` would reject a request because of the queue."""
+        return self._batcher.is_overloaded(timeout_s)
 
     def reserve(self, timeout_s: float | None = None) -> EngineReservation:
         """Admit one request before its images exist; it may take `timeout_s` seconds.
@@ -294,7 +298,3 @@ class Engine:
 def _memory(runtime: Runtime, part: Literal["used", "limit"]) -> int:
     memory = runtime.memory()
     return 0 if memory is None else getattr(memory, part)
-
-
-def _log_failure(error: BaseException, batch_size: int) -> None:
-    _log.error("batch_failed", batch_size=batch_size, exc_info=error)

@@ -1,9 +1,10 @@
 """Own the engine that serves requests, and replace it without interrupting them."""
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, TypeVar
 
 import structlog
@@ -15,6 +16,28 @@ from resnet_service.inference.worker_pool import WorkerPool
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 Config = TypeVar("Config")
+
+_REJECTIONS_PER_S: Final = 200
+_MAX_REJECTION_DELAY_S: Final = 10.0
+
+
+class _RejectionPacer:
+    """Delays rejections beyond a rate: clients that retry at once would take all the time of the event loop.
+
+    A rejection takes 0.5 ms, so that this rate takes a tenth of the time.
+    """
+
+    def __init__(self) -> None:
+        self._next_at = -math.inf
+
+    async def pace(self) -> None:
+        """Return at once up to the rate, counted over one second; otherwise wait, up to the longest delay."""
+        now = asyncio.get_running_loop().time()
+        due_at = max(self._next_at, now - 1)
+        delay_s = min(due_at - now, _MAX_REJECTION_DELAY_S)
+        self._next_at = now + delay_s + 1 / _REJECTIONS_PER_S
+        if delay_s > 0:
+            await asyncio.sleep(delay_s)
 
 
 class EngineManager:
@@ -42,6 +65,7 @@ class EngineManager:
         self._request_counts: Counter[Engine] = Counter()
         self._replaced: dict[Engine, asyncio.Task[None]] = {}
         self._engine_released = asyncio.Event()
+        self._rejections = _RejectionPacer()
 
     @property
     def is_reloading(self) -> bool:
@@ -70,15 +94,18 @@ class EngineManager:
                 del self._request_counts[engine]
                 self._engine_released.set()
 
-    @contextmanager
-    def admit(self, timeout_s: float) -> Iterator[tuple[Engine, EngineReservation]]:
+    @asynccontextmanager
+    async def admit(self, timeout_s: float) -> AsyncIterator[tuple[Engine, EngineReservation]]:
         """Yield the current engine and a reservation on it to one inference request, before its body is read.
 
         `timeout_s` is the time that the request may take, without that to receive its body. Raises what
         `Engine.reserve` raises.
         """
-        with self.acquire() as engine, engine.reserve(timeout_s) as reservation:
-            yield engine, reservation
+        with self.acquire() as engine:
+            if engine.is_overloaded(timeout_s):
+                await self._rejections.pace()
+            with engine.reserve(timeout_s) as reservation:
+                yield engine, reservation
 
     async def reload(self, read_config: Callable[[], Config]) -> Config:
         """Load a new engine, warm it up, make it the current one, and return the value of `read_config`.

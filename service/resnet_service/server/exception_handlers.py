@@ -4,6 +4,7 @@ Below /v2 the body has the format of the Open Inference Protocol.
 """
 
 import math
+import random
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
@@ -112,7 +113,9 @@ def error_response(scope: Scope, error: errors.ServiceError) -> Response:
     """Return the response to a request that failed with `error`, including headers such as Retry-After."""
     response = _respond(scope, to_problem(error))
     if isinstance(error, errors.OverloadedError | errors.TooManyRequests):
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        # Up to a quarter longer, so that clients that were rejected at the same time do not return together.
+        retry_after_s = error.retry_after_s * random.uniform(1, 1.25)  # noqa: S311
+        response.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
     elif isinstance(error, errors.ServiceUnavailable):
         response.headers["Retry-After"] = str(_NOT_READY_RETRY_AFTER_S)
     elif isinstance(error, errors.Unauthorized):

@@ -1,9 +1,10 @@
 """HTTP connections: uvicorn's protocol class with the limits that an open port needs.
 
-`HTTPConnection` overrides undocumented methods of uvicorn's class and uses these attributes: `headers`,
-`loop`, `parser`, `pipeline`, `server_state.default_headers`, `timeout_keep_alive`, `transport`, `url`, and
-of `cycle`, the last request with complete headers, `keep_alive`, `more_body` and `response_complete`. Minor
-versions may change them, so pyproject.toml pins one. This module must not depend on routes or on the engine.
+`HTTPConnection` overrides undocumented methods of uvicorn's class and uses these attributes: `flow`,
+`headers`, `loop`, `parser`, `pipeline`, `server_state.default_headers`, `timeout_keep_alive`, `transport`,
+`url`, and of `cycle`, the last request with complete headers, `keep_alive`, `more_body` and
+`response_complete`. Minor versions may change them, so pyproject.toml pins one. This module must not depend
+on routes or on the engine.
 """
 
 import asyncio
@@ -64,6 +65,7 @@ class HTTPConnection(HttpToolsProtocol):
         self._registry = registry
         self._header_bytes = 0  # received since request headers were complete or a part of a body arrived
         self._is_rejected = False
+        self._has_new_request = False  # in the bytes of this read
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -89,12 +91,16 @@ class HTTPConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Override because uvicorn limits neither the size of incomplete headers nor the time for them.
 
-        Trailers and chunk extensions count as headers.
+        Nor does it leave a body in the socket until the application reads it. Trailers and chunk extensions
+        count as headers.
         """
         if self._is_rejected:
             return
         self._header_bytes += len(data)
+        self._has_new_request = False
         super().data_received(data)
+        if self._has_new_request and self.cycle.more_body:
+            self.flow.pause_reading()  # until the application reads the body
         if self._header_bytes > _MAX_HEADER_BYTES or len(self.headers or ()) > _MAX_HEADERS:
             self._reject("header_too_large")
         elif self._header_bytes and not self._read_timer and (not self.cycle or self.cycle.response_complete):
@@ -120,6 +126,7 @@ class HTTPConnection(HttpToolsProtocol):
             self._read_timer.cancel()
             self._read_timer = None
         super().on_headers_complete()
+        self._has_new_request = True
 
     def on_body(self, body: bytes) -> None:
         """Override to tell a body, which the application limits, from bytes that count as headers."""

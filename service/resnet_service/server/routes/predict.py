@@ -69,24 +69,22 @@ async def predict(request: Request, state: Authorized, top_k: TopKParam = None) 
     `heif`. EXIF orientation is applied.
     """
     settings, timing = state.settings, request_timing(request)
-    with (
-        state.engines.admit(settings.request_timeout_s) as (engine, reservation),
-        state.upload_memory.account() as account,
-    ):
-        images = await Upload(request, settings, account, reservation).images()
-        if len(images) > 1:
-            raise errors.InvalidRequestError(f"expected one image, got {len(images)}; use /predict/batch")
-        classes = engine.top_k(top_k, settings.top_k)
-        work = engine.classify(images[0].data, classes, reservation, timing)
-        result = await cancel_on_disconnect(request, work)
-        return _json(
-            PredictResponse(
-                predictions=list(result.predictions(engine.model.labels)),
-                model=engine.model.name,
-                device=result.device,
-                timing_ms=_timings(timing),
+    async with state.engines.admit(settings.request_timeout_s) as (engine, reservation):
+        with state.upload_memory.account() as account:
+            images = await Upload(request, settings, account, reservation).images()
+            if len(images) > 1:
+                raise errors.InvalidRequestError(f"expected one image, got {len(images)}; use /predict/batch")
+            classes = engine.top_k(top_k, settings.top_k)
+            work = engine.classify(images[0].data, classes, reservation, timing)
+            result = await cancel_on_disconnect(request, work)
+            return _json(
+                PredictResponse(
+                    predictions=list(result.predictions(engine.model.labels)),
+                    model=engine.model.name,
+                    device=result.device,
+                    timing_ms=_timings(timing),
+                )
             )
-        )
 
 
 @router.post(
@@ -115,15 +113,15 @@ async def predict_batch(request: Request, state: Authorized, top_k: TopKParam = 
     service itself fails for all images, because it is overloaded for example, the response has that status.
     """
     settings, timing = state.settings, request_timing(request)
-    with (
-        state.engines.admit(settings.request_timeout_s) as (engine, reservation),
-        state.upload_memory.account() as account,
-    ):
-        images = await Upload(request, settings, account, reservation).images()
-        classes = engine.top_k(top_k, settings.top_k)
-        work = _classify_all(engine, images, classes, reservation, timing)
-        results = await cancel_on_disconnect(request, work)
-        return _json(BatchPredictResponse(results=results, model=engine.model.name, device=engine.devices))
+    async with state.engines.admit(settings.request_timeout_s) as (engine, reservation):
+        with state.upload_memory.account() as account:
+            images = await Upload(request, settings, account, reservation).images()
+            classes = engine.top_k(top_k, settings.top_k)
+            work = _classify_all(engine, images, classes, reservation, timing)
+            results = await cancel_on_disconnect(request, work)
+            return _json(
+                BatchPredictResponse(results=results, model=engine.model.name, device=engine.devices)
+            )
 
 
 async def _classify_all(

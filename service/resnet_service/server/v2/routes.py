@@ -200,13 +200,11 @@ async def infer(request: Request, state: ModelDep) -> Response:
             f"unsupported Content-Encoding {encoding[:50]!r}; send the body as is"
         )
     settings = state.settings
-    with (
-        state.engines.admit(settings.request_timeout_s) as (engine, reservation),
-        state.upload_memory.account() as account,
-    ):
-        body = await Upload(request, settings, account, reservation).body()
-        work = _infer(settings, engine, reservation, request_timing(request), body, json_length)
-        content, content_json_length = await cancel_on_disconnect(request, work)
+    async with state.engines.admit(settings.request_timeout_s) as (engine, reservation):
+        with state.upload_memory.account() as account:
+            body = await Upload(request, settings, account, reservation).body()
+            work = _infer(settings, engine, reservation, request_timing(request), body, json_length)
+            content, content_json_length = await cancel_on_disconnect(request, work)
     if content_json_length is None:
         return Response(content, media_type="application/json")
     headers = {_JSON_LENGTH_HEADER: str(content_json_length)}
