@@ -31,7 +31,6 @@ _KEEP_ALIVE_S: Final = 75
 request could already be on its way."""
 _SWITCH_INTERVAL_S: Final = 0.0002
 """Decoders need the GIL for moments between long calls without it; by default, each may wait 5 ms for it."""
-_GC_THRESHOLD: Final = 10_000
 _MANAGEMENT_CONNECTIONS: Final = 100
 """Probes and scrapers are few."""
 _RESERVED_FILES: Final = 512
@@ -104,8 +103,6 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     signal.signal(signal.SIGHUP, lambda *_: setattr(server, "reload_requested", True))
     gc.collect()
-    # After 700 new objects by default, which is less than one request creates.
-    gc.set_threshold(_GC_THRESHOLD)
     gc.freeze()  # objects loaded so far live as long as the process; the collector need not scan them again
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     is_start_failed = False
