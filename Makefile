@@ -50,7 +50,8 @@ lock: $(VENV)/.installed-dev  ## Update the lock files from pyproject.toml; lock
 load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL; reports in load-test-results/
 	$(BIN)/python -m load_tests run --model "$(MODEL)"
 
-reliability: $(VENV)/.installed-dev  ## Run the long tests (slow clients, worst case, fuzzing, overload, soak): an hour; reports in load-test-results/
+reliability: $(VENV)/.installed-dev  ## Run the long tests (retry storm, slow clients, worst case, fuzzing, overload, soak): an hour; reports in load-test-results/
+	$(BIN)/python -m load_tests retry-storm
 	$(BIN)/python -m load_tests slow-clients
 	$(BIN)/python -m load_tests worst-case
 	$(BIN)/python -m load_tests fuzz

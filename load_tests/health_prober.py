@@ -5,6 +5,7 @@
 
 import http.client
 import json
+import statistics
 import subprocess
 import sys
 import threading
@@ -27,9 +28,9 @@ def resident_mb(pid: int | None = None) -> float:
 class HealthProber:
     """Sends GET /healthz 100 times a second while its `with` block runs.
 
-    After the block, `probes`, `failures` and `slowest_ms` have the results. The route does no work, so its
-    latency is the time for which the event loop or the machine was busy. The requests come from a separate
-    process, because beside a busy thread they would wait for the interpreter's lock. Raises
+    After the block, `probes`, `failures`, `p99_ms` and `slowest_ms` have the results. The route does no
+    work, so its latency is the time for which the event loop or the machine was busy. The requests come
+    from a separate process, because beside a busy thread they would wait for the interpreter's lock. Raises
     ChildProcessError if that process does not start.
     """
 
@@ -37,6 +38,7 @@ class HealthProber:
         self._address = urlsplit(url).netloc
         self.probes = 0
         self.failures = 0
+        self.p99_ms = 0.0
         self.slowest_ms = 0.0
 
     def __enter__(self) -> Self:
@@ -52,11 +54,11 @@ class HealthProber:
     ) -> None:
         result, _ = self._process.communicate()  # closes its standard input, which ends it
         if kind is None:
-            self.probes, self.failures, self.slowest_ms = json.loads(result)
+            self.probes, self.failures, self.p99_ms, self.slowest_ms = json.loads(result)
 
 
-def _probe_until_stdin_closes(address: str) -> tuple[int, int, float]:
-    """Probe until standard input closes; return the probes, the failures and the slowest response in ms."""
+def _probe_until_stdin_closes(address: str) -> tuple[int, int, float, float]:
+    """Probe until standard input closes; return the probes, the failures, p99 and the slowest in ms."""
     end = threading.Event()
 
     def wait_for_end() -> None:
@@ -67,9 +69,10 @@ def _probe_until_stdin_closes(address: str) -> tuple[int, int, float]:
     connection = http.client.HTTPConnection(address, timeout=_TIMEOUT_S)
     sys.stdout.write("\n")
     sys.stdout.flush()
-    probes, failures, slowest_s = 0, 0, 0.0
+    failures = 0
+    seconds: list[float] = []
     due_s = time.perf_counter()
-    while not end.wait(max(0.0, due_s - time.perf_counter())) or not probes:
+    while not end.wait(max(0.0, due_s - time.perf_counter())) or not seconds:
         try:
             connection.request("GET", "/healthz")
             response = connection.getresponse()
@@ -78,13 +81,13 @@ def _probe_until_stdin_closes(address: str) -> tuple[int, int, float]:
         except (OSError, http.client.HTTPException):
             is_healthy = False
             connection.close()  # the next request opens a new one
-        probes += 1
         failures += not is_healthy
         done_s = time.perf_counter()
-        slowest_s = max(slowest_s, done_s - due_s)
+        seconds.append(done_s - due_s)
         due_s = max(due_s + _INTERVAL_S, done_s)
     connection.close()
-    return probes, failures, slowest_s * 1e3
+    p99_s = statistics.quantiles(seconds * 2, n=100)[-1]  # two values at least
+    return len(seconds), failures, p99_s * 1e3, max(seconds) * 1e3
 
 
 if __name__ == "__main__":

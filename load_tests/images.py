@@ -36,7 +36,8 @@ def draw(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _jpeg(size: tuple[int, int], seed: int) -> bytes:
+def encode_jpeg(size: tuple[int, int], seed: int = 0) -> bytes:
+    """Return a drawn image of this width and height as JPEG."""
     buffer = io.BytesIO()
     draw(*size, seed).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
@@ -48,12 +49,12 @@ def encoded_images(kind: ImageKind, folder: Path | None = None) -> list[bytes]:
     Raises LoadTestError if the folder contains no JPEG file.
     """
     if kind == "mixed":
-        return [_jpeg(size, seed) for seed, size in enumerate(_MIXED_SIZES)]
+        return [encode_jpeg(size, seed) for seed, size in enumerate(_MIXED_SIZES)]
     if kind == "bad":
-        valid = _jpeg(_TYPICAL_SIZE, seed=0)
+        valid = encode_jpeg(_TYPICAL_SIZE, seed=0)
         return [b"", b"no image", valid[: len(valid) // 2], valid[:2] + bytes(1000), b"GIF89a"]
     if folder is None:
-        return [_jpeg(_TYPICAL_SIZE, seed) for seed in range(_TYPICAL_IMAGES)]
+        return [encode_jpeg(_TYPICAL_SIZE, seed) for seed in range(_TYPICAL_IMAGES)]
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
         raise LoadTestError(f"no JPEG files in {folder}")

@@ -20,7 +20,7 @@ def commands() -> None:
 
     Performance: run, capacity, incident, profile, resources.
 
-    Reliability: overload, slow-clients, worst-case, fuzz, soak.
+    Reliability: overload, retry-storm, slow-clients, worst-case, fuzz, soak.
 
     Exit status: 0 success, 1 a missed target or a failed check, 2 usage error.
     """
@@ -33,6 +33,7 @@ for _command in (
     performance.profile,
     performance.resources,
     reliability.overload,
+    reliability.retry_storm,
     reliability.slow_clients,
     reliability.worst_case,
     reliability.fuzz,

@@ -1,4 +1,4 @@
-"""Commands that check guarantees of the service: overload, slow-clients, worst-case, fuzz and soak."""
+"""Commands that check guarantees: overload, retry-storm, slow-clients, worst-case, fuzz and soak."""
 
 import sys
 from collections.abc import Iterable
@@ -8,20 +8,26 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from load_tests.cli.options import model_option, output_option, service_under_test, weights_option
+from load_tests.images import encode_jpeg
 from load_tests.overload import run_overload
 from load_tests.plots import draw_overload, draw_soak
 from load_tests.report import Check, checks_table
+from load_tests.retry_storm import measure_peak, run_retry_storm
 from load_tests.slow_clients import run_slow_clients
 from load_tests.soak import run_soak
 from load_tests.worst_case import checks as worst_case_checks
 from load_tests.worst_case import measurements as worst_case_measurements
 from load_tests.worst_case import run_worst_cases
+from load_tests.wrk import require_wrk
+from monitoring.local import free_port
 
 if TYPE_CHECKING:
     from load_tests.fuzz.api import ApiFuzzResult
     from load_tests.fuzz.fuzzers import DecoderFuzzResult, ParserFuzzResult
 
 _MODEL: Final = "bundled"
+_STORM_SIZES: Final = ((840, 630), (1800, 1350))
+"""In pixels: 146 KB and 660 KB."""
 _MIN_INPUTS: Final = 100_000
 _MAX_GROWTH_MB: Final = 50
 _MAX_PROBE_MS: Final = 100
@@ -46,6 +52,44 @@ def overload(model: str, weights: str | None, output: Path, factor: float, secon
     title = f"{model}: {factor:g} times its capacity for {seconds:g} s"
     draw_overload(result, title, output / "overload.png")
     _report(output, "overload", result.checks(), result.measurements())
+
+
+@click.command("retry-storm")
+@model_option
+@weights_option
+@output_option
+@click.option(
+    "--connections",
+    multiple=True,
+    default=(1000, 4000),
+    show_default=True,
+    help="Number of clients; may be repeated.",
+)
+@click.option("--seconds", default=30, show_default=True, help="Duration of each run.")
+def retry_storm(
+    model: str, weights: str | None, output: Path, connections: tuple[int, ...], seconds: int
+) -> None:
+    """Let thousands of clients retry at once, with small and with large images.
+
+    Checks goodput, the probes of both ports, and recovery.
+    """
+    require_wrk()
+    checks: list[Check] = []
+    measurements: list[tuple[str, str]] = []
+    port = free_port()
+    flags = ("--management-port", str(port))
+    with service_under_test(output, model, weights, *flags, log="retry-storm.log") as (url, pid):
+        for number, size in enumerate(_STORM_SIZES):
+            image = output / f"retry-storm-{number}.jpg"
+            image.write_bytes(encode_jpeg(size))
+            peak_rps = measure_peak(url, image, seconds)
+            measurements.append((f"{size[0]} x {size[1]}: peak", f"{peak_rps:.0f}/s"))
+            for count in connections:
+                management_url = f"http://127.0.0.1:{port}"
+                result = run_retry_storm(url, management_url, pid, image, count, peak_rps, seconds)
+                checks += result.checks()
+                measurements += result.measurements()
+    _report(output, "retry-storm", checks, measurements)
 
 
 @click.command("slow-clients")

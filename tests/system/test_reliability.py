@@ -1,4 +1,4 @@
-"""Short overload, soak, slow-client and worst-case tests: requests, counts and checks, but never times."""
+"""Short versions of the long reliability tests: requests, counts and checks, but never times."""
 
 import math
 import os
@@ -13,10 +13,13 @@ from load_tests.overload import run_overload
 from load_tests.plots import draw_overload, draw_soak
 from load_tests.report import Check
 from load_tests.request_log import DISCONNECTED
+from load_tests.retry_storm import measure_peak, run_retry_storm
 from load_tests.slow_clients import run_slow_clients
 from load_tests.soak import SHARES, run_soak
 from load_tests.worst_case import WorstCase
+from monitoring.local import free_port
 from resnet_service.settings import Settings
+from tests.support.processes import started
 from tests.support.server import Running, serving
 
 pytestmark = pytest.mark.exclusive
@@ -73,6 +76,24 @@ def test_soak_sends_every_kind_of_request(server: Running, tmp_path: Path) -> No
     assert all(value for _, value in result.measurements())
     draw_soak(result, "short", tmp_path / "soak.png")
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_retry_storm_is_measured_on_both_ports(jpeg: bytes, tmp_path: Path) -> None:
+    """All clients are served, and both ports are probed meanwhile."""
+    image = tmp_path / "image.jpg"
+    image.write_bytes(jpeg)
+    port = str(free_port())
+    with started(RESNET_SERVICE_MANAGEMENT_PORT=port) as (process, _, url):
+        peak_rps = measure_peak(url, image, 1)
+        result = run_retry_storm(url, f"http://127.0.0.1:{port}", process.pid, image, 200, peak_rps, 1)
+    assert peak_rps > 0
+    assert result.goodput_rps > 0
+    assert (result.rejected, result.failed) == (0, 0)
+    for prober in (result.main, result.management):
+        assert prober.probes > 0
+        assert prober.failures == 0
+    assert len(list(result.checks())) == 5
+    assert all(value for _, value in result.measurements())
 
 
 def test_slow_clients_leave_another_client_undisturbed() -> None:

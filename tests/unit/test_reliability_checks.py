@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from load_tests import worst_case
+from load_tests.health_prober import HealthProber
 from load_tests.overload import OverloadResult
 from load_tests.process_monitor import MonitorLog, ProcessSample
 from load_tests.report import Check, checks_table
 from load_tests.request_log import RequestLog, RequestRecord
+from load_tests.retry_storm import RetryStormResult
 from load_tests.slow_clients import SlowClientsResult
 from load_tests.soak import SoakResult, median_slope
 from load_tests.worst_case import WorstCase, WorstCaseResult
@@ -122,6 +124,30 @@ def test_worst_case_fails_for_a_slow_probe_or_an_unexpected_status() -> None:
     assert check_of(worst_case.checks([result, unexpected]), "status") == Check(
         "each response has an expected status", "1 of 2 image", False
     )
+
+
+def test_retry_storm_fails_for_each_of_its_effects() -> None:
+    """Low goodput, failed connections, slow probes and a late recovery fail one check each."""
+
+    def probed(**values: float) -> HealthProber:
+        prober = HealthProber("http://127.0.0.1:1")
+        vars(prober).update(values)
+        return prober
+
+    good = probed(probes=10, slowest_ms=10.0, p99_ms=10.0)
+    result = RetryStormResult("146 KB", 1000, 100, 91, 5, 0, good, good, (1000, 1100), 1.0)
+    assert all(check.passed for check in result.checks())
+    assert check_of(replace(result, connections=4000, goodput_rps=86).checks(), "goodput").passed
+    bad_results = {
+        "goodput": replace(result, goodput_rps=89),
+        "connection fails": replace(result, failed=1),
+        "management port": replace(result, management=probed(slowest_ms=101.0)),
+        "main port": replace(result, main=probed(p99_ms=501.0)),
+        "normal": replace(result, recovery_s=2.1),
+    }
+    for words, bad in bad_results.items():
+        assert [check.passed for check in bad.checks()].count(False) == 1
+        assert not check_of(bad.checks(), words).passed
 
 
 def test_slow_clients_fail_for_each_of_their_effects() -> None:

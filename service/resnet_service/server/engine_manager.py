@@ -21,7 +21,7 @@ _REJECTIONS_PER_S: Final = 200
 _MAX_REJECTION_DELAY_S: Final = 10.0
 
 
-class _RejectionPacer:
+class RejectionPacer:
     """Delays rejections beyond a rate: clients that retry at once would take all the time of the event loop.
 
     A rejection takes 0.5 ms, so that this rate takes a tenth of the time.
@@ -65,7 +65,7 @@ class EngineManager:
         self._request_counts: Counter[Engine] = Counter()
         self._replaced: dict[Engine, asyncio.Task[None]] = {}
         self._engine_released = asyncio.Event()
-        self._rejections = _RejectionPacer()
+        self._rejections = RejectionPacer()
 
     @property
     def is_reloading(self) -> bool:
