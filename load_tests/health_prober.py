@@ -1,6 +1,6 @@
 """Probe /healthz at a high rate from a separate process, to find what delays the service's event loop.
 
-`python -m load_tests.health_prober HOST:PORT` is the process behind `HealthProber`.
+`python -m load_tests.health_prober HOST:PORT RATE` is the process behind `HealthProber`.
 """
 
 import http.client
@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 import psutil
 
-_INTERVAL_S: Final = 0.01
 _TIMEOUT_S: Final = 30
 
 
@@ -26,7 +25,7 @@ def resident_mb(pid: int | None = None) -> float:
 
 
 class HealthProber:
-    """Sends GET /healthz 100 times a second while its `with` block runs.
+    """Sends GET /healthz `rate_hz` times a second while its `with` block runs.
 
     After the block, `probes`, `failures`, `p99_ms` and `slowest_ms` have the results. The route does no
     work, so its latency is the time for which the event loop or the machine was busy. The requests come
@@ -34,15 +33,16 @@ class HealthProber:
     ChildProcessError if that process does not start.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, rate_hz: int = 100) -> None:
         self._address = urlsplit(url).netloc
+        self._rate_hz = rate_hz
         self.probes = 0
         self.failures = 0
         self.p99_ms = 0.0
         self.slowest_ms = 0.0
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "load_tests.health_prober", self._address]
+        command = [sys.executable, "-m", "load_tests.health_prober", self._address, str(self._rate_hz)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         if not self._process.stdout.readline():  # a line signals that probing has begun
@@ -57,7 +57,7 @@ class HealthProber:
             self.probes, self.failures, self.p99_ms, self.slowest_ms = json.loads(result)
 
 
-def _probe_until_stdin_closes(address: str) -> tuple[int, int, float, float]:
+def _probe_until_stdin_closes(address: str, interval_s: float) -> tuple[int, int, float, float]:
     """Probe until standard input closes; return the probes, the failures, p99 and the slowest in ms."""
     end = threading.Event()
 
@@ -84,11 +84,11 @@ def _probe_until_stdin_closes(address: str) -> tuple[int, int, float, float]:
         failures += not is_healthy
         done_s = time.perf_counter()
         seconds.append(done_s - due_s)
-        due_s = max(due_s + _INTERVAL_S, done_s)
+        due_s = max(due_s + interval_s, done_s)
     connection.close()
     p99_s = statistics.quantiles(seconds * 2, n=100)[-1]  # two values at least
     return len(seconds), failures, p99_s * 1e3, max(seconds) * 1e3
 
 
 if __name__ == "__main__":
-    json.dump(_probe_until_stdin_closes(sys.argv[1]), sys.stdout)
+    json.dump(_probe_until_stdin_closes(sys.argv[1], 1 / int(sys.argv[2])), sys.stdout)

@@ -15,6 +15,7 @@ from load_tests.wrk import run_wrk
 PEAK_CONNECTIONS: Final = 64
 """Enough for the highest rate; all of these requests are in progress at the same time."""
 
+_PROBES_HZ: Final = 50
 _MIN_GOODPUT: Final = 0.9
 _MIN_GOODPUT_MANY: Final = 0.85
 _MANY_CONNECTIONS: Final = 4000
@@ -78,9 +79,10 @@ class RetryStormResult:
         yield f"{self.image}, {self.connections:,} clients: memory", f"{before:,.0f} MB, then {after:,.0f}"
 
 
-def measure_peak(url: str, image: Path, seconds: int) -> float:
-    """Return the requests/s with 64 connections. Raises what `run_wrk` raises."""
-    return run_wrk(f"{url}/predict", image, "multipart", PEAK_CONNECTIONS, seconds)["rate"]
+def measure_peak(url: str, management_url: str, image: Path, seconds: int) -> float:
+    """Return the requests/s with 64 connections, while both ports are probed. Raises what `run_wrk` raises."""
+    with HealthProber(url, _PROBES_HZ), HealthProber(management_url, _PROBES_HZ):
+        return run_wrk(f"{url}/predict", image, "multipart", PEAK_CONNECTIONS, seconds)["rate"]
 
 
 def run_retry_storm(
@@ -92,7 +94,7 @@ def run_retry_storm(
     """
     unloaded_s = min(_predict(url, image) for _ in range(_UNLOADED_REQUESTS))
     before_mb = resident_mb(pid)
-    with HealthProber(url) as main, HealthProber(management_url) as management:
+    with HealthProber(url, _PROBES_HZ) as main, HealthProber(management_url, _PROBES_HZ) as management:
         figures = run_wrk(f"{url}/predict", image, "multipart", connections, seconds)
     ended = time.perf_counter()
     after_mb = resident_mb(pid)

@@ -154,13 +154,13 @@ _OVERVIEW: Final = {
         ),
         Panel(
             "Waiting images",
-            "Images that wait for the device or for decoding, all in progress, and requests not read yet.",
+            "Images that wait for the device or for decoding, all in progress, and requests before that.",
             "short",
             (
                 Series(f"sum(inference_queue_depth{{{SELECTED}}})", "for the device"),
                 Series(f"sum(inference_decode_waiting{{{SELECTED}}})", "for decoding"),
                 Series(f"sum(inference_in_flight{{{SELECTED}}})", "all in progress"),
-                Series(f"sum(inference_requests_waiting{{{SELECTED}}})", "for their turn"),
+                Series(f"sum(inference_requests_waiting{{{SELECTED}}})", "not read yet"),
             ),
         ),
         Panel(

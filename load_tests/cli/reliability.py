@@ -77,15 +77,15 @@ def retry_storm(
     checks: list[Check] = []
     measurements: list[tuple[str, str]] = []
     port = free_port()
+    management_url = f"http://127.0.0.1:{port}"
     flags = ("--management-port", str(port))
     with service_under_test(output, model, weights, *flags, log="retry-storm.log") as (url, pid):
         for number, size in enumerate(_STORM_SIZES):
             image = output / f"retry-storm-{number}.jpg"
             image.write_bytes(encode_jpeg(size))
-            peak_rps = measure_peak(url, image, seconds)
+            peak_rps = measure_peak(url, management_url, image, seconds)
             measurements.append((f"{size[0]} x {size[1]}: peak", f"{peak_rps:.0f}/s"))
             for count in connections:
-                management_url = f"http://127.0.0.1:{port}"
                 result = run_retry_storm(url, management_url, pid, image, count, peak_rps, seconds)
                 checks += result.checks()
                 measurements += result.measurements()

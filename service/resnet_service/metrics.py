@@ -94,7 +94,7 @@ class Metrics:
         self.queue_depth = gauge("inference_queue_depth", "Images that wait for a device.")
         self.requests_waiting = gauge(
             "inference_requests_waiting",
-            "Accepted requests whose body is not read yet, because others are first.",
+            "Admitted requests that are not read yet, because of the limit on concurrent ones.",
         )
         self.queue_wait = gauge(
             "inference_queue_wait_seconds", "Estimated time until a request that arrives now is finished."

@@ -41,16 +41,18 @@ def test_full_queue_rejects_with_429_and_retry_after(small_server: Running, jpeg
 
 
 @pytest.fixture(scope="module")
-def five_turns_server() -> Iterator[Running]:
+def five_requests_server() -> Iterator[Running]:
     """Yield a server with five requests in progress at most: two that decode and three batches of one."""
     settings = Settings(model="bundled", max_batch=1, decode_threads=1, sandbox_processes=1)
     with serving(settings) as running:
         yield running
 
 
-def test_requests_wait_for_their_turn_and_all_succeed(five_turns_server: Running, jpeg: bytes) -> None:
-    """Forty requests at a time are not rejected; their bodies are not read before it is their turn."""
-    server, large = five_turns_server, jpeg + bytes(1_000_000)
+def test_requests_over_the_concurrency_limit_wait_and_succeed(
+    five_requests_server: Running, jpeg: bytes
+) -> None:
+    """Forty requests at a time are not rejected; bodies of those that wait are not read."""
+    server, large = five_requests_server, jpeg + bytes(1_000_000)
     with ThreadPoolExecutor(40) as pool, server.runtime.held():
         accepted = [pool.submit(server.client.post, "/predict", files=files(large)) for _ in range(40)]
         server.wait_for(lambda: server.metric("inference_requests_waiting") == 35)
@@ -60,9 +62,9 @@ def test_requests_wait_for_their_turn_and_all_succeed(five_turns_server: Running
     assert server.metric("inference_requests_waiting") == 0
 
 
-def test_slow_uploads_do_not_take_all_turns(five_turns_server: Running, jpeg: bytes) -> None:
-    """More clients than turns send half a body each; another client's request succeeds, and then theirs."""
-    server = five_turns_server
+def test_slow_uploads_do_not_reach_the_concurrency_limit(five_requests_server: Running, jpeg: bytes) -> None:
+    """More clients than the limit send half a body; another client's request succeeds, and then theirs."""
+    server = five_requests_server
     with ExitStack() as stack:
         slow = [stack.enter_context(send_only(server, jpeg, length=100)) for _ in range(10)]
         assert server.client.post("/predict", files=files(jpeg)).status_code == 200

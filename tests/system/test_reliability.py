@@ -83,9 +83,10 @@ def test_retry_storm_is_measured_on_both_ports(jpeg: bytes, tmp_path: Path) -> N
     image = tmp_path / "image.jpg"
     image.write_bytes(jpeg)
     port = str(free_port())
+    management_url = f"http://127.0.0.1:{port}"
     with started(RESNET_SERVICE_MANAGEMENT_PORT=port) as (process, _, url):
-        peak_rps = measure_peak(url, image, 1)
-        result = run_retry_storm(url, f"http://127.0.0.1:{port}", process.pid, image, 200, peak_rps, 1)
+        peak_rps = measure_peak(url, management_url, image, 1)
+        result = run_retry_storm(url, management_url, process.pid, image, 200, peak_rps, 1)
     assert peak_rps > 0
     assert result.goodput_rps > 0
     assert (result.rejected, result.failed) == (0, 0)

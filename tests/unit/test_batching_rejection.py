@@ -134,14 +134,14 @@ async def test_long_estimated_wait_is_rejected_at_once(clock: Clock) -> None:
         assert caught.value.retry_after_s == pytest.approx(4)
 
 
-# 5. Turns
+# 5. Concurrency limit
 
 
 @run_async
-async def test_suspended_reservation_gives_its_slot_and_its_turn_to_another() -> None:
-    """Slow uploads cannot fill the queue or take all turns; they need another admission and another turn."""
+async def test_suspended_reservation_gives_its_slot_and_its_permit_to_another() -> None:
+    """Slow uploads neither fill the queue nor reach the concurrency limit; they are admitted again."""
     device = Device(open_gate=True)
-    async with batching(device, max_queue=1, max_in_progress=1) as batcher:
+    async with batching(device, max_queue=1, max_concurrency=1) as batcher:
         with batcher.reserve() as slow:
             await slow.start()
             with pytest.raises(OverloadedError):
@@ -157,11 +157,11 @@ async def test_suspended_reservation_gives_its_slot_and_its_turn_to_another() ->
 
 
 @run_async
-async def test_turns_come_in_order_of_arrival() -> None:
-    """Two reservations are in progress at a time; one that is cancelled while it waits is skipped."""
+async def test_reservations_start_in_order_of_arrival() -> None:
+    """Two reservations are started at a time; one that is cancelled while it waits is skipped."""
     started: list[int] = []
     finish = [asyncio.Event() for _ in range(6)]
-    async with batching(Device(), max_in_progress=2) as batcher:
+    async with batching(Device(), max_concurrency=2) as batcher:
 
         async def request(number: int) -> None:
             with batcher.reserve() as reservation:
@@ -179,15 +179,15 @@ async def test_turns_come_in_order_of_arrival() -> None:
             await run_pending_tasks()
         assert started == [0, 1, 2, 4, 5]
         await asyncio.gather(*requests, return_exceptions=True)
-        with batcher.reserve() as first, batcher.reserve() as second:  # no turn is lost
+        with batcher.reserve() as first, batcher.reserve() as second:  # no permit is lost
             await first.start()
             await second.start()
 
 
 @run_async
-async def test_request_cancelled_as_its_turn_comes_passes_it_on() -> None:
-    """The turn is not lost, although the request no longer waits for it."""
-    async with batching(Device(), max_in_progress=1) as batcher:
+async def test_request_cancelled_as_it_gets_a_permit_passes_it_on() -> None:
+    """The permit is not lost, although the request no longer waits for it."""
+    async with batching(Device(), max_concurrency=1) as batcher:
         with batcher.reserve() as first, batcher.reserve() as second, batcher.reserve() as third:
             await first.start()
             waiting = [asyncio.create_task(reservation.start()) for reservation in (second, third)]
@@ -199,11 +199,11 @@ async def test_request_cancelled_as_its_turn_comes_passes_it_on() -> None:
 
 
 @run_async
-async def test_wait_for_a_turn_is_estimated_from_the_rate_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a turn takes 2 s, three waiting requests take 6 s; a request with less time is rejected."""
+async def test_wait_for_a_permit_is_estimated_from_their_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a request takes 2 s, three waiting requests take 6 s; a request with less time is rejected."""
     clock = Clock()
     monkeypatch.setattr("resnet_service.batching.reservation.time.perf_counter", lambda: clock.now)
-    async with batching(Device(), max_in_progress=1, max_queue_wait_s=5) as batcher:
+    async with batching(Device(), max_concurrency=1, max_queue_wait_s=5) as batcher:
         with ExitStack() as stack:
             reservations = [stack.enter_context(batcher.reserve()) for _ in range(6)]
             await reservations[0].start()
@@ -224,9 +224,9 @@ async def test_wait_for_a_turn_is_estimated_from_the_rate_of_turns(monkeypatch: 
 
 
 @run_async
-async def test_wait_for_a_turn_ends_at_the_deadline_and_at_close() -> None:
+async def test_wait_for_a_permit_ends_at_the_deadline_and_at_close() -> None:
     """The request gets DeadlineExceededError or ServiceUnavailable."""
-    async with batching(Device(), max_in_progress=1) as batcher:
+    async with batching(Device(), max_concurrency=1) as batcher:
         with batcher.reserve() as first, batcher.reserve() as waiting:
             await first.start()
             waiting.deadline = asyncio.get_running_loop().time()

@@ -15,8 +15,8 @@ test_batching_rejection.py in tests/unit):
    that causes the error fails. If the device is out of memory, the batch size limit is reduced.
 5. An item is rejected at once, with a retry time from the measured rate, if the queue is full, or if the
    estimated wait exceeds its limit or the item's deadline. A reservation holds a slot for an item that does
-   not exist yet. A limited number of reservations have their turn at a time; the others wait for it, in order
-   of arrival. A reservation that is suspended, because its client is slow, needs another admission.
+   not exist yet. A limited number of reservations are started at a time; the others wait, in order of
+   arrival. A reservation that is suspended, because its client is slow, needs another admission.
 6. `close` rejects new items, finishes the accepted ones, and returns within a time limit.
 
 `queue` implements lines 1 to 3 (which item runs when), `batcher` lines 4 to 6 (how each item ends),

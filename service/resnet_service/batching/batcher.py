@@ -8,7 +8,7 @@ from typing import Generic
 
 from resnet_service.batching.cost_model import BatchCostModel, RunningBatch
 from resnet_service.batching.queue import BatchResult, Item, Queue, QueueItem, Result, fail
-from resnet_service.batching.reservation import Reservation, Turns
+from resnet_service.batching.reservation import ConcurrencyLimiter, Reservation
 from resnet_service.batching.warmup import WarmupResult
 from resnet_service.errors import (
     DeadlineExceededError,
@@ -43,7 +43,7 @@ class MicroBatcher(Generic[Item, Result]):
         max_batch: int,
         max_queue: float = math.inf,
         max_queue_wait_s: float = math.inf,
-        max_in_progress: float = math.inf,
+        max_concurrency: float = math.inf,
         max_wait_s: float = 0.0,
         grow_after_s: float = 60.0,
         on_failure: Callable[[BaseException, int], None] | None = None,
@@ -51,14 +51,15 @@ class MicroBatcher(Generic[Item, Result]):
         """Create a batcher with one worker per runner.
 
         An item is rejected if `max_queue` items wait or are reserved, or if the estimated time until it is
-        finished exceeds `max_queue_wait_s`. `max_in_progress` reservations have their turn at a time.
+        finished exceeds `max_queue_wait_s`. At most `max_concurrency` reservations
+        are started at a time; the others wait.
         `grow_after_s` seconds after an out-of-memory error, larger batches are tried again: another process
         may have used the memory. `on_failure` is called with each error that a runner raises and the size of
         the batch, whether the batch is retried or not.
         """
-        if not runners or min(max_batch, max_queue, max_in_progress) < 1 or max_wait_s < 0:
+        if not runners or min(max_batch, max_queue, max_concurrency) < 1 or max_wait_s < 0:
             raise ValueError(
-                "a runner, max_batch, max_queue and max_in_progress >= 1, and max_wait_s >= 0 are required"
+                "a runner, max_batch, max_queue and max_concurrency >= 1, and max_wait_s >= 0 are required"
             )
         self._runners = tuple(runners)
         self._max_batch = self._configured_max_batch = self._useful_max_batch = max_batch
@@ -70,7 +71,7 @@ class MicroBatcher(Generic[Item, Result]):
         self._queue: Queue[Item, Result] = Queue()
         self._workers: list[asyncio.Task[None]] = []
         self._running: dict[asyncio.Task[None], RunningBatch] = {}
-        self._turns = Turns(max_in_progress)
+        self._limiter = ConcurrencyLimiter(max_concurrency)
         self._cost_model = BatchCostModel()
         self._unavailable_reason: str | None = "the service is starting"
         self.failure: Exception | None = None
@@ -83,8 +84,8 @@ class MicroBatcher(Generic[Item, Result]):
 
     @property
     def waiting(self) -> int:
-        """Number of reservations that wait for their turn."""
-        return self._turns.waiting
+        """Number of reservations that wait for the limit on concurrent ones."""
+        return self._limiter.waiting
 
     @property
     def max_batch(self) -> int:
@@ -107,7 +108,7 @@ class MicroBatcher(Generic[Item, Result]):
 
     async def submit(self, item: Item, deadline: float | None = None) -> BatchResult[Result]:
         """Queue an item and wait for its result. Raises what `reserve` and `Reservation.run` raise."""
-        self._check_admission(deadline, has_turn=True)
+        self._check_admission(deadline, has_permit=True)
         return await self._enqueue(item, deadline)
 
     def reserve(self, deadline: float | None = None) -> Reservation[Item, Result]:
@@ -118,7 +119,7 @@ class MicroBatcher(Generic[Item, Result]):
         and after `close`.
         """
         self._reserve_slot(deadline)
-        return Reservation(self._queue, self._turns, self._reserve_slot, self._enqueue, deadline)
+        return Reservation(self._queue, self._limiter, self._reserve_slot, self._enqueue, deadline)
 
     async def close(self, timeout_s: float) -> None:
         """Reject new items, finish the accepted ones, and return within `timeout_s` seconds.
@@ -134,18 +135,18 @@ class MicroBatcher(Generic[Item, Result]):
             await asyncio.gather(*self._workers, return_exceptions=True)
             self._workers = []
         self._runners = ()  # a runner's owner may refer to this batcher: break the reference cycle
-        self._turns.close(_shutdown_error())
+        self._limiter.close(_shutdown_error())
         self._queue.fail_all(_shutdown_error())
 
-    def estimate_wait(self, *, has_turn: bool = False) -> float:
+    def estimate_wait(self, *, has_permit: bool = False) -> float:
         """Estimate the seconds until an item that comes now is finished; 0 before the first measurement.
 
-        With `has_turn`, it does not wait for those that still wait for their turn.
+        With `has_permit`, it does not wait for the reservations that are not started.
         """
-        ahead = self._queue.occupied - (self.waiting if has_turn else 0)
+        ahead = self._queue.occupied - (self.waiting if has_permit else 0)
         batches, workers = self._running.values(), len(self._workers)
         device_s = self._cost_model.estimate_wait(ahead, batches, workers, self.largest_batch)
-        return device_s if has_turn else max(device_s, self._turns.estimate_wait())
+        return device_s if has_permit else max(device_s, self._limiter.estimate_wait())
 
     def is_overloaded(self, timeout_s: float) -> bool:
         """Whether `reserve`, with a deadline in `timeout_s` seconds, would raise OverloadedError."""
@@ -154,11 +155,11 @@ class MicroBatcher(Generic[Item, Result]):
             return False
         return ahead >= self._max_queue or self.estimate_wait() > min(self._max_queue_wait_s, timeout_s)
 
-    def _check_admission(self, deadline: float | None, *, has_turn: bool) -> None:
+    def _check_admission(self, deadline: float | None, *, has_permit: bool) -> None:
         if self._unavailable_reason is not None:
             raise ServiceUnavailable(self._unavailable_reason)
         ahead = self._queue.occupied
-        expected_s = self.estimate_wait(has_turn=has_turn)
+        expected_s = self.estimate_wait(has_permit=has_permit)
         if ahead >= self._max_queue:
             raise OverloadedError(f"the queue is full ({self._max_queue} images)", "queue_full", expected_s)
         if not ahead and not self._running:
@@ -170,8 +171,8 @@ class MicroBatcher(Generic[Item, Result]):
             message = f"the estimated response time of {expected_s:.1f} s exceeds the deadline"
             raise OverloadedError(message, "deadline", expected_s)
 
-    def _reserve_slot(self, deadline: float | None, *, has_turn: bool = False) -> None:
-        self._check_admission(deadline, has_turn=has_turn)
+    def _reserve_slot(self, deadline: float | None, *, has_permit: bool = False) -> None:
+        self._check_admission(deadline, has_permit=has_permit)
         self._queue.reserve()
 
     async def _enqueue(self, item: Item, deadline: float | None) -> BatchResult[Result]:

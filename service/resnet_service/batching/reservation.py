@@ -1,6 +1,6 @@
-"""The place of one request: a slot in the queue, and its turn to be read and run.
+"""The admission of one request: a slot in the queue, and a permit to be read and run.
 
-The number of requests in progress is bounded; the others wait for their turn, in order of arrival. A request
+The number of permits is the limit on concurrent requests; the others wait, in order of arrival. A request
 that waits costs nothing: its body is not read yet. A rejected one would come back at once, and the service
 would spend its time on rejections instead of work.
 """
@@ -15,15 +15,15 @@ from resnet_service.batching.queue import BatchResult, Item, Queue, Result
 from resnet_service.errors import DeadlineExceededError, ServiceError
 
 _FORGETTING: Final = 0.99
-"""Weight of the past for each turn that is passed on: the last 100 turns count, which are several batches."""
+"""Weight of the past for each permit that is passed on: the last 100 count, which are several batches."""
 
 
-class Turns:
-    """At most `limit` turns at a time.
+class ConcurrencyLimiter:
+    """A fair semaphore with `limit` permits that estimates how long a wait takes.
 
-    turns = Turns(100)
-    await turns.take(deadline)
-    turns.give_back()
+    limiter = ConcurrencyLimiter(100)
+    await limiter.acquire(deadline)
+    limiter.release()
     """
 
     def __init__(self, limit: float) -> None:
@@ -35,34 +35,34 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        """Number of requests that wait for their turn."""
+        """Number of requests that wait for a permit."""
         return len(self._waiting)
 
     def estimate_wait(self) -> float:
-        """Estimate the seconds until a request that comes now has its turn, from the rate of recent turns."""
+        """Estimate the seconds until a request that comes now has a permit, from their recent rate."""
         return len(self._waiting) * self._seconds / self._passed_on if self._passed_on else 0.0
 
-    async def take(self, deadline: float | None) -> None:
-        """Wait for a turn. Raises DeadlineExceededError, and the error that `close` is called with."""
+    async def acquire(self, deadline: float | None) -> None:
+        """Wait for a permit. Raises DeadlineExceededError, and the error that `close` is called with."""
         if self._taken < self._limit and not self._waiting:
             self._taken += 1
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = None
+        permit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[permit] = None
         is_taken = False
         try:
             async with asyncio.timeout_at(deadline):
-                await turn
+                await permit
             is_taken = True
         except TimeoutError as error:
             raise DeadlineExceededError("deadline exceeded before the request was read") from error
         finally:
-            self._waiting.pop(turn, None)
-            if not is_taken and turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.give_back()  # it was passed on at the same moment
+            self._waiting.pop(permit, None)
+            if not is_taken and permit.done() and not permit.cancelled() and permit.exception() is None:
+                self.release()  # it was passed on at the same moment
 
-    def give_back(self) -> None:
-        """End a turn; the request that has waited longest gets it."""
+    def release(self) -> None:
+        """Return a permit; the request that has waited longest gets it."""
         if not self._waiting:
             self._taken -= 1
             self._passed_on_at = None
@@ -72,22 +72,22 @@ class Turns:
             self._seconds = _FORGETTING * self._seconds + now - self._passed_on_at
             self._passed_on = _FORGETTING * self._passed_on + 1
         self._passed_on_at = now
-        turn, _ = self._waiting.popitem(last=False)
-        turn.set_result(None)
+        permit, _ = self._waiting.popitem(last=False)
+        permit.set_result(None)
 
     def close(self, error: ServiceError) -> None:
         """Fail all requests that wait."""
-        for turn in self._waiting:
-            turn.set_exception(type(error)(*error.args))
+        for permit in self._waiting:
+            permit.set_exception(type(error)(*error.args))
         self._waiting.clear()
 
 
 class _ReserveSlot(Protocol):
-    def __call__(self, deadline: float | None, *, has_turn: bool = False) -> None: ...
+    def __call__(self, deadline: float | None, *, has_permit: bool = False) -> None: ...
 
 
 class Reservation(Generic[Item, Result]):
-    """A slot in the queue and, after `start`, a turn; created by `MicroBatcher.reserve`.
+    """A slot in the queue and, after `start`, a permit; created by `MicroBatcher.reserve`.
 
     The first item uses that slot; each further item that runs at the same time takes another one. `deadline`
     applies to all items.
@@ -101,18 +101,18 @@ class Reservation(Generic[Item, Result]):
     def __init__(
         self,
         queue: Queue[Item, Result],
-        turns: Turns,
+        limiter: ConcurrencyLimiter,
         reserve_slot: _ReserveSlot,
         enqueue: Callable[[Item, float | None], Awaitable[BatchResult[Result]]],
         deadline: float | None,
     ) -> None:
         self.deadline = deadline
         self._queue = queue
-        self._turns = turns
+        self._limiter = limiter
         self._reserve_slot = reserve_slot
         self._enqueue = enqueue
         self._has_slot = True
-        self._has_turn = False
+        self._has_permit = False
 
     def __enter__(self) -> Self:
         return self
@@ -126,26 +126,26 @@ class Reservation(Generic[Item, Result]):
             self.deadline += seconds
 
     async def start(self) -> None:
-        """Wait for the request's turn; returns at once if it has it or if no other request waits.
+        """Wait until the request may be read and run; returns at once below the limit on concurrent requests.
 
         Raises DeadlineExceededError, ServiceUnavailable if the batcher is closed first and, after `suspend`,
         what `MicroBatcher.reserve` raises.
         """
         if not self._has_slot:
-            self._reserve_slot(self.deadline, has_turn=True)  # its body has been read: not worth rejecting
+            self._reserve_slot(self.deadline, has_permit=True)  # its body has been read: not worth rejecting
             self._has_slot = True
-        if not self._has_turn:
-            await self._turns.take(self.deadline)
-            self._has_turn = True
+        if not self._has_permit:
+            await self._limiter.acquire(self.deadline)
+            self._has_permit = True
 
     def suspend(self) -> None:
-        """Give the slot and the turn to others until the next `start`, because the client is slow."""
+        """Give the slot and the permit to others until the next `start`, because the client is slow."""
         if self._has_slot:
             self._has_slot = False
             self._queue.release()
-        if self._has_turn:
-            self._has_turn = False
-            self._turns.give_back()
+        if self._has_permit:
+            self._has_permit = False
+            self._limiter.release()
 
     async def run(self, prepare: Callable[[], Awaitable[Item]]) -> BatchResult[Result]:
         """Call `prepare` while a slot is held, queue the item that it returns, and wait for its result.
@@ -157,7 +157,7 @@ class Reservation(Generic[Item, Result]):
         if self._has_slot:
             self._has_slot = False
         else:
-            self._reserve_slot(self.deadline, has_turn=True)
+            self._reserve_slot(self.deadline, has_permit=True)
         try:
             item = await prepare()
         finally:

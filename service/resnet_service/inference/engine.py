@@ -80,7 +80,7 @@ class Engine:
             max_queue=max_queue,
             max_queue_wait_s=max_queue_wait_s,
             # Enough to fill the next batches while one runs and all decoders are busy.
-            max_in_progress=self.decoder.concurrency + _BATCHES_AHEAD * max_batch * len(self.runtimes),
+            max_concurrency=self.decoder.concurrency + _BATCHES_AHEAD * max_batch * len(self.runtimes),
             max_wait_s=max_wait_s,
             on_failure=lambda error, size: _log.error("batch_failed", batch_size=size, exc_info=error),
         )

@@ -35,8 +35,8 @@ _WATCH_AFTER_S: Final = 0.05
 
 _MIN_WAIT_S: Final = 0.001
 """A shorter wait is not recorded: without overload, `start` returns at once."""
-_MAX_TURN_S: Final = 0.5
-"""Time for which a request has its turn while its body is received."""
+_MAX_RECEIVE_S: Final = 0.5
+"""Time for which a request counts as concurrent while its body is received."""
 
 FIELD: Final = "file"
 """The form field that images are uploaded in."""
@@ -86,7 +86,7 @@ class UploadedFile:
 
 
 class Upload:
-    """The body of one request, read once it is the request's turn, within the limits of the settings.
+    """The body of one request, read once the limit on concurrent requests allows it.
 
     Until then, the body stays in the socket. Its bytes count as upload memory until the end of the request.
     The wait is the stage `wait`, and the time to read it the stage `read`.
@@ -138,7 +138,7 @@ class Upload:
         return await self._receive(self._body)
 
     async def _receive(self, read: Callable[[], Awaitable[Result]]) -> Result:
-        """Wait for the request's turn, read the body, and record both stages.
+        """Wait until the request may be read, read its body, and record both stages.
 
         The time of the reading does not count for the request's deadline.
         """
@@ -150,8 +150,8 @@ class Upload:
         started = time.perf_counter()
         if started - arrived > _MIN_WAIT_S:
             timing.record("wait", arrived, started)
-        # Otherwise, slow clients could take all turns.
-        timer = asyncio.get_running_loop().call_later(_MAX_TURN_S, self._reservation.suspend)
+        # Otherwise, slow clients could reach the limit on concurrent requests.
+        timer = asyncio.get_running_loop().call_later(_MAX_RECEIVE_S, self._reservation.suspend)
         try:
             async with asyncio.timeout(self._timeout_s):
                 result = await read()
