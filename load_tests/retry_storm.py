@@ -80,7 +80,7 @@ class RetryStormResult:
 
 
 def measure_peak(url: str, management_url: str, image: Path, seconds: int) -> float:
-    """Return the requests/s with 64 connections, while both ports are probed. Raises what `run_wrk` raises."""
+    """Return the requests/s with 64 connections while both ports are probed; raises what `run_wrk` raises."""
     with HealthProber(url, _PROBES_HZ), HealthProber(management_url, _PROBES_HZ):
         return run_wrk(f"{url}/predict", image, "multipart", PEAK_CONNECTIONS, seconds)["rate"]
 

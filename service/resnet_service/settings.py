@@ -97,6 +97,12 @@ class Settings(BaseSettings):
         le=10_000,
         description="Time to wait for more images before a batch starts, counted from its oldest image.",
     )
+    max_concurrency: int | None = Field(
+        None,
+        ge=1,
+        description="Number of requests that are read, decoded or run at the same time; further ones wait, "
+        "unread. By default 256, or three batches for each runtime if that is more.",
+    )
     max_queue_wait_s: float = Field(
         20.0,
         gt=0,

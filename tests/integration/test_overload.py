@@ -42,9 +42,8 @@ def test_full_queue_rejects_with_429_and_retry_after(small_server: Running, jpeg
 
 @pytest.fixture(scope="module")
 def five_requests_server() -> Iterator[Running]:
-    """Yield a server with five requests in progress at most: two that decode and three batches of one."""
-    settings = Settings(model="bundled", max_batch=1, decode_threads=1, sandbox_processes=1)
-    with serving(settings) as running:
+    """Yield a server that reads, decodes and runs at most five requests at the same time."""
+    with serving(Settings(model="bundled", max_concurrency=5)) as running:
         yield running
 
 

@@ -27,7 +27,7 @@ from resnet_service.runtimes import Runtime, TopKResult
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
-_BATCHES_AHEAD: Final = 3
+_MIN_CONCURRENCY: Final = 256  # most of these may be receiving their bodies
 
 
 class _QueuedCrop(NamedTuple):
@@ -59,6 +59,7 @@ class Engine:
         metrics: Metrics,
         *,
         max_batch: int = 32,
+        max_concurrency: int | None = None,
         max_queue: float = math.inf,
         max_queue_wait_s: float = math.inf,
         max_wait_s: float = 0.0,
@@ -79,8 +80,7 @@ class Engine:
             max_batch=max_batch,
             max_queue=max_queue,
             max_queue_wait_s=max_queue_wait_s,
-            # Enough to fill the next batches while one runs and all decoders are busy.
-            max_concurrency=self.decoder.concurrency + _BATCHES_AHEAD * max_batch * len(self.runtimes),
+            max_concurrency=max_concurrency or max(_MIN_CONCURRENCY, 3 * max_batch * len(self.runtimes)),
             max_wait_s=max_wait_s,
             on_failure=lambda error, size: _log.error("batch_failed", batch_size=size, exc_info=error),
         )

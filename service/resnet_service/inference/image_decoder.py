@@ -43,11 +43,6 @@ class ImageDecoder:
         # A thread per process waits for its result.
         self._sandbox_threads = WorkerPool(self._sandbox.processes, "sandbox", busy_seconds("sandbox").inc)
 
-    @property
-    def concurrency(self) -> int:
-        """Number of images that are decoded at the same time."""
-        return self.threads.count + self._sandbox_threads.count
-
     def bind_metrics(self) -> None:
         """Make the gauges report this decoder."""
         self._metrics.decode_workers.labels("threads").set(self.threads.count)

@@ -136,6 +136,7 @@ def _create_engine(
         [wrap_runtime(runtime) for runtime in runtimes],
         metrics,
         max_batch=settings.max_batch,
+        max_concurrency=settings.max_concurrency,
         max_queue=settings.max_queue or math.inf,
         max_queue_wait_s=settings.max_queue_wait_s,
         max_wait_s=settings.max_wait_ms / 1e3,
