@@ -144,7 +144,8 @@ class MicroBatcher(Generic[Item, Result]):
         With `has_permit`, it does not wait for the reservations that are not started.
         """
         ahead = self._queue.occupied - (self.waiting if has_permit else 0)
-        batches, workers = self._running.values(), len(self._workers)
+        # A copy: the gauge of this value may be read in another thread, that of the management port.
+        batches, workers = tuple(self._running.values()), len(self._workers)
         device_s = self._cost_model.estimate_wait(ahead, batches, workers, self.largest_batch)
         return device_s if has_permit else max(device_s, self._limiter.estimate_wait())
 

@@ -43,10 +43,11 @@ class BatchCostModel:
 
     def seconds(self, n: int) -> float:
         """Estimate the seconds of a batch of `n` items; 0 before the first observation."""
-        if len(self._means) == 1:
+        means = tuple(self._means.values())
+        if len(means) == 1:
             # One size only. A line through the origin overestimates larger batches, a constant overestimates
             # smaller ones; an estimate that is too long is the safe error.
-            ((mean_n, mean_t),) = self._means.values()
+            ((mean_n, mean_t),) = means
             return mean_t * max(1.0, n / mean_n)
         return self._line(n) * self._correction
 
