@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import pytest
 
 from monitoring.local import free_port
 from tests.support.models import write_checkpoint
-from tests.support.processes import Started, rejected, started, until
+from tests.support.processes import Started, environment, rejected, started, until
 
 BLOCKED_EVENT_LOOP = """
 import sys
@@ -30,6 +32,18 @@ async def block_event_loop(*_):
 
 state.engine.classify = block_event_loop
 sys.exit(run_server(state))
+"""
+
+FAILING_MANAGEMENT_PORT = """
+import sys
+from resnet_service.log_config import configure_logging
+from resnet_service.server import run
+from resnet_service.server.state import build_app_state
+from resnet_service.settings import Settings
+
+configure_logging(style="json")
+run.create_management_app = lambda _: "missing:app"  # uvicorn cannot import it
+sys.exit(run.run_server(build_app_state(Settings(model="bundled", port=0))))
 """
 
 
@@ -125,6 +139,19 @@ def test_drain_fails_readiness_on_the_management_port_until_the_process_ends(jpe
         assert process.wait(30) == 0
         with pytest.raises(httpx.TransportError):
             client.get("/healthz")
+
+
+def test_failure_of_the_management_port_ends_the_process_with_status_1() -> None:
+    """A supervisor restarts the process, which would otherwise look dead to its probes."""
+    result = subprocess.run(
+        [sys.executable, "-c", FAILING_MANAGEMENT_PORT],
+        env=environment(RESNET_SERVICE_MANAGEMENT_PORT=str(free_port())),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 1
+    assert "management_port_failed" in result.stderr
 
 
 def test_management_port_in_use_exits_with_status_1() -> None:

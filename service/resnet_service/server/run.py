@@ -92,10 +92,10 @@ def _config(app: FastAPI, registry: ConnectionRegistry, **options: Any) -> uvico
 
 
 def run_server(state: AppState, listeners: Listeners | None = None) -> int:
-    """Serve until a signal arrives and return the exit status: 0, or 1 if the start or the engine failed.
+    """Serve until a signal arrives and return the exit status.
 
-    `listeners` are closed at the end; by default, they are bound to the ports in the settings, which can
-    raise AddressUnavailableError.
+    It is 0, or 1 if the start, the engine or the management port failed. `listeners` are closed at the end;
+    by default, they are bound to the ports in the settings, which can raise AddressUnavailableError.
     """
     main, management_sockets = listeners or bind_listeners(state.settings)
     management = management_server(state, management_sockets) if management_sockets else None
@@ -109,18 +109,19 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     gc.set_threshold(_GC_THRESHOLD)
     gc.freeze()  # objects loaded so far live as long as the process; the collector need not scan them again
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    is_start_failed = False
+    has_failed = False
     try:
         server.run(sockets=main)
     except SystemExit:
-        is_start_failed = True  # uvicorn has logged the reason
+        has_failed = True  # uvicorn has logged the reason
     if management is not None:
+        has_failed = has_failed or management.has_ended
         management.stop()
     faulthandler.cancel_dump_traceback_later()
     _log.info("stopped")
     if has_running_calls():
         exit_immediately()
-    return 1 if is_start_failed or state.engine.fatal_error is not None else 0
+    return 1 if has_failed or state.engine.fatal_error is not None else 0
 
 
 def _connection_limit(requested: int) -> int:
