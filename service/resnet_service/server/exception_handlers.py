@@ -113,8 +113,10 @@ def error_response(scope: Scope, error: errors.ServiceError) -> Response:
     """Return the response to a request that failed with `error`, including headers such as Retry-After."""
     response = _respond(scope, to_problem(error))
     if isinstance(error, errors.OverloadedError | errors.TooManyRequests):
-        # Up to a quarter longer, so that clients that were rejected at the same time do not return together.
-        retry_after_s = error.retry_after_s * random.uniform(1, 1.25)  # noqa: S311
+        retry_after_s = error.retry_after_s
+        if isinstance(error, errors.OverloadedError) and error.reason != "memory":
+            # Longer by up to a quarter: clients that are rejected at the same time must not return together.
+            retry_after_s *= random.uniform(1, 1.25)  # noqa: S311
         response.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
     elif isinstance(error, errors.ServiceUnavailable):
         response.headers["Retry-After"] = str(_NOT_READY_RETRY_AFTER_S)
