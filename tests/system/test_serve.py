@@ -6,6 +6,8 @@ import socket
 import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from http.client import HTTPConnection
 from itertools import pairwise
 from pathlib import Path
 
@@ -130,6 +132,22 @@ def run_until_warm(crops, k):
 runtime.run = run_until_warm
 sys.exit(run_server(state))
 """
+
+
+def test_drain_finishes_the_requests_that_are_not_read_yet(jpeg: bytes) -> None:
+    """SIGTERM while most of 40 requests wait for the one that runs: all of them get their predictions."""
+    body = jpeg + bytes(100_000)
+    with started("--max-concurrency", "1") as (process, _, url), ExitStack() as stack:
+        connections = [HTTPConnection(url.removeprefix("http://"), timeout=60) for _ in range(40)]
+        for connection in connections:
+            stack.callback(connection.close)
+            connection.request("POST", "/predict", body, {"Content-Type": "image/jpeg"})
+        httpx.get(f"{url}/healthz")  # connections are accepted in order
+        process.send_signal(signal.SIGTERM)
+        assert [connection.getresponse().status for connection in connections] == [200] * 40
+        assert process.wait(30) == 0
+
+
 STUCK_LOAD = """
 import sys
 import threading
