@@ -41,7 +41,7 @@ class ObservabilityMiddleware:
     ) -> None:
         self._app = app
         self._metrics = metrics
-        # Each call of `labels` takes 2 us.
+        # Each call of `labels` takes 1 us.
         self._stage_seconds = {stage: metrics.stage_seconds.labels(stage) for stage in STAGES}
         self._tracer = tracer
         self._access_log = settings.access_log
