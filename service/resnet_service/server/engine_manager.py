@@ -30,14 +30,14 @@ class RejectionPacer:
     def __init__(self) -> None:
         self._next_at = -math.inf
 
-    async def pace(self) -> None:
-        """Return at once up to the rate, counted over one second; otherwise wait, up to the longest delay."""
-        now = asyncio.get_running_loop().time()
-        due_at = max(self._next_at, now - 1)
-        delay_s = min(due_at - now, _MAX_REJECTION_DELAY_S)
-        self._next_at = now + delay_s + 1 / _REJECTIONS_PER_S
-        if delay_s > 0:
-            await asyncio.sleep(delay_s)
+    def next_delay(self, now: float) -> float:
+        """Return the seconds by which to delay the next rejection: 0 up to the rate, counted over one second.
+
+        `now` is a time in seconds on any steady clock.
+        """
+        due_at = min(max(self._next_at, now - 1), now + _MAX_REJECTION_DELAY_S)
+        self._next_at = due_at + 1 / _REJECTIONS_PER_S
+        return max(0.0, due_at - now)
 
 
 class EngineManager:
@@ -103,7 +103,7 @@ class EngineManager:
         """
         with self.acquire() as engine:
             if engine.is_overloaded(timeout_s):
-                await self._rejections.pace()
+                await asyncio.sleep(self._rejections.next_delay(self.loop.time()))
             with engine.reserve(timeout_s) as reservation:
                 yield engine, reservation
 
