@@ -20,7 +20,9 @@ from resnet_service.errors import (
     UnsupportedMediaType,
 )
 from resnet_service.inference.request_timing import RequestTiming
-from resnet_service.models import Model
+from resnet_service.inference.served_model import QueuedCrop
+from resnet_service.models import ModelDescription
+from resnet_service.runtimes import TopKResult
 from resnet_service.server.uploads import FIELD, Upload, UploadedFile, UploadMemory
 from resnet_service.server.v2.codec import parse_request
 from resnet_service.settings import Settings
@@ -39,8 +41,8 @@ CLIENT_ERRORS: Final = (
 _MAX_MESSAGE_CHARS: Final = 1000
 
 
-async def _run_nothing(items: list[int]) -> list[int]:
-    return items
+async def _run_nothing(_: list[QueuedCrop]) -> list[TopKResult]:
+    return []
 
 
 def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFile]:
@@ -60,7 +62,7 @@ def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFil
     }
 
     async def read() -> list[UploadedFile]:
-        batcher: MicroBatcher[int, int] = MicroBatcher([_run_nothing], max_batch=1)
+        batcher: MicroBatcher[QueuedCrop, TopKResult] = MicroBatcher([_run_nothing], max_batch=1)
         batcher.start()
         try:
             with _MEMORY.account() as account, batcher.reserve() as reservation:
@@ -110,14 +112,14 @@ def check_malformed_form(example: tuple[str, list[bytes]]) -> None:
     assert sum(len(part.data) for part in images) <= sum(map(len, chunks))
 
 
-def check_tensor_request(request: TensorRequest, model: Model) -> None:
+def check_tensor_request(request: TensorRequest, model: ModelDescription) -> None:
     """Check that a valid request of the Open Inference Protocol yields as many images as it contains."""
     parsed = parse_request(bytearray(request.body), request.json_length, model, MAX_IMAGES)
     assert len(parsed.images) == request.count
     _check_images(parsed.images, model)
 
 
-def malformed_tensor_requests(model: Model) -> st.SearchStrategy[tuple[bytes, int | None]]:
+def malformed_tensor_requests(model: ModelDescription) -> st.SearchStrategy[tuple[bytes, int | None]]:
     """Draw (body, length of its JSON) of a damaged request, of other JSON or of random bytes."""
     lengths = st.none() | st.integers(0, 10_000) | st.just(10**18 - 1)
     damaged_requests = strategies.tensor_requests(model).flatmap(
@@ -131,7 +133,7 @@ def malformed_tensor_requests(model: Model) -> st.SearchStrategy[tuple[bytes, in
     )
 
 
-def check_malformed_tensor_request(example: tuple[bytes, int | None], model: Model) -> None:
+def check_malformed_tensor_request(example: tuple[bytes, int | None], model: ModelDescription) -> None:
     """Check that any request yields images or a client error with a short message."""
     body, json_length = example
     try:
@@ -143,7 +145,7 @@ def check_malformed_tensor_request(example: tuple[bytes, int | None], model: Mod
     assert 0 < len(parsed.images) <= MAX_IMAGES
 
 
-def _check_images(images: Sequence[object], model: Model) -> None:
+def _check_images(images: Sequence[object], model: ModelDescription) -> None:
     side = model.preprocessing.crop
     for image in images:
         crop = image() if callable(image) else image

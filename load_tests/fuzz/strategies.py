@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 
-from resnet_service.models import Model
+from resnet_service.models import ModelDescription
 from resnet_service.server.v2 import schemas
 
 FUZZING: Final = settings(
@@ -136,7 +136,7 @@ def content_types() -> st.SearchStrategy[str]:
 
 
 @st.composite
-def tensor_requests(draw: st.DrawFn, model: Model) -> TensorRequest:
+def tensor_requests(draw: st.DrawFn, model: ModelDescription) -> TensorRequest:
     """Draw a valid request for one of the model's inputs, in JSON or with binary data."""
     declared = draw(st.sampled_from(list(schemas.input_tensors(model).values())))
     count = draw(st.integers(1, MAX_IMAGES))

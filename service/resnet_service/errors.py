@@ -35,7 +35,7 @@ ServiceError
 This module does not depend on HTTP: `resnet_service.server.exception_handlers` maps errors to statuses.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 
 class ServiceError(Exception):
@@ -80,6 +80,10 @@ class OverloadedError(ServiceError):
         self.reason = reason
         self.retry_after_s = retry_after_s
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what to pickle: HTTP workers get errors from the main process."""
+        return type(self), (str(self), self.reason, self.retry_after_s)
+
 
 class TooManyRequests(ServiceError):
     """The API key exceeds its rate limit; the next request is allowed after `retry_after_s` seconds."""
@@ -87,6 +91,10 @@ class TooManyRequests(ServiceError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what to pickle."""
+        return type(self), (str(self), self.retry_after_s)
 
 
 class Unauthorized(ServiceError):

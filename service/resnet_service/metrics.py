@@ -4,6 +4,7 @@ Dashboards and alerts depend on the names. Units are base units: seconds and byt
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -17,6 +18,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.exposition import choose_encoder
 
 from resnet_service.errors import (
     DeadlineExceededError,
@@ -53,15 +55,20 @@ _CONNECTION_REASONS: Final = (
 
 
 class Metrics:
-    """The metrics of one application. A process has one instance per application that it serves."""
+    """The metrics of one application. A process has one instance per application that it serves.
 
-    def __init__(self) -> None:
+    In an HTTP worker, the values are in files that the main process adds up (prometheus_client's multiprocess
+    mode, which the variable PROMETHEUS_MULTIPROC_DIR selects); `refresh` has to be called there.
+    """
+
+    def __init__(self, *, in_worker: bool = False) -> None:
+        self._reported: dict[Gauge, Callable[[], float]] | None = {} if in_worker else None
         disable_created_metrics()  # a `_created` series per counter, which no dashboard or alert uses
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         counter = partial(Counter, registry=self.registry)
-        gauge = partial(Gauge, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry, multiprocess_mode="livesum")
         histogram = partial(Histogram, registry=self.registry)
 
         self.request_seconds = histogram(
@@ -118,6 +125,12 @@ class Metrics:
             f"{', '.join(_RESTART_REASONS)}.",
             ("reason",),
         )
+        self.worker_restarts = counter(
+            "inference_worker_restarts_total", "HTTP workers that ended and were replaced."
+        )
+        self.abandoned_requests = counter(
+            "inference_abandoned_requests_total", "Requests of HTTP workers that ended before the response."
+        )
         self.decode_waiting = gauge("inference_decode_waiting", "Images that wait to be decoded.")
         self.in_flight = gauge("inference_in_flight", "Images accepted and not finished.")
         self.images = counter(
@@ -161,6 +174,29 @@ class Metrics:
         ):
             for value in values:
                 labeled.labels(value)
+
+    def report(self, gauge: Gauge, function: Callable[[], float]) -> None:
+        """Make a gauge have the value of a function: at each scrape, or in a worker at each `refresh`."""
+        if self._reported is None:
+            gauge.set_function(function)
+        else:
+            self._reported[gauge] = function
+
+    def refresh(self) -> None:
+        """Set the gauges of a worker, which nobody calls when the main process is scraped."""
+        for gauge, function in (self._reported or {}).items():
+            gauge.set(function())
+
+    def render(self, accept: str, registry: CollectorRegistry | None = None) -> tuple[bytes, str]:
+        """Return all metrics and their content type: Prometheus text, or OpenMetrics if `accept` names it.
+
+        `accept` is the value of a header `Accept`; `registry` replaces that of this process.
+        """
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # an invalid version in Accept
+            encode, content_type = choose_encoder("")
+        return encode(registry or self.registry), content_type
 
     def count_failure(self, error: BaseException) -> None:
         """Count one image that ended with `error`."""

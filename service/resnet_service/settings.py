@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Container
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -179,14 +179,21 @@ class Settings(BaseSettings):
         "", description="Comma-separated origins that browsers may call the API from; * for all."
     )
 
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
+        "auto",
+        description="Processes that handle HTTP and decode, in front of the one with the model; 0 is one "
+        "process for all, auto is 0 on up to four cores without a GPU.",
+    )
     decode_threads: int | None = Field(
-        None, ge=1, description="Number of threads that decode images; by default one per CPU core."
+        None,
+        ge=1,
+        description="Number of threads that decode images, over all processes; by default one per CPU core.",
     )
     sandbox_processes: int | None = Field(
         None,
         ge=1,
-        description="Processes that decode images other than JPEG; by default one per CPU core, at most 8, "
-        "and at most as many as fit in half of the free memory.",
+        description="Processes that decode images other than JPEG, over all workers; by default one per CPU "
+        "core, at most 8, and at most as many as fit in half of the free memory.",
     )
     sandbox_memory_mb: float = Field(
         1000, ge=100, description="Memory limit of each of these processes, in MB (10^6 bytes)."

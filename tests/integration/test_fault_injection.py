@@ -78,7 +78,7 @@ def test_failing_model_returns_500_and_recovers(server: Running, jpeg: bytes) ->
 def test_only_the_image_that_causes_a_failure_gets_an_error(server: Running, jpeg: bytes) -> None:
     """In a request with 32 images, one of which makes the model fail, the other 31 are classified."""
     bad_image = encode(make_image(seed=7), "PNG")
-    bad_crop = decode_image(bad_image, server.service.engine.model.preprocessing)
+    bad_crop = decode_image(bad_image, server.engines.current.model.preprocessing)
 
     def fail_for_bad_crop(run: Run) -> Run:
         def faulty_run(crops: Sequence[Crop], k: int) -> TopKResult:

@@ -14,12 +14,11 @@ from load_tests.fuzz import parser_properties, strategies
 from load_tests.fuzz.corpus import corpus
 from resnet_service.errors import InvalidImageError, PayloadTooLarge, UnsupportedMediaType
 from resnet_service.images import Preprocessing, decode_image
-from resnet_service.models import Model
-from resnet_service.models.networks import NETWORKS
+from resnet_service.models import ModelDescription
 from tests.support.server import Running
 
 SMALL = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-MODEL = Model("test", NETWORKS["lenet"](10), tuple("abcdefghij"), SMALL, "test")
+MODEL = ModelDescription("test", tuple("abcdefghij"), SMALL, "test")
 FILE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "heic", "exe", "")
 BATCH_SIZE = 64
 

@@ -158,4 +158,4 @@ def test_failed_device_stops_the_server(jpeg: bytes, kind: str) -> None:
         assert response.status_code == 500
         server.thread.join(30)
         assert not server.thread.is_alive()
-        assert isinstance(server.service.engine.fatal_error, DeviceError)
+        assert isinstance(server.engines.current.fatal_error, DeviceError)

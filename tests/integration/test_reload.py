@@ -41,7 +41,7 @@ def module_server(model: Path) -> Iterator[Running]:
 def server(module_server: Running, model: Path) -> Running:
     """Return the server with the original checkpoint loaded."""
     write_checkpoint(model)
-    if module_server.service.engine.model.labels != load_checkpoint(model).labels:
+    if module_server.engines.current.model.labels != load_checkpoint(model).labels:
         assert reload(module_server).status_code == 200
     return module_server
 
@@ -62,7 +62,7 @@ def test_reload_replaces_the_model_and_frees_the_previous_one(
 ) -> None:
     """After a reload, requests and metrics use the new model, and the previous engine is garbage."""
     label = first_label(server, jpeg)
-    previous = weakref.ref(server.service.engine)
+    previous = weakref.ref(server.engines.current)
     write_checkpoint(model, label_prefix="new-")
     response = reload(server)
     assert response.status_code == 200
@@ -154,14 +154,14 @@ def test_failed_warm_up_leaves_the_current_model_serving(
     server: Running, jpeg: bytes, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     """A model that fails its warm-up gets no requests; the message of an unexpected error is not shown."""
-    load_engine = server.service.engines.load_engine
+    load_engine = server.engines.load_engine
 
     def load_failing_engine() -> Engine:
         engine = load_engine()
         server.runtimes[-1].error = error
         return engine
 
-    monkeypatch.setattr(server.service.engines, "load_engine", load_failing_engine)
+    monkeypatch.setattr(server.engines, "load_engine", load_failing_engine)
     response = reload(server)
     assert response.status_code == 500
     assert reason in response.json()["detail"]
@@ -173,14 +173,14 @@ def test_failed_warm_up_leaves_the_current_model_serving(
 def test_second_reload_at_the_same_time_is_409(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a reload runs, another one is rejected, and the first one succeeds."""
     is_loading, may_finish = threading.Event(), threading.Event()
-    load_engine = server.service.engines.load_engine
+    load_engine = server.engines.load_engine
 
     def load_slowly() -> Engine:
         is_loading.set()
         assert may_finish.wait(30)
         return load_engine()
 
-    monkeypatch.setattr(server.service.engines, "load_engine", load_slowly)
+    monkeypatch.setattr(server.engines, "load_engine", load_slowly)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(reload, server)
         assert is_loading.wait(30)

@@ -302,7 +302,7 @@ def test_exceeded_deadline_is_504() -> None:
 def test_draining_server_is_live_and_not_ready() -> None:
     """The protocol's probes respond like /healthz and /readyz."""
     with serving(Settings(model="bundled")) as server:
-        server.service.engine.begin_drain()
+        server.engines.current.begin_drain()
         assert server.client.get("/v2/health/live").json() == {"live": True}
         for path in ("/v2/health/ready", "/v2/models/bundled/ready"):
             rejected = server.client.get(path)

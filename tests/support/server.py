@@ -13,6 +13,8 @@ import uvicorn
 
 from resnet_service.images import Crop
 from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult
+from resnet_service.server.engine_manager import EngineManager
+from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.run import uvicorn_config
 from resnet_service.server.state import AppState, build_app_state
 from resnet_service.server.uvicorn_server import InferenceServer
@@ -63,6 +65,7 @@ class Running:
     client: httpx.Client
     runtimes: list[GatedRuntime]
     service: AppState
+    engines: EngineManager
     server: uvicorn.Server
     thread: threading.Thread
 
@@ -121,6 +124,8 @@ def serving(settings: Settings) -> Iterator[Running]:
     service = build_app_state(
         settings.model_copy(update={"streams_per_device": settings.streams_per_device or 1}), gated
     )
+    backend = service.backend
+    assert isinstance(backend, LocalBackend)
     config = uvicorn_config(service, port=0, timeout_graceful_shutdown=10)
     server = _ThreadedServer(service, config)
     thread = threading.Thread(target=server.run, name="server")
@@ -129,7 +134,7 @@ def serving(settings: Settings) -> Iterator[Running]:
         assert server.listening.wait(30)
         limits = httpx.Limits(max_connections=None)
         with httpx.Client(base_url=server.url, timeout=30, limits=limits) as client:
-            running = Running(server.url, client, runtimes, service, server, thread)
+            running = Running(server.url, client, runtimes, service, backend.engines, server, thread)
             running.wait_for(lambda: client.get("/readyz").status_code == 200)
             yield running
     finally:

@@ -12,7 +12,7 @@ from resnet_service.images import decode_image
 from resnet_service.models import load_model
 from tests.support.images import encode, make_image
 
-MODEL = load_model("bundled")
+MODEL = load_model("bundled").description
 PREPROCESSING = MODEL.preprocessing
 SIDE = PREPROCESSING.crop
 

@@ -33,14 +33,14 @@ state = build_app_state(
 sys.exit(run_server(state))
 """
 HUNG_DEVICE = """
-[runtime] = state.engine.runtimes
+[runtime] = state.backend.engines.current.runtimes
 run = runtime.run
 runtime.run = lambda crops, k: threading.Event().wait() if k > 1 else run(crops, k)  # 1: the warm-up
 """
 BLOCKED_EVENT_LOOP = """
 async def block_event_loop(*_):
     threading.Event().wait()
-state.engine.classify = block_event_loop
+state.backend.served_model.classify = block_event_loop
 """
 
 

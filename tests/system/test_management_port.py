@@ -30,7 +30,7 @@ state = build_app_state(Settings(model="bundled", port=0, stall_timeout_s=3))
 async def block_event_loop(*_):
     threading.Event().wait()
 
-state.engine.classify = block_event_loop
+state.backend.served_model.classify = block_event_loop
 sys.exit(run_server(state))
 """
 

@@ -121,7 +121,7 @@ from resnet_service.settings import Settings
 
 configure_logging(style="json")
 state = build_app_state(Settings(model="bundled", port=0, drain_timeout_s=4, streams_per_device=1))
-[runtime] = state.engine.runtimes
+[runtime] = state.backend.engines.current.runtimes
 run = runtime.run
 
 def run_until_warm(crops, k):
@@ -162,7 +162,7 @@ def load():
 
 configure_logging(style="json")
 state = build_app_state(Settings(model="bundled", port=0, drain_timeout_s=4))
-state.engines.load_engine = load
+state.backend.engines.load_engine = load
 sys.exit(run_server(state))
 """
 STUCK_DEVICE = SERVE_WITH_FAULTY_DEVICE.format(fault="threading.Event().wait()")

@@ -11,7 +11,6 @@ from resnet_service.batching.queue import BatchResult, Item, Queue, QueueItem, R
 from resnet_service.batching.reservation import ConcurrencyLimiter, Reservation
 from resnet_service.batching.warmup import WarmupResult
 from resnet_service.errors import (
-    DeadlineExceededError,
     DeviceError,
     DeviceOutOfMemoryError,
     InferenceError,
@@ -108,8 +107,12 @@ class MicroBatcher(Generic[Item, Result]):
 
     async def submit(self, item: Item, deadline: float | None = None) -> BatchResult[Result]:
         """Queue an item and wait for its result. Raises what `reserve` and `Reservation.run` raise."""
-        self._check_admission(deadline, has_permit=True)
-        return await self._enqueue(item, deadline)
+        self._reserve_slot(deadline, has_permit=True)
+
+        async def prepare() -> Item:
+            return item
+
+        return await self._reservation(deadline).run(prepare)
 
     def reserve(self, deadline: float | None = None) -> Reservation[Item, Result]:
         """Reserve a slot in the queue before the item exists, so that no work is wasted on a rejected item.
@@ -119,7 +122,7 @@ class MicroBatcher(Generic[Item, Result]):
         and after `close`.
         """
         self._reserve_slot(deadline)
-        return Reservation(self._queue, self._limiter, self._reserve_slot, self._enqueue, deadline)
+        return self._reservation(deadline)
 
     async def close(self, timeout_s: float) -> None:
         """Reject new items, finish the accepted ones, and return within `timeout_s` seconds.
@@ -176,20 +179,13 @@ class MicroBatcher(Generic[Item, Result]):
         self._check_admission(deadline, has_permit=has_permit)
         self._queue.reserve()
 
-    async def _enqueue(self, item: Item, deadline: float | None) -> BatchResult[Result]:
+    def _reservation(self, deadline: float | None) -> Reservation[Item, Result]:
+        return Reservation(self._queue, self._limiter, self._reserve_slot, self._add, deadline)
+
+    def _add(self, item: Item, deadline: float | None) -> QueueItem[Item, Result]:
         if not self._workers:  # closed, or every device failed, since the slot was reserved
             raise ServiceUnavailable(self._unavailable_reason or "no device is available") from self.failure
-        entry = self._queue.add(item, deadline)
-        timer = asyncio.timeout_at(deadline)
-        try:
-            async with timer:
-                return await entry.future
-        except TimeoutError as error:
-            if timer.expired():
-                raise DeadlineExceededError("deadline exceeded before inference finished") from error
-            raise
-        finally:
-            self._queue.remove(entry)
+        return self._queue.add(item, deadline)
 
     async def _worker_loop(self, runner: Runner[Item, Result]) -> None:
         worker = asyncio.current_task()

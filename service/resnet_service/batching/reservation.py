@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, Protocol, Self
 
-from resnet_service.batching.queue import BatchResult, Item, Queue, Result
+from resnet_service.batching.queue import BatchResult, Item, Queue, QueueItem, Result
 from resnet_service.errors import DeadlineExceededError, ServiceError
 
 _FORGETTING: Final = 0.99
@@ -42,10 +42,16 @@ class ConcurrencyLimiter:
         """Estimate the seconds until a request that comes now has a permit, from their recent rate."""
         return len(self._waiting) * self._seconds / self._passed_on if self._passed_on else 0.0
 
-    async def acquire(self, deadline: float | None) -> None:
-        """Wait for a permit. Raises DeadlineExceededError, and the error that `close` is called with."""
+    def try_acquire(self) -> bool:
+        """Take a permit if nobody has to wait for one, and return whether it was taken."""
         if self._taken < self._limit and not self._waiting:
             self._taken += 1
+            return True
+        return False
+
+    async def acquire(self, deadline: float | None) -> None:
+        """Wait for a permit. Raises DeadlineExceededError, and the error that `close` is called with."""
+        if self.try_acquire():
             return
         permit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[permit] = None
@@ -103,14 +109,14 @@ class Reservation(Generic[Item, Result]):
         queue: Queue[Item, Result],
         limiter: ConcurrencyLimiter,
         reserve_slot: _ReserveSlot,
-        enqueue: Callable[[Item, float | None], Awaitable[BatchResult[Result]]],
+        add: Callable[[Item, float | None], QueueItem[Item, Result]],
         deadline: float | None,
     ) -> None:
         self.deadline = deadline
         self._queue = queue
         self._limiter = limiter
         self._reserve_slot = reserve_slot
-        self._enqueue = enqueue
+        self._add = add
         self._has_slot = True
         self._has_permit = False
 
@@ -124,6 +130,11 @@ class Reservation(Generic[Item, Result]):
         """Move the deadline, by the time that the client took."""
         if self.deadline is not None:
             self.deadline += seconds
+
+    def try_start(self) -> bool:
+        """Start if that needs no wait, directly after `MicroBatcher.reserve`, and return whether it did."""
+        self._has_permit = self._limiter.try_acquire()
+        return self._has_permit
 
     async def start(self) -> None:
         """Wait until the request may be read and run; returns at once below the limit on concurrent requests.
@@ -154,12 +165,47 @@ class Reservation(Generic[Item, Result]):
         item, DeadlineExceededError if the deadline passes first, InferenceError if the runner fails for this
         item, and ServiceUnavailable if the batcher is closed first.
         """
-        if self._has_slot:
+        self.claim()
+        try:
+            item = await prepare()
+        except BaseException:
+            self.drop()
+            raise
+        entry = self.submit(item)
+        timer = asyncio.timeout_at(self.deadline)
+        try:
+            async with timer:
+                return await entry.future
+        except TimeoutError as error:
+            if timer.expired():
+                raise DeadlineExceededError("deadline exceeded before inference finished") from error
+            raise
+        finally:
+            self.cancel(entry)
+
+    def claim(self, *, is_further: bool = False) -> None:
+        """Take a slot for one item, which `submit` or `drop` then returns.
+
+        The first item gets that of the reservation. Raises what `MicroBatcher.reserve` raises if there is
+        none for a further item; `is_further` leaves that of the reservation to another item.
+        """
+        if self._has_slot and not is_further:
             self._has_slot = False
         else:
             self._reserve_slot(self.deadline, has_permit=True)
-        try:
-            item = await prepare()
-        finally:
-            self._queue.release()
-        return await self._enqueue(item, self.deadline)
+
+    def drop(self) -> None:
+        """Return the slot of an item that will not come."""
+        self._queue.release()
+
+    def submit(self, item: Item) -> QueueItem[Item, Result]:
+        """Queue an item in a slot that `claim` took, and return its entry with the future of its result.
+
+        Raises ServiceUnavailable if the batcher is closed.
+        """
+        self._queue.release()
+        return self._add(item, self.deadline)
+
+    def cancel(self, entry: QueueItem[Item, Result]) -> None:
+        """Remove an item that waits; does nothing if it is running or finished."""
+        self._queue.remove(entry)

@@ -75,7 +75,7 @@ class Sandbox:
         memory. `memory_bytes` limits what one process may allocate, `timeout_s` the time for one image.
         `on_restart` is called when a process has ended or was ended.
         """
-        self.processes = processes or _default_processes(memory_bytes)
+        self.processes = processes or default_processes(memory_bytes)
         self._memory_bytes = memory_bytes
         self._timeout_s = timeout_s
         self._on_restart = on_restart
@@ -225,7 +225,8 @@ class _Process:
             self._socket.close()
 
 
-def _default_processes(memory_bytes: int) -> int:
+def default_processes(memory_bytes: int) -> int:
+    """Return the number of processes for this machine, if each may take `memory_bytes`."""
     free = available_memory()
     fitting = _MAX_PROCESSES if free is None else free // 2 // memory_bytes
     return max(1, min(available_cpus(), _MAX_PROCESSES, fitting))

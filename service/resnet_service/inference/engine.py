@@ -1,25 +1,25 @@
-"""Classify the images of requests: decode -> micro-batcher -> runtime -> result.
+"""Run the decoded images of requests on the devices: reservation -> micro-batcher -> runtime -> result.
 
-The engine owns the image decoder and one thread per runtime, which makes all calls of that runtime. This
-module does not depend on HTTP.
+The engine has one thread per runtime, which makes all calls of that runtime. This module does not depend on
+HTTP.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import numpy as np
 import structlog
 
 from resnet_service import __version__
 from resnet_service.batching import MicroBatcher, Reservation, warm_up
-from resnet_service.errors import DeviceError, InvalidRequestError, ServiceError
+from resnet_service.errors import DeviceError, ServiceError
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop
 from resnet_service.inference.image_decoder import ImageDecoder
-from resnet_service.inference.request_timing import RequestTiming
+from resnet_service.inference.served_model import Placement, QueuedCrop, ServedModel
 from resnet_service.inference.worker_pool import WorkerPool
 from resnet_service.metrics import Metrics
 from resnet_service.models import Model
@@ -30,25 +30,20 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__
 _MIN_CONCURRENCY: Final = 256  # most of these may be receiving their bodies
 
 
-class _QueuedCrop(NamedTuple):
-    crop: Crop
-    top_k: int
-
-
-EngineReservation = Reservation[_QueuedCrop, TopKResult]
+EngineReservation = Reservation[QueuedCrop, TopKResult]
 """The admission of one request; see `Engine.reserve`."""
 
 
 class Engine:
     """Serves one model on its runtimes, from `start` to `close`, on one event loop.
 
-    Every accepted image ends with a result or an error, and images of concurrent calls share batches.
+    Every accepted image ends with a result or an error, and images of concurrent requests share batches.
         engine = Engine(model, runtimes, Metrics())
         engine.start()
         await engine.wait_until_warm()
         with engine.reserve() as reservation:
             await reservation.start()
-            result = await engine.classify(jpeg, 5, reservation, RequestTiming())
+            result = await engine.served_model.classify(jpeg, 5, reservation, RequestTiming())
         await engine.close(timeout_s=10)
     """
 
@@ -72,15 +67,23 @@ class Engine:
         self._stall_timeout_s = stall_timeout_s
         self._closing = False
         self._warmup_task: asyncio.Task[None] | None = None
-        self.decoder = decoder or ImageDecoder(model.preprocessing, DEFAULT_MAX_PIXELS, metrics)
+        placement = Placement(
+            ",".join(dict.fromkeys(runtime.device for runtime in self.runtimes)),
+            self.runtimes[0].precision,
+            self.runtimes[0].name,
+            len(self.runtimes),
+        )
+        decoder = decoder or ImageDecoder(model.preprocessing, DEFAULT_MAX_PIXELS, metrics)
+        self.served_model = ServedModel(model.description, placement, max_batch, decoder, metrics)
         self._device_threads = {runtime: WorkerPool(1, "device") for runtime in self.runtimes}
         self._device_failure: DeviceError | None = None
-        self._batcher: MicroBatcher[_QueuedCrop, TopKResult] = MicroBatcher(
+        self.max_concurrency = max_concurrency or max(_MIN_CONCURRENCY, 3 * max_batch * len(self.runtimes))
+        self._batcher: MicroBatcher[QueuedCrop, TopKResult] = MicroBatcher(
             [partial(self._run_batch, runtime) for runtime in self.runtimes],
             max_batch=max_batch,
             max_queue=max_queue,
             max_queue_wait_s=max_queue_wait_s,
-            max_concurrency=max_concurrency or max(_MIN_CONCURRENCY, 3 * max_batch * len(self.runtimes)),
+            max_concurrency=self.max_concurrency,
             max_wait_s=max_wait_s,
             on_failure=lambda error, size: _log.error("batch_failed", batch_size=size, exc_info=error),
         )
@@ -91,11 +94,6 @@ class Engine:
     def max_batch(self) -> int:
         """The largest batch that fits the device."""
         return self._batcher.max_batch
-
-    @property
-    def devices(self) -> str:
-        """The devices in use, separated by commas."""
-        return ",".join(dict.fromkeys(runtime.device for runtime in self.runtimes))
 
     @property
     def is_ready(self) -> bool:
@@ -125,7 +123,7 @@ class Engine:
     @property
     def _oldest_call_age_s(self) -> float:
         # Without the sandbox, which has its own time limit.
-        pools = (self.decoder.threads, *self._device_threads.values())
+        pools = (self.served_model.decoder.threads, *self._device_threads.values())
         return max(pool.oldest_call_age_s for pool in pools)
 
     @property
@@ -139,8 +137,6 @@ class Engine:
         metrics.requests_waiting.set_function(lambda: self._batcher.waiting)
         metrics.queue_wait.set_function(lambda: self._batcher.estimate_wait())
         metrics.largest_batch.set_function(lambda: self._batcher.largest_batch)
-        self.decoder.bind_metrics()
-        metrics.ready.set_function(lambda: self.is_ready)
         metrics.device_streams.set(len(self.runtimes))
         for labeled in (metrics.device_memory, metrics.device_memory_limit, metrics.model_info):
             labeled.clear()
@@ -177,75 +173,6 @@ class Engine:
             self._metrics.count_failure(error)
             raise
 
-    def top_k(self, requested: int | None, default: int) -> int:
-        """Return the number of classes to return: `requested`, or `default` if it is None.
-
-        Raises InvalidRequestError if the model has fewer classes than requested.
-        """
-        classes = len(self.model.labels)
-        if requested is None:
-            return min(default, classes)
-        if requested > classes:
-            raise InvalidRequestError(f"top_k must be from 1 to {classes}, got {requested}")
-        return requested
-
-    async def classify(
-        self, data: bytes | bytearray, top_k: int, reservation: EngineReservation, timing: RequestTiming
-    ) -> TopKResult:
-        """Classify one encoded image and return its `top_k` best classes, [top_k].
-
-        `top_k` is from 1 to the number of classes. Raises what `resnet_service.images.decode_image` and
-        `Reservation.run` raise.
-        """
-
-        async def prepare() -> _QueuedCrop:
-            started = time.perf_counter()
-            crop = await self.decoder.decode(data, reservation.deadline)
-            timing.record("decode", started, time.perf_counter())
-            return _QueuedCrop(crop, top_k)
-
-        return await self._run(prepare, top_k, reservation, timing)
-
-    async def classify_crop(
-        self,
-        crop: Crop | Callable[[], Crop],
-        top_k: int,
-        reservation: EngineReservation,
-        timing: RequestTiming,
-    ) -> TopKResult:
-        """Classify a crop, [S, S, 3] uint8; a function `crop` is called in a decoding thread to create it."""
-
-        async def prepare() -> _QueuedCrop:
-            if not callable(crop):
-                return _QueuedCrop(crop, top_k)
-            started = time.perf_counter()
-            created = await self.decoder.run(reservation.deadline, crop)
-            timing.record("decode", started, time.perf_counter())
-            return _QueuedCrop(created, top_k)
-
-        return await self._run(prepare, top_k, reservation, timing)
-
-    async def _run(
-        self,
-        prepare: Callable[[], Awaitable[_QueuedCrop]],
-        top_k: int,
-        reservation: EngineReservation,
-        timing: RequestTiming,
-    ) -> TopKResult:
-        self._metrics.in_flight.inc()
-        try:
-            output = await reservation.run(prepare)
-            result = output.result.top(top_k)
-        except BaseException as error:
-            self._metrics.count_failure(error)
-            raise
-        finally:
-            self._metrics.in_flight.dec()
-        self._metrics.images.labels("ok").inc()
-        timing.record("queue", output.enqueued_at, output.started_at)
-        timing.record("device", output.started_at, output.finished_at)
-        return result
-
     async def run_benchmark_batch(self, batch_size: int) -> None:
         """Run one batch of `batch_size` dummy images on the first device, between the batches of requests."""
         await self._run_dummy_batch(self.runtimes[0], batch_size)
@@ -262,7 +189,7 @@ class Engine:
         await self._batcher.close(timeout_s)
         device_threads = self._device_threads.values()
         await asyncio.gather(
-            self.decoder.close(timeout_s), *(pool.close(timeout_s) for pool in device_threads)
+            self.served_model.decoder.close(timeout_s), *(pool.close(timeout_s) for pool in device_threads)
         )
 
     async def _warm_up(self) -> None:
@@ -272,7 +199,7 @@ class Engine:
         seconds = round(time.perf_counter() - started, 2)
         _log.info("ready", largest_batch=warmup.largest_useful_batch, seconds=seconds)
 
-    async def _run_batch(self, runtime: Runtime, batch: list[_QueuedCrop]) -> list[TopKResult]:
+    async def _run_batch(self, runtime: Runtime, batch: list[QueuedCrop]) -> list[TopKResult]:
         self._metrics.batch_size.observe(len(batch))
         crops, k = [queued.crop for queued in batch], max(queued.top_k for queued in batch)
         with self._metrics.batch_seconds.time():

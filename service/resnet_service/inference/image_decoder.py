@@ -47,8 +47,8 @@ class ImageDecoder:
         """Make the gauges report this decoder."""
         self._metrics.decode_workers.labels("threads").set(self.threads.count)
         self._metrics.decode_workers.labels("sandbox").set(self._sandbox_threads.count)
-        self._metrics.decode_waiting.set_function(
-            lambda: self.threads.waiting + self._sandbox_threads.waiting
+        self._metrics.report(
+            self._metrics.decode_waiting, lambda: self.threads.waiting + self._sandbox_threads.waiting
         )
 
     async def decode(self, data: bytes | bytearray, deadline: float | None) -> Crop:

@@ -52,9 +52,8 @@ class Replica:
         return create_app(self._state, start_ready=True)
 
     async def check_health(self) -> None:
-        """Raise RuntimeError if /healthz would fail, so that Ray Serve replaces the replica."""
-        if self._state.engine.fatal_error is not None or self._state.engine.is_stalled:
-            raise RuntimeError("the device has failed or is stalled")
+        """Raise ServiceUnavailable if /healthz would fail, so that Ray Serve replaces the replica."""
+        await self._state.backend.check_alive()
 
 
 def app(arguments: Arguments) -> Application:

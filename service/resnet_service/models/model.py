@@ -49,6 +49,16 @@ class OpenVINOModel:
 
 
 @dataclass(frozen=True)
+class ModelDescription:
+    """What a process needs to know about a model to decode its inputs and to name its outputs."""
+
+    name: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    source: str
+
+
+@dataclass(frozen=True)
 class Model:
     """A classifier that a runtime can place on a device; immutable, created by `load_model`.
 
@@ -62,6 +72,11 @@ class Model:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     source: str
+
+    @property
+    def description(self) -> ModelDescription:
+        """The model without its program."""
+        return ModelDescription(self.name, self.labels, self.preprocessing, self.source)
 
     @property
     def network(self) -> nn.Module:

@@ -37,9 +37,9 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        state.engines.start()
+        state.backend.start()
         if start_ready:
-            await state.engines.wait_until_warm()
+            await state.backend.wait_until_warm()
         yield
         await state.close(timeout_s=1.0)  # the server has drained: only a batch that hangs can be left
 

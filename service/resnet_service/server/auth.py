@@ -9,7 +9,7 @@ import hmac
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from fastapi import Request
@@ -34,42 +34,48 @@ _COMMENT: Final = re.compile(r"(?:^|\s)#")
 _RATE: Final = re.compile(r"(\d+(?:\.\d+)?)/s")
 
 
-@dataclass(eq=False)
-class _Key:
-    """One API key: its digest, its scopes, and a token bucket that allows `rate` requests per second."""
+@dataclass(frozen=True)
+class APIKey:
+    """One API key: its name in the access log, its digest, its scopes, and its requests per second."""
 
     name: str
     digest: bytes
     scopes: frozenset[str]
     rate: float | None
-    _tokens: float = field(init=False, default=0.0)
-    _refilled_at: float = field(init=False, default=-1e9)
 
-    def consume(self) -> None:
-        """Take one token for a request; raises TooManyRequests if the bucket is empty.
 
-        The bucket refills at `rate` tokens per second and holds the tokens of one second, at least one.
-        """
-        if self.rate is None:
+class RateLimiter:
+    """Token buckets of the API keys that have a rate, by their digest.
+
+    A bucket refills at the key's rate and holds the tokens of one second, at least one.
+    """
+
+    def __init__(self) -> None:
+        self._buckets: dict[bytes, tuple[float, float]] = {}  # tokens, and when they were counted
+
+    def count(self, key: APIKey) -> None:
+        """Take one token for a request. Raises TooManyRequests if the bucket is empty."""
+        if key.rate is None:
             return
-        now, capacity = time.monotonic(), max(1.0, self.rate)
-        self._tokens = min(capacity, self._tokens + (now - self._refilled_at) * self.rate)
-        self._refilled_at = now
-        if self._tokens < 1:
+        now, capacity = time.monotonic(), max(1.0, key.rate)
+        tokens, counted_at = self._buckets.get(key.digest, (capacity, now))
+        tokens = min(capacity, tokens + (now - counted_at) * key.rate)
+        if tokens < 1:
+            self._buckets[key.digest] = (tokens, now)
             raise TooManyRequests(
-                f"rate limit of this API key exceeded ({self.rate:g} requests per second)",
-                (1 - self._tokens) / self.rate,
+                f"rate limit of this API key exceeded ({key.rate:g} requests per second)",
+                (1 - tokens) / key.rate,
             )
-        self._tokens -= 1
+        self._buckets[key.digest] = (tokens - 1, now)
 
 
 class APIKeys:
-    """The API keys of a service, immutable except for their rate buckets.
+    """The API keys of a service, immutable.
 
     Without keys, all scopes are public except `admin`, which then cannot be used at all.
     """
 
-    def __init__(self, keys: Iterable[_Key], public_scopes: frozenset[str]) -> None:
+    def __init__(self, keys: Iterable[APIKey], public_scopes: frozenset[str]) -> None:
         self._keys = tuple(keys)
         self._public_scopes = public_scopes if self._keys else _DEFAULT_SCOPES
 
@@ -103,10 +109,14 @@ class APIKeys:
             raise InvalidAPIKeysError("no API keys found; unset api_keys and api_keys_file to require none")
         return cls(keys, public_scopes)
 
-    def check(self, scope: str, headers: Headers) -> str | None:
-        """Check that the key in the headers may use `scope`, count the request, and return its name.
+    def find(self, digest: bytes) -> APIKey | None:
+        """Return the key with this SHA-256 digest, None if a reload has removed it."""
+        return next((key for key in self._keys if key.digest == digest), None)
 
-        Returns None if the scope is public. Raises Unauthorized, Forbidden or TooManyRequests.
+    def check(self, scope: str, headers: Headers) -> APIKey | None:
+        """Check that the key in the headers may use `scope`, and return it.
+
+        Returns None if the scope is public. Raises Unauthorized or Forbidden.
         """
         if scope in self._public_scopes:
             return None
@@ -122,8 +132,7 @@ class APIKeys:
             raise Unauthorized("unknown API key")
         if scope not in matches[0].scopes:
             raise Forbidden(f"this API key does not have the scope {scope!r}")
-        matches[0].consume()
-        return matches[0].name
+        return matches[0]
 
 
 class APIKeyAuth(SecurityBase):
@@ -139,11 +148,18 @@ class APIKeyAuth(SecurityBase):
         self.model = HTTPBearer(description="Authorization: Bearer KEY. X-API-Key: KEY is accepted as well.")
 
     async def __call__(self, request: Request, scopes: SecurityScopes) -> "AppState":
-        """Return the application's state if the key is valid. Raises what `APIKeys.check` raises."""
+        """Return the application's state if the key is valid and within its rate.
+
+        Raises what `APIKeys.check` and `Backend.count_request` raise.
+        """
         state: AppState = request.app.state.app_state
         for scope in scopes.scopes:
-            # From the state for each request, because a reload replaces the keys.
-            request.scope["api_key_name"] = state.api_keys.check(scope, request.headers)
+            # From the backend for each request, because a reload replaces the keys.
+            key = state.backend.api_keys.check(scope, request.headers)
+            if key is not None:
+                request.scope["api_key_name"] = key.name
+                if key.rate is not None:
+                    await state.backend.count_request(key)
         return state
 
 
@@ -155,7 +171,7 @@ def _key_from_headers(headers: Headers) -> str | None:
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
 
 
-def _parse_entry(number: int, words: list[str], default_rate: float | None) -> _Key:
+def _parse_entry(number: int, words: list[str], default_rate: float | None) -> APIKey:
     """Parse KEY [SCOPE ...] [N/s] [name=NAME]; error messages have the entry's number instead of the key."""
     key, *options = words
     names = [option.removeprefix("name=") for option in options if option.startswith("name=")]
@@ -174,4 +190,4 @@ def _parse_entry(number: int, words: list[str], default_rate: float | None) -> _
         )
     rate = float(rates[0][1]) if rates else default_rate
     name = names[0] if names else f"key-{number}"
-    return _Key(name, hashlib.sha256(key.encode()).digest(), scopes or _DEFAULT_SCOPES, rate)
+    return APIKey(name, hashlib.sha256(key.encode()).digest(), scopes or _DEFAULT_SCOPES, rate)

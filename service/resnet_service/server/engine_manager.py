@@ -10,7 +10,8 @@ from typing import Final, TypeVar
 import structlog
 
 from resnet_service.errors import Conflict, ReloadError, ServiceError, ServiceUnavailable
-from resnet_service.inference.engine import Engine, EngineReservation
+from resnet_service.inference.engine import Engine
+from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.inference.worker_pool import WorkerPool
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -85,27 +86,43 @@ class EngineManager:
     def acquire(self) -> Iterator[Engine]:
         """Yield the current engine to one request; it stays open until the block ends, even if replaced."""
         engine = self.current
-        self._request_counts[engine] += 1
+        self.hold(engine)
         try:
             yield engine
         finally:
-            self._request_counts[engine] -= 1
-            if not self._request_counts[engine]:
-                del self._request_counts[engine]
-                self._engine_released.set()
+            self.release(engine)
+
+    def hold(self, engine: Engine) -> None:
+        """Keep an engine open for one request until `release`; `acquire` does both."""
+        self._request_counts[engine] += 1
+
+    def release(self, engine: Engine) -> None:
+        """End what `hold` has begun."""
+        self._request_counts[engine] -= 1
+        if not self._request_counts[engine]:
+            del self._request_counts[engine]
+            self._engine_released.set()
+
+    def is_open(self, engine: Engine) -> bool:
+        """Whether the engine is the current one, or a replaced one that still has requests."""
+        return engine is self.current or engine in self._replaced
+
+    async def delay_rejection(self) -> None:
+        """Wait before a request is rejected, if there were many rejections."""
+        await asyncio.sleep(self._rejections.next_delay(self.loop.time()))
 
     @asynccontextmanager
-    async def admit(self, timeout_s: float) -> AsyncIterator[tuple[Engine, EngineReservation]]:
-        """Yield the current engine and a reservation on it to one inference request, before its body is read.
+    async def admit(self, timeout_s: float) -> AsyncIterator[tuple[ServedModel, ImageReservation]]:
+        """Yield the current model and a reservation on it to one inference request, before its body is read.
 
         `timeout_s` is the time that the request may take, without that to receive its body. Raises what
         `Engine.reserve` raises.
         """
         with self.acquire() as engine:
             if engine.is_overloaded(timeout_s):
-                await asyncio.sleep(self._rejections.next_delay(self.loop.time()))
+                await self.delay_rejection()
             with engine.reserve(timeout_s) as reservation:
-                yield engine, reservation
+                yield engine.served_model, reservation
 
     async def reload(self, read_config: Callable[[], Config]) -> Config:
         """Load a new engine, warm it up, make it the current one, and return the value of `read_config`.

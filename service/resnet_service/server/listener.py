@@ -6,6 +6,7 @@ Until the server listens, the operating system rejects connections, so that no r
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from resnet_service.settings import Settings
 PortOption = Literal["--port", "--management-port"]
 _ZERO: Final[dict[PortOption, str]] = {"--port": "for a free one", "--management-port": "for none"}
 
-__all__ = ["Listeners", "allow_rebinding", "bind_listeners", "bind_sockets"]
+__all__ = ["Listeners", "allow_rebinding", "bind_listeners", "bind_sockets", "sockets_for_workers"]
 
 
 class Listeners(NamedTuple):
@@ -67,6 +68,32 @@ def bind_sockets(host: str, port: int, option: PortOption = "--port") -> list[so
     return sockets
 
 
+def sockets_for_workers(sockets: list[socket.socket], workers: int) -> list[list[socket.socket]]:
+    """Replace bound sockets by one set for each worker, which do not listen yet; the originals are closed.
+
+    On Linux, each worker gets sockets of its own, among which the system divides the connections evenly. From
+    one shared socket, the worker that wakes first would accept all connections that wait. If a worker ends,
+    connections wait in its sockets for the worker that replaces it.
+
+    Raises AddressUnavailableError if another process binds an address in the meantime.
+    """
+    if not sys.platform.startswith("linux"):  # elsewhere, one socket of a group gets all connections
+        return [sockets] * workers
+    addresses = [(bound.family, bound.getsockname()) for bound in sockets]
+    _close(sockets)
+    result: list[list[socket.socket]] = []
+    for _ in range(workers):
+        result.append([])
+        for family, address in addresses:
+            try:
+                result[-1].append(_bind(family, address, share=True))
+            except OSError as error:
+                for group in result:
+                    _close(group)
+                raise _describe(error, str(address[0]), address[1], "--port") from error
+    return result
+
+
 def allow_rebinding(sockets: Iterable[socket.socket]) -> None:
     """Allow a process to listen on an address while connections of a previous process are being closed.
 
@@ -77,9 +104,11 @@ def allow_rebinding(sockets: Iterable[socket.socket]) -> None:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
-def _bind(family: int, address: tuple[object, ...]) -> socket.socket:
+def _bind(family: int, address: tuple[object, ...], *, share: bool = False) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
+        if share:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a previous process
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has its own socket

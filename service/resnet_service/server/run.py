@@ -1,12 +1,13 @@
 """Configure uvicorn and run the application as a process."""
 
+import asyncio
 import faulthandler
 import gc
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
@@ -17,10 +18,12 @@ from fastapi import FastAPI
 from resnet_service.inference.worker_pool import has_running_calls
 from resnet_service.server.app import create_app, create_management_app
 from resnet_service.server.http_protocol import ConnectionRegistry, HTTPConnection
-from resnet_service.server.listener import Listeners, bind_listeners
+from resnet_service.server.listener import Listeners, bind_listeners, sockets_for_workers
+from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.management_server import ManagementServer
 from resnet_service.server.state import AppState
 from resnet_service.server.uvicorn_server import DRAIN_GRACE_S, InferenceServer, exit_immediately
+from resnet_service.server.workers.main_process import MainProcess
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -55,7 +58,7 @@ def uvicorn_config(state: AppState, **options: Any) -> uvicorn.Config:
     settings = state.settings
     limit = _connection_limit(settings.max_connections)
     registry = ConnectionRegistry(state.metrics, limit, settings.header_timeout_s, settings.read_timeout_s)
-    state.metrics.connections.set_function(lambda: registry.open)
+    state.metrics.report(state.metrics.connections, lambda: registry.open)
     defaults: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
@@ -99,19 +102,21 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     """
     main, management_sockets = listeners or bind_listeners(state.settings)
     management = management_server(state, management_sockets) if management_sockets else None
-    server = InferenceServer(state, uvicorn_config(state), management=management, watchdog=True)
+    server = _create_server(state, main, management)
     faulthandler.enable()  # a crash in native code prints the stacks of all threads
     # Uvicorn replaces these handlers when it starts, and raises the handled signals again when it stops.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-    signal.signal(signal.SIGHUP, lambda *_: setattr(server, "reload_requested", True))
-    gc.collect()
-    gc.set_threshold(_GC_THRESHOLD)
-    gc.freeze()  # objects loaded so far live as long as the process; the collector need not scan them again
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        signal.signal(number, server.handle_exit)
+    signal.signal(signal.SIGHUP, lambda *_: setattr(server.monitor, "reload_requested", True))
+    tune_interpreter()
     has_failed = False
     try:
-        server.run(sockets=main)
+        if isinstance(server, MainProcess):
+            with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+                runner.run(server.serve())
+            has_failed = server.has_failed
+        else:
+            server.run(sockets=main)
     except SystemExit:
         has_failed = True  # uvicorn has logged the reason
     if management is not None:
@@ -121,7 +126,30 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     _log.info("stopped")
     if has_running_calls():
         exit_immediately()
-    return 1 if has_failed or state.engine.fatal_error is not None else 0
+    return 1 if has_failed or state.backend.fatal_error is not None else 0
+
+
+def tune_interpreter() -> None:
+    """Configure the garbage collector and the switching of threads, once everything is loaded."""
+    gc.collect()
+    gc.set_threshold(_GC_THRESHOLD)
+    gc.freeze()  # objects loaded so far live as long as the process; the collector need not scan them again
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+
+
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return the factory of the event loops that uvicorn uses; None for asyncio's default."""
+    return uvicorn.Config(FastAPI(), log_config=None).get_loop_factory()
+
+
+def _create_server(
+    state: AppState, sockets: list[socket.socket], management: ManagementServer | None
+) -> InferenceServer | MainProcess:
+    backend = state.backend
+    if isinstance(backend, LocalBackend) and backend.workers:
+        listeners = sockets_for_workers(sockets, backend.workers)
+        return MainProcess(state, listeners, management=management, watchdog=True)
+    return InferenceServer(state, uvicorn_config(state), management=management, watchdog=True)
 
 
 def _connection_limit(requested: int) -> int:

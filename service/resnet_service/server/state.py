@@ -2,9 +2,8 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final, cast
 
@@ -12,41 +11,29 @@ import structlog
 from fastapi import Depends, Request
 
 from resnet_service.devices import choose_devices
+from resnet_service.images import Preprocessing
 from resnet_service.images.sandbox import RestartReason, Sandbox
 from resnet_service.inference.engine import Engine
 from resnet_service.inference.image_decoder import ImageDecoder
+from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
 from resnet_service.models import load_model
 from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.selection import create_runtimes
 from resnet_service.server.auth import APIKeys
+from resnet_service.server.backend import Backend
 from resnet_service.server.engine_manager import EngineManager
+from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.uploads import UploadMemory
 from resnet_service.settings import Settings
 from resnet_service.tracing import RequestTracer
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
-
-class Heartbeat:
-    """When the event loop of the main port last ran. All methods may be called from any thread."""
-
-    def __init__(self) -> None:
-        self._beat_at: float | None = None
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the last `beat`; 0 before the first one and after `stop`."""
-        beat_at = self._beat_at
-        return 0.0 if beat_at is None else time.monotonic() - beat_at
-
-    def beat(self) -> None:
-        """Record that the event loop runs."""
-        self._beat_at = time.monotonic()
-
-    def stop(self) -> None:
-        """End the supervision of the event loop."""
-        self._beat_at = None
+_MAX_SMALL_HOST: Final = 4
+"""Cores up to which a host without a GPU has one process."""
+_MAX_AUTO_WORKERS: Final = 16
+"""The main process can serve no more: see docs/scaling.md."""
 
 
 @dataclass(eq=False)
@@ -54,43 +41,21 @@ class AppState:
     """Everything that requests share, from the start of the process to its end; see `build_app_state`.
 
     settings: the configuration, which never changes.
-    engines: the engine that serves requests, and its replacement by `reload`.
+    backend: the model that is served, its devices, and the API keys.
     metrics: the Prometheus metrics of this application.
-    api_keys: the API keys; `reload` replaces them.
     upload_memory: the bytes of request bodies that are in memory.
     tracer: exports spans of requests; None if tracing is off.
-    bench_lock: held while a benchmark runs, because two would measure each other.
-    heartbeat: tells the management port whether the event loop of the main port runs.
     """
 
     settings: Settings
-    engines: EngineManager
+    backend: Backend
     metrics: Metrics
-    api_keys: APIKeys
     upload_memory: UploadMemory
     tracer: RequestTracer | None = None
-    bench_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    heartbeat: Heartbeat = field(default_factory=Heartbeat)
-
-    @property
-    def engine(self) -> Engine:
-        """The current engine; to run images on it, use `engines.acquire`, which keeps it open."""
-        return self.engines.current
-
-    async def reload(self) -> None:
-        """Load the model and read the API keys again, and replace both after the warm-up.
-
-        May be called on any event loop. Raises ReloadError, which leaves both unchanged, and Conflict if a
-        reload is running.
-        """
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._reload(), self.engines.loop))
-
-    async def _reload(self) -> None:
-        self.api_keys = await self.engines.reload(partial(APIKeys.from_settings, self.settings))
 
     async def close(self, timeout_s: float) -> None:
-        """Close all engines, as `Engine.close` does, and export the last spans."""
-        await self.engines.close(timeout_s)
+        """Close the backend, as `Backend.close` does, and export the last spans."""
+        await self.backend.close(timeout_s)
         if self.tracer is not None:
             await asyncio.to_thread(self.tracer.close)
 
@@ -107,13 +72,28 @@ def build_app_state(
     api_keys = APIKeys.from_settings(settings)
     metrics = Metrics()
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6))
-    metrics.upload_bytes.set_function(lambda: upload_memory.used)
+    metrics.report(metrics.upload_bytes, lambda: upload_memory.used)
     metrics.queue_wait_limit.set(settings.max_queue_wait_s)
     engines = EngineManager(
         partial(_create_engine, settings, metrics, wrap_runtime), settings.drain_timeout_s
     )
+    backend = LocalBackend(settings, engines, metrics, api_keys, count_workers(settings))
     tracer = RequestTracer(settings.traces_url) if settings.traces_url else None
-    return AppState(settings, engines, metrics, api_keys, upload_memory, tracer)
+    return AppState(settings, backend, metrics, upload_memory, tracer)
+
+
+def count_workers(settings: Settings) -> int:
+    """Return the number of HTTP workers; 0 if this process does everything.
+
+    By default, with a GPU as many as leave two cores to the main process, which runs the device, and its
+    copies. On a CPU the network itself needs most cores: one worker for each four, and none on small hosts.
+    """
+    if settings.workers != "auto":
+        return settings.workers
+    cores = available_cpus()
+    if any(device.type != "cpu" for device in choose_devices(settings.device)):
+        return min(_MAX_AUTO_WORKERS, max(0, cores - 2))
+    return cores // 4 if cores > _MAX_SMALL_HOST else 0
 
 
 def _create_engine(
@@ -140,19 +120,24 @@ def _create_engine(
         max_queue=settings.max_queue or math.inf,
         max_queue_wait_s=settings.max_queue_wait_s,
         max_wait_s=settings.max_wait_ms / 1e3,
-        decoder=ImageDecoder(
-            model.preprocessing,
-            int(settings.max_megapixels * 1e6),
-            metrics,
-            threads=settings.decode_threads,
-            sandbox=Sandbox(
-                settings.sandbox_processes,
-                memory_bytes=int(settings.sandbox_memory_mb * 1e6),
-                timeout_s=settings.sandbox_timeout_s,
-                on_restart=partial(_record_restart, metrics),
-            ),
-        ),
+        decoder=create_decoder(settings, metrics, model.preprocessing),
         stall_timeout_s=settings.stall_timeout_s,
+    )
+
+
+def create_decoder(settings: Settings, metrics: Metrics, preprocessing: Preprocessing) -> ImageDecoder:
+    """Create the decoder for a model with this preprocessing."""
+    return ImageDecoder(
+        preprocessing,
+        int(settings.max_megapixels * 1e6),
+        metrics,
+        threads=settings.decode_threads,
+        sandbox=Sandbox(
+            settings.sandbox_processes,
+            memory_bytes=int(settings.sandbox_memory_mb * 1e6),
+            timeout_s=settings.sandbox_timeout_s,
+            on_restart=partial(_record_restart, metrics),
+        ),
     )
 
 

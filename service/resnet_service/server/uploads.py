@@ -7,17 +7,16 @@ responds with plain text instead of a problem.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableSequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from resnet_service.batching import Reservation
 from resnet_service.errors import (
     InvalidRequestError,
     OverloadedError,
@@ -26,6 +25,7 @@ from resnet_service.errors import (
     UnsupportedMediaType,
 )
 from resnet_service.inference.request_timing import RequestTiming
+from resnet_service.inference.served_model import ImageReservation
 from resnet_service.settings import Settings
 
 Result = TypeVar("Result")
@@ -43,11 +43,33 @@ FIELD: Final = "file"
 
 
 class UploadMemory:
-    """The bytes of the request bodies in memory, over all requests: `used`, at most `limit`."""
+    """The bytes of the request bodies in memory: at most `limit`, over all requests of all processes.
 
-    def __init__(self, limit: int) -> None:
+    Each process has a counter in `counters`, which may be shared memory, and `index` is that of this one. Two
+    processes that add at the same time can exceed the limit by one read of a socket.
+    """
+
+    def __init__(
+        self, limit: int, counters: "MutableSequence[int] | memoryview[int] | None" = None, index: int = 0
+    ) -> None:
         self.limit = limit
-        self.used = 0
+        self._counters = [0] if counters is None else counters
+        self._index = index
+
+    @property
+    def used(self) -> int:
+        """The bytes that this process has in memory."""
+        return self._counters[self._index]
+
+    def add(self, size: int) -> None:
+        """Add `size` bytes; raises OverloadedError if all requests together would exceed the limit."""
+        if sum(self._counters) + size > self.limit:
+            raise OverloadedError(f"upload memory limit reached ({self.limit:,} bytes)", "memory", 1.0)
+        self._counters[self._index] += size
+
+    def remove(self, size: int) -> None:
+        """Remove `size` bytes."""
+        self._counters[self._index] -= size
 
     def account(self) -> "UploadAccount":
         """Return the account of one request."""
@@ -65,14 +87,11 @@ class UploadAccount:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._memory.used -= self.used
+        self._memory.remove(self.used)
 
     def acquire(self, size: int) -> None:
-        """Add `size` bytes; raises OverloadedError if all requests together would exceed the limit."""
-        memory = self._memory
-        if memory.used + size > memory.limit:
-            raise OverloadedError(f"upload memory limit reached ({memory.limit:,} bytes)", "memory", 1.0)
-        memory.used += size
+        """Add `size` bytes. Raises what `UploadMemory.add` raises."""
+        self._memory.add(size)
         self.used += size
 
 
@@ -99,7 +118,7 @@ class Upload:
         request: Request,
         settings: Settings,
         account: UploadAccount,
-        reservation: Reservation[Any, Any],
+        reservation: ImageReservation,
     ) -> None:
         self._request = request
         self._account = account

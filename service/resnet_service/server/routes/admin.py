@@ -2,16 +2,12 @@
 
 from typing import Annotated, Final
 
-import torch
-import torchvision
 from fastapi import APIRouter, HTTPException, Query, Request, Security
 from fastapi.responses import RedirectResponse
 
-from resnet_service import __version__, errors
-from resnet_service.benchmark.timing import WARMUP_BATCHES, time_batches
-from resnet_service.images import FORMATS
-from resnet_service.machine import hardware_info
-from resnet_service.schemas import BenchResponse, InfoResponse, RequestLimits
+from resnet_service import errors
+from resnet_service.benchmark.timing import WARMUP_BATCHES
+from resnet_service.schemas import BenchResponse, InfoResponse
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses
 from resnet_service.server.state import AppState, StateDep
@@ -37,30 +33,7 @@ async def root(request: Request, state: StateDep) -> RedirectResponse:
 )
 async def info(state: Annotated[AppState, Security(api_key_auth, scopes=["predict"])]) -> InfoResponse:
     """Return the loaded model, the device, the versions, the machine and the request limits."""
-    model, runtime, settings = state.engine.model, state.engine.runtimes[0], state.settings
-    return InfoResponse(
-        model=model.name,
-        source=model.source,
-        labels=len(model.labels),
-        input_size=model.preprocessing.crop,
-        device=state.engine.devices,
-        precision=runtime.precision,
-        runtime=runtime.name,
-        streams=len(state.engine.runtimes),
-        version=__version__,
-        versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
-        hardware=hardware_info(),
-        limits=RequestLimits(
-            max_upload_bytes=int(settings.max_upload_mb * 1e6),
-            max_pixels=int(settings.max_megapixels * 1e6),
-            max_images_per_request=settings.max_images_per_request,
-            max_batch=state.engine.max_batch,
-            max_queue=settings.max_queue,
-            max_queue_wait_s=settings.max_queue_wait_s,
-            request_timeout_s=settings.request_timeout_s,
-            formats=list(FORMATS),
-        ),
-    )
+    return await state.backend.info()
 
 
 @router.get(
@@ -86,31 +59,14 @@ async def bench(
 
     Only one benchmark can run at a time; another one gets 409.
     """
-    sizes = _batch_sizes(batch_sizes, state.engine.max_batch)
+    sizes = _batch_sizes(batch_sizes, state.backend.served_model.max_batch)
     image_count = sum(sizes) * (iterations + WARMUP_BATCHES)
     if image_count > state.settings.bench_max_images:
         raise errors.InvalidRequestError(
             f"the benchmark would run {image_count} images, the limit is {state.settings.bench_max_images}; "
             "reduce iterations or batch_sizes"
         )
-    with state.engines.acquire() as engine:
-        if not engine.is_ready:
-            raise errors.ServiceUnavailable("the service is warming up, draining or has failed")
-        if state.bench_lock.locked():
-            raise errors.Conflict("a benchmark is already running")
-        async with state.bench_lock:
-            rows = await cancel_on_disconnect(
-                request, time_batches(engine.run_benchmark_batch, sizes, iterations)
-            )
-    runtime = engine.runtimes[0]
-    return BenchResponse(
-        model=engine.model.name,
-        device=runtime.device,
-        precision=runtime.precision,
-        runtime=runtime.name,
-        hardware=hardware_info(),
-        rows=rows,
-    )
+    return await cancel_on_disconnect(request, state.backend.benchmark(sizes, iterations))
 
 
 def _batch_sizes(text: str | None, max_batch: int) -> list[int]:

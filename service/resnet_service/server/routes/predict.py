@@ -6,8 +6,8 @@ from fastapi import APIRouter, Query, Request, Security
 from fastapi.responses import Response
 
 from resnet_service import errors
-from resnet_service.inference.engine import Engine, EngineReservation
 from resnet_service.inference.request_timing import RequestTiming
+from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.schemas import BatchPredictItem, BatchPredictResponse, PredictResponse, StageTimings
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.concurrency import map_concurrently
@@ -69,18 +69,18 @@ async def predict(request: Request, state: Authorized, top_k: TopKParam = None) 
     `heif`. EXIF orientation is applied.
     """
     settings, timing = state.settings, request_timing(request)
-    async with state.engines.admit(settings.request_timeout_s) as (engine, reservation):
+    async with state.backend.admit(settings.request_timeout_s) as (served, reservation):
         with state.upload_memory.account() as account:
             images = await Upload(request, settings, account, reservation).images()
             if len(images) > 1:
                 raise errors.InvalidRequestError(f"expected one image, got {len(images)}; use /predict/batch")
-            classes = engine.top_k(top_k, settings.top_k)
-            work = engine.classify(images[0].data, classes, reservation, timing)
+            classes = served.top_k(top_k, settings.top_k)
+            work = served.classify(images[0].data, classes, reservation, timing)
             result = await cancel_on_disconnect(request, work)
             return _json(
                 PredictResponse(
-                    predictions=list(result.predictions(engine.model.labels)),
-                    model=engine.model.name,
+                    predictions=list(result.predictions(served.model.labels)),
+                    model=served.model.name,
                     device=result.device,
                     timing_ms=_timings(timing),
                 )
@@ -113,22 +113,24 @@ async def predict_batch(request: Request, state: Authorized, top_k: TopKParam = 
     service itself fails for all images, because it is overloaded for example, the response has that status.
     """
     settings, timing = state.settings, request_timing(request)
-    async with state.engines.admit(settings.request_timeout_s) as (engine, reservation):
+    async with state.backend.admit(settings.request_timeout_s) as (served, reservation):
         with state.upload_memory.account() as account:
             images = await Upload(request, settings, account, reservation).images()
-            classes = engine.top_k(top_k, settings.top_k)
-            work = _classify_all(engine, images, classes, reservation, timing)
+            classes = served.top_k(top_k, settings.top_k)
+            work = _classify_all(served, images, classes, reservation, timing)
             results = await cancel_on_disconnect(request, work)
             return _json(
-                BatchPredictResponse(results=results, model=engine.model.name, device=engine.devices)
+                BatchPredictResponse(
+                    results=results, model=served.model.name, device=served.placement.devices
+                )
             )
 
 
 async def _classify_all(
-    engine: Engine,
+    served: ServedModel,
     images: list[UploadedFile],
     top_k: int,
-    reservation: EngineReservation,
+    reservation: ImageReservation,
     timing: RequestTiming,
 ) -> list[BatchPredictItem]:
     """Classify all images of a request, which share its deadline.
@@ -140,17 +142,17 @@ async def _classify_all(
     async def classify(image: UploadedFile) -> BatchPredictItem:
         image_timing = timing.image()
         try:
-            result = await engine.classify(image.data, top_k, reservation, image_timing)
+            result = await served.classify(image.data, top_k, reservation, image_timing)
         except errors.ServiceError as error:
             failures.append(error)
             return BatchPredictItem(filename=image.filename, error=to_problem(error))
         return BatchPredictItem(
             filename=image.filename,
-            predictions=list(result.predictions(engine.model.labels)),
+            predictions=list(result.predictions(served.model.labels)),
             timing_ms=_timings(image_timing),
         )
 
-    items = await map_concurrently(classify, images, engine.max_batch)
+    items = await map_concurrently(classify, images, served.max_batch)
     if len(failures) == len(images) and all(isinstance(error, _SERVICE_ERRORS) for error in failures):
         raise failures[0]
     return items

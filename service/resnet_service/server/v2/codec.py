@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from resnet_service.errors import InvalidRequestError, PayloadTooLarge
 from resnet_service.images import Crop
-from resnet_service.models import Model
+from resnet_service.models import ModelDescription
 from resnet_service.runtimes import TopKResult
 from resnet_service.server.v2 import schemas, tensors
 from resnet_service.server.v2.schemas import (
@@ -54,7 +54,9 @@ class ParsedRequest:
     parameters: RequestParameters
 
 
-def parse_request(body: bytearray, json_length: int | None, model: Model, max_images: int) -> ParsedRequest:
+def parse_request(
+    body: bytearray, json_length: int | None, model: ModelDescription, max_images: int
+) -> ParsedRequest:
     """Parse a body of `json_length` bytes of JSON and binary data after them; None if all of it is JSON.
 
     Raises InvalidRequestError if the request does not match the protocol or the model, and PayloadTooLarge if
@@ -74,7 +76,7 @@ def parse_request(body: bytearray, json_length: int | None, model: Model, max_im
     return ParsedRequest(request.id, tensor.name, images, outputs, request.parameters)
 
 
-def required_top_k(request: ParsedRequest, model: Model, top_k: int) -> int:
+def required_top_k(request: ParsedRequest, model: ModelDescription, top_k: int) -> int:
     """Return how many top classes of each image the outputs need; `top_k` is the number requested."""
     return max(
         _probability_count(output, model) if output.name == schemas.PROBABILITIES_OUTPUT else top_k
@@ -83,7 +85,7 @@ def required_top_k(request: ParsedRequest, model: Model, top_k: int) -> int:
 
 
 def encode_response(
-    request: ParsedRequest, model: Model, top_k: int, results: Sequence[TopKResult]
+    request: ParsedRequest, model: ModelDescription, top_k: int, results: Sequence[TopKResult]
 ) -> tuple[bytes, int | None]:
     """Return the body of the response and the length of its JSON; None if all of it is JSON.
 
@@ -133,7 +135,7 @@ def _parse_json(data: bytearray) -> InferRequest:
         raise InvalidRequestError(f"invalid JSON: {error}") from error
 
 
-def _validate_outputs(request: InferRequest, model: Model) -> Sequence[RequestOutput]:
+def _validate_outputs(request: InferRequest, model: ModelDescription) -> Sequence[RequestOutput]:
     """Return the requested outputs, or all of them if the request names none."""
     available = schemas.output_tensors(model)
     if not request.outputs:
@@ -153,7 +155,7 @@ def _validate_outputs(request: InferRequest, model: Model) -> Sequence[RequestOu
     return request.outputs
 
 
-def _validate_input(request: InferRequest, model: Model, max_images: int) -> RequestInput:
+def _validate_input(request: InferRequest, model: ModelDescription, max_images: int) -> RequestInput:
     """Return the only input, whose name, datatype and shape the model accepts."""
     available = schemas.input_tensors(model)
     if len(request.inputs) != 1:
@@ -177,7 +179,7 @@ def _validate_input(request: InferRequest, model: Model, max_images: int) -> Req
     return tensor
 
 
-def _parse_images(tensor: RequestInput, binary: memoryview, model: Model) -> Sequence[ImageInput]:
+def _parse_images(tensor: RequestInput, binary: memoryview, model: ModelDescription) -> Sequence[ImageInput]:
     size = tensor.parameters.binary_data_size
     if (size or 0) != len(binary):
         raise InvalidRequestError(f"binary_data_size is {size or 0}, but {len(binary)} bytes follow the JSON")
@@ -196,12 +198,14 @@ def _parse_images(tensor: RequestInput, binary: memoryview, model: Model) -> Seq
     return [partial(model.preprocessing.denormalize, row) for row in rows]
 
 
-def _probability_count(output: RequestOutput, model: Model) -> int:
+def _probability_count(output: RequestOutput, model: ModelDescription) -> int:
     """Return how many classes the `probabilities` output has: all, or the number for classification."""
     return min(output.parameters.classification or len(model.labels), len(model.labels))
 
 
-def _output_values(output: RequestOutput, model: Model, top_k: int, top: TopKResult) -> npt.NDArray[Any]:
+def _output_values(
+    output: RequestOutput, model: ModelDescription, top_k: int, top: TopKResult
+) -> npt.NDArray[Any]:
     ids, probabilities = top.class_ids[:, :top_k], top.probabilities[:, :top_k]
     if output.name == schemas.CLASS_ID_OUTPUT:
         return ids

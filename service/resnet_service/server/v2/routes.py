@@ -8,8 +8,8 @@ from fastapi.exceptions import HTTPException
 from fastapi.responses import Response
 
 from resnet_service import __version__, errors
-from resnet_service.inference.engine import Engine, EngineReservation
 from resnet_service.inference.request_timing import RequestTiming
+from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.runtimes import TopKResult
 from resnet_service.schemas import V2Error
 from resnet_service.server.auth import api_key_auth
@@ -65,7 +65,7 @@ Authorized = Annotated[AppState, Security(api_key_auth, scopes=["predict"])]
 
 
 async def _check_model(name: str, state: Authorized) -> AppState:
-    model = state.engine.model.name
+    model = state.backend.served_model.model.name
     if name != model:
         raise HTTPException(404, f"unknown model {name[:50]!r}; the server has {model!r}")
     return state
@@ -125,11 +125,12 @@ async def ready(state: StateDep) -> ServerReady:
 )
 async def model_metadata(state: ModelDep) -> ModelMetadata:
     """Return the inputs and outputs of the model. A request has exactly one of the inputs."""
-    model, runtime = state.engine.model, state.engine.runtimes[0]
+    served = state.backend.served_model
+    model, placement = served.model, served.placement
     return ModelMetadata(
         name=model.name,
         versions=[schemas.MODEL_VERSION],
-        platform=f"{runtime.name}_{runtime.precision}",
+        platform=f"{placement.runtime}_{placement.precision}",
         inputs=list(schemas.input_tensors(model).values()),
         outputs=list(schemas.output_tensors(model).values()),
     )
@@ -151,7 +152,7 @@ async def model_metadata(state: ModelDep) -> ModelMetadata:
 async def model_ready(state: ModelDep) -> ModelReady:
     """Return whether the model is ready for requests, with the same condition and status as /readyz."""
     await management.readyz(state)
-    return ModelReady(name=state.engine.model.name, ready=True)
+    return ModelReady(name=state.backend.served_model.model.name, ready=True)
 
 
 _BINARY_BODY: Final = {_BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}
@@ -200,10 +201,10 @@ async def infer(request: Request, state: ModelDep) -> Response:
             f"unsupported Content-Encoding {encoding[:50]!r}; send the body as is"
         )
     settings = state.settings
-    async with state.engines.admit(settings.request_timeout_s) as (engine, reservation):
+    async with state.backend.admit(settings.request_timeout_s) as (served, reservation):
         with state.upload_memory.account() as account:
             body = await Upload(request, settings, account, reservation).body()
-            work = _infer(settings, engine, reservation, request_timing(request), body, json_length)
+            work = _infer(settings, served, reservation, request_timing(request), body, json_length)
             content, content_json_length = await cancel_on_disconnect(request, work)
     if content_json_length is None:
         return Response(content, media_type="application/json")
@@ -224,8 +225,8 @@ def _json_length(request: Request) -> int | None:
 
 async def _infer(
     settings: Settings,
-    engine: Engine,
-    reservation: EngineReservation,
+    served: ServedModel,
+    reservation: ImageReservation,
     timing: RequestTiming,
     body: bytearray,
     json_length: int | None,
@@ -233,26 +234,30 @@ async def _infer(
     """Return the body of the response and the length of its JSON; None if all of it is JSON."""
     deadline, limit = reservation.deadline, settings.max_images_per_request
     is_long = (len(body) if json_length is None else json_length) > _MAX_INLINE_JSON_BYTES
-    parsed = await _call(is_long, engine, deadline, parse_request, body, json_length, engine.model, limit)
-    top_k = engine.top_k(parsed.parameters.top_k, settings.top_k)
-    classes = required_top_k(parsed, engine.model, top_k)
+    parsed = await _call(is_long, served, deadline, parse_request, body, json_length, served.model, limit)
+    top_k = served.top_k(parsed.parameters.top_k, settings.top_k)
+    classes = required_top_k(parsed, served.model, top_k)
 
     async def classify(indexed_image: tuple[int, ImageInput]) -> TopKResult:
         index, image = indexed_image
         try:
             if isinstance(image, bytes):
-                return await engine.classify(image, classes, reservation, timing.image())
-            return await engine.classify_crop(image, classes, reservation, timing.image())
+                return await served.classify(image, classes, reservation, timing.image())
+            return await served.classify_crop(image, classes, reservation, timing.image())
         except _IMAGE_ERRORS as error:
             raise type(error)(f"{parsed.input_name}[{index}]: {error}") from error
 
-    results = await map_concurrently(classify, list(enumerate(parsed.images)), engine.max_batch)
+    results = await map_concurrently(classify, list(enumerate(parsed.images)), served.max_batch)
     is_large = len(results) * classes > _MAX_INLINE_CLASSES
-    return await _call(is_large, engine, deadline, encode_response, parsed, engine.model, top_k, results)
+    return await _call(is_large, served, deadline, encode_response, parsed, served.model, top_k, results)
 
 
 async def _call(
-    is_slow: bool, engine: Engine, deadline: float | None, function: Callable[..., Value], *arguments: object
+    is_slow: bool,
+    served: ServedModel,
+    deadline: float | None,
+    function: Callable[..., Value],
+    *arguments: object,
 ) -> Value:
     """Call `function`; a slow one runs in a decoding thread."""
-    return await engine.decoder.run(deadline, function, *arguments) if is_slow else function(*arguments)
+    return await served.decoder.run(deadline, function, *arguments) if is_slow else function(*arguments)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
-from resnet_service.models import Model
+from resnet_service.models import ModelDescription
 
 MODEL_VERSION: Final = "1"
 """The only version of a model."""
@@ -176,7 +176,7 @@ class ModelReady(_Message):
     ready: bool
 
 
-def input_tensors(model: Model) -> dict[str, TensorMetadata]:
+def input_tensors(model: ModelDescription) -> dict[str, TensorMetadata]:
     """Return the model's inputs by name; a request contains exactly one of them."""
     side = model.preprocessing.crop
     images = "encoded image files, such as JPEG or PNG; base64 in JSON"
@@ -197,7 +197,7 @@ def input_tensors(model: Model) -> dict[str, TensorMetadata]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def output_tensors(model: Model) -> dict[str, TensorMetadata]:
+def output_tensors(model: ModelDescription) -> dict[str, TensorMetadata]:
     """Return the model's outputs by name: the probabilities of all classes by index, and the top classes."""
     tensors = (
         TensorMetadata(name=PROBABILITIES_OUTPUT, datatype="FP32", shape=[-1, len(model.labels)]),

@@ -1,0 +1,69 @@
+"""The payloads of frames: operations that a worker asks the main process for, updates, and errors."""
+
+import json
+import pickle
+from dataclasses import dataclass
+from typing import Any, cast
+
+from resnet_service.errors import ServiceError
+from resnet_service.inference.served_model import Placement
+from resnet_service.models import ModelDescription
+from resnet_service.server.auth import APIKeys
+from resnet_service.server.local_backend import LocalBackend
+from resnet_service.server.workers.shared_memory import SlotLayout
+
+
+@dataclass(frozen=True)
+class ModelUpdate:
+    """What a worker needs to serve a model: sent at the start and after each reload.
+
+    `generation` numbers the models that the main process has loaded.
+    """
+
+    generation: int
+    model: ModelDescription
+    placement: Placement
+    max_batch: int
+    slots: SlotLayout
+    api_keys: APIKeys
+
+
+def encode_call(name: str, *arguments: Any) -> bytes:
+    """Return the payload of a call."""
+    return json.dumps([name, *arguments]).encode()
+
+
+async def answer_call(backend: LocalBackend, payload: bytes) -> object:
+    """Run the operation that a worker asks for, and return its result. Raises the errors of `Backend`."""
+    name, *arguments = json.loads(payload)
+    match name:
+        case "check_alive":
+            await backend.check_alive()
+        case "check_ready":
+            await backend.check_ready()
+        case "info":
+            return await backend.info()
+        case "benchmark":
+            return await backend.benchmark(*arguments)
+        case "render_metrics":
+            return await backend.render_metrics(*arguments)
+        case "reload":
+            await backend.reload()
+        case "count_request":
+            key = backend.api_keys.find(bytes.fromhex(arguments[0]))
+            if key is not None:
+                await backend.count_request(key)
+        case _:
+            raise ValueError(f"unknown call {name!r}")
+    return None
+
+
+def encode_error(error: BaseException) -> bytes:
+    """Return the payload of a FAILED frame."""
+    kept = error if isinstance(error, ServiceError) else RuntimeError(f"error in the main process: {error!r}")
+    return pickle.dumps(kept)
+
+
+def decode_error(payload: bytes) -> Exception:
+    """Return the error of a FAILED frame."""
+    return cast(Exception, pickle.loads(payload))  # noqa: S301 - from the main process

@@ -1,0 +1,100 @@
+"""The program of an HTTP worker: `python -m resnet_service.server.workers.process`, started by `supervisor`.
+
+Standard input has a pickled `WorkerConfig`. The worker ends with status 0 after a drain, and with status 1 as
+soon as the main process has ended.
+"""
+
+import asyncio
+import faulthandler
+import pickle
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+
+from resnet_service.log_config import configure_logging
+from resnet_service.malloc import limit_malloc_arenas
+from resnet_service.settings import Settings
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker gets from the main process: settings, its index, and inherited file descriptors.
+
+    `settings` are the worker's share of the limits; `channel_fd` is its Unix socket, `listener_fds` are bound
+    sockets, and `memory_fd` is the shared memory.
+    """
+
+    settings: Settings
+    index: int
+    channel_fd: int
+    listener_fds: tuple[int, ...]
+    memory_fd: int
+
+
+def main() -> None:
+    """Run a worker until the main process ends it."""
+    config: WorkerConfig = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the main process
+    limit_malloc_arenas()  # before the imports below start threads
+    configure_logging(config.settings.log_level, config.settings.log_format)
+    faulthandler.enable()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the main process reloads
+    from resnet_service.server.run import event_loop_factory, tune_interpreter
+
+    tune_interpreter()
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+        runner.run(_serve(config))
+
+
+async def _serve(config: WorkerConfig) -> None:
+    from resnet_service.metrics import Metrics
+    from resnet_service.server.run import uvicorn_config
+    from resnet_service.server.state import AppState, create_decoder
+    from resnet_service.server.uploads import UploadMemory
+    from resnet_service.server.uvicorn_server import InferenceServer, exit_immediately
+    from resnet_service.server.workers.remote_backend import RemoteBackend
+    from resnet_service.server.workers.shared_memory import SharedMemory
+    from resnet_service.tracing import RequestTracer
+
+    server: InferenceServer | None = None
+
+    def drain() -> None:
+        if server is None:  # not one request was accepted
+            exit_immediately()
+        server.should_exit = True
+
+    def end() -> None:
+        if server is None or not server.should_exit:
+            _log.error("main_process_ended")
+        exit_immediately()
+
+    settings = config.settings
+    metrics = Metrics(in_worker=True)
+    memory = SharedMemory(config.memory_fd)
+    upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6), memory.counters, config.index)
+    metrics.report(metrics.upload_bytes, lambda: upload_memory.used)
+    backend = RemoteBackend(
+        partial(create_decoder, settings, metrics),
+        metrics,
+        config.memory_fd,
+        stall_timeout_s=settings.stall_timeout_s,
+        on_drain=drain,
+        on_lost=end,
+    )
+    channel = socket.socket(fileno=config.channel_fd)
+    await asyncio.get_running_loop().create_unix_connection(lambda: backend.channel, sock=channel)
+    await backend.updated.wait()
+    tracer = RequestTracer(settings.traces_url) if settings.traces_url else None
+    state = AppState(settings, backend, metrics, upload_memory, tracer)
+    server = InferenceServer(state, uvicorn_config(state), watchdog=True, on_listening=backend.report_ready)
+    await server.serve([socket.socket(fileno=fd) for fd in config.listener_fds])
+
+
+if __name__ == "__main__":
+    main()

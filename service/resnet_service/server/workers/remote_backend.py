@@ -1,0 +1,252 @@
+"""The backend in an HTTP worker: the main process has the devices."""
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, cast
+
+import structlog
+
+from resnet_service.errors import ServiceUnavailable
+from resnet_service.images import Preprocessing
+from resnet_service.inference.image_decoder import ImageDecoder
+from resnet_service.inference.served_model import ImageReservation, ServedModel
+from resnet_service.metrics import Metrics
+from resnet_service.schemas import BenchResponse, InfoResponse
+from resnet_service.server.auth import APIKey, APIKeys
+from resnet_service.server.backend import Admission
+from resnet_service.server.heartbeat import Heartbeat
+from resnet_service.server.workers.calls import ModelUpdate, decode_error, encode_call
+from resnet_service.server.workers.frames import Frame, FrameChannel, Kind
+from resnet_service.server.workers.remote_reservation import RemoteReservation, RunningImages, SlotPool
+from resnet_service.server.workers.shared_memory import Slots
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
+
+_HEALTH_TIMEOUT_S: Final = 5.0
+"""Time of the main process to answer a probe; its event loop has no step of more than milliseconds."""
+
+
+class RemoteBackend:
+    """Implements `Backend` by asking the main process; see there for the methods."""
+
+    def __init__(
+        self,
+        create_decoder: Callable[[Preprocessing], ImageDecoder],
+        metrics: Metrics,
+        memory_fd: int,
+        *,
+        stall_timeout_s: float,
+        on_drain: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        """Create the backend on the running event loop; `channel` is the protocol for its socket.
+
+        `on_drain` is called when the worker has to finish, `on_lost` when the main process has ended.
+        """
+        self.heartbeat = Heartbeat()
+        self.updated = asyncio.Event()
+        """Set once there is a model to serve."""
+        self.channel = FrameChannel(self._receive, on_lost)
+        self._create_decoder = create_decoder
+        self._metrics = metrics
+        self._memory_fd = memory_fd
+        self._stall_timeout_s = stall_timeout_s
+        self._on_drain = on_drain
+        self._closing = self._is_draining = False
+        self._tokens = 0
+        self._pending: dict[int, asyncio.Future[Frame]] = {}
+        self._models: dict[int, tuple[ServedModel, RunningImages]] = {}
+        self._images: dict[int, RunningImages] = {}  # by token
+        self._slot_pools: dict[int, SlotPool] = {}  # by offset: models of the same size share their slots
+        self._replaced: set[asyncio.Task[None]] = set()
+        self._api_keys: APIKeys
+        self._generation = 0
+
+    @property
+    def served_model(self) -> ServedModel:
+        """See `Backend`."""
+        return self._models[self._generation][0]
+
+    @property
+    def api_keys(self) -> APIKeys:
+        """See `Backend`."""
+        return self._api_keys
+
+    @property
+    def fatal_error(self) -> BaseException | None:
+        """See `Backend`: without the main process, the worker ends at once."""
+        return None
+
+    @property
+    def is_hung(self) -> bool:
+        """See `Backend`."""
+        return self._oldest_decode_s > 2 * self._stall_timeout_s
+
+    @property
+    def _oldest_decode_s(self) -> float:
+        return max(served.decoder.threads.oldest_call_age_s for served, _ in self._models.values())
+
+    def admit(self, timeout_s: float) -> Admission:
+        """See `Backend`."""
+        return self._admit(timeout_s)
+
+    @asynccontextmanager
+    async def _admit(self, timeout_s: float) -> AsyncIterator[tuple[ServedModel, ImageReservation]]:
+        if self._closing:
+            raise ServiceUnavailable("the service is shutting down")
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        token = self.new_token()
+        try:
+            answer = await self.ask(Frame(Kind.RESERVE, token=token, a=timeout_s))
+            served, images = self._models[answer.number]
+            images.enter()
+            try:
+                yield served, RemoteReservation(self, images, token, deadline, is_started=answer.slot == 1)
+            finally:
+                images.leave()
+        finally:
+            self.channel.send(Frame(Kind.RELEASE, reservation=token))
+
+    async def check_alive(self) -> None:
+        """See `Backend`: this worker or the main process hangs."""
+        if self._oldest_decode_s > self._stall_timeout_s:
+            raise ServiceUnavailable("the decoding of a JPEG exceeds the stall timeout")
+        await self._check("check_alive")
+
+    async def check_ready(self) -> None:
+        """See `Backend`."""
+        if self._is_draining:
+            raise ServiceUnavailable("the service is warming up, draining or has failed")
+        await self._check("check_ready")
+
+    async def count_request(self, key: APIKey) -> None:
+        """See `Backend`."""
+        await self._call("count_request", key.digest.hex())
+
+    async def info(self) -> InfoResponse:
+        """See `Backend`."""
+        return cast(InfoResponse, await self._call("info"))
+
+    async def benchmark(self, batch_sizes: list[int], iterations: int) -> BenchResponse:
+        """See `Backend`."""
+        return cast(BenchResponse, await self._call("benchmark", batch_sizes, iterations))
+
+    async def render_metrics(self, accept: str) -> tuple[bytes, str]:
+        """See `Backend`: the metrics of all processes."""
+        return cast(tuple[bytes, str], await self._call("render_metrics", accept))
+
+    async def reload(self) -> None:
+        """See `Backend`."""
+        await self._call("reload")
+
+    def start(self) -> None:
+        """Do nothing: the main process has started."""
+
+    def report_ready(self) -> None:
+        """Tell the main process that the worker accepts connections."""
+        self.channel.send(Frame(Kind.READY))
+
+    async def wait_until_warm(self) -> None:
+        """Return at once: the main process warms up."""
+
+    def begin_drain(self) -> None:
+        """See `Backend`."""
+        self._is_draining = True
+
+    async def close(self, timeout_s: float) -> None:
+        """See `Backend`."""
+        self._closing = True
+        models = tuple(self._models.values())
+        idle = [asyncio.ensure_future(images.wait_until_idle()) for _, images in models]
+        _, unfinished = await asyncio.wait(idle, timeout=timeout_s)
+        for task in unfinished:
+            task.cancel()
+        error = ServiceUnavailable("the service shut down before the request was finished")
+        for future in tuple(self._pending.values()):
+            if not future.done():
+                future.set_exception(type(error)(*error.args))
+        for _, images in models:
+            images.fail_all(error)
+        await asyncio.gather(*(served.decoder.close(timeout_s) for served, _ in models))
+
+    def new_token(self) -> int:
+        """Return the number of a request to the main process."""
+        self._tokens = self._tokens % 0xFFFF_FFFF + 1
+        return self._tokens
+
+    async def ask(self, frame: Frame) -> Frame:
+        """Send a request, and return the answer. Raises the error of a FAILED answer.
+
+        If the caller is cancelled, so is the request.
+        """
+        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._pending[frame.token] = future
+        self.channel.send(frame)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.channel.send(Frame(Kind.CANCEL, token=frame.token))
+            raise
+        finally:
+            self._pending.pop(frame.token, None)
+
+    def run_image(self, frame: Frame, images: RunningImages) -> None:
+        """Send a RUN, whose answer `images` gets."""
+        self._images[frame.token] = images
+        self.channel.send(frame)
+
+    async def _check(self, name: str) -> None:
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                await self._call(name)
+        except TimeoutError as error:
+            raise ServiceUnavailable("the main process does not respond") from error
+
+    async def _call(self, name: str, *arguments: Any) -> object:
+        payload = encode_call(name, *arguments)
+        answer = await self.ask(Frame(Kind.CALL, token=self.new_token(), payload=payload))
+        return cast(object, pickle.loads(answer.payload))  # noqa: S301 - from the main process
+
+    def _receive(self, frame: Frame) -> None:
+        match frame.kind:
+            case Kind.OK | Kind.FAILED:
+                images = self._images.pop(frame.token, None)
+                if images is not None:
+                    images.finish(frame)
+                    return
+                future = self._pending.get(frame.token)
+                if future is None or future.done():
+                    return
+                if frame.kind == Kind.OK:
+                    future.set_result(frame)
+                else:
+                    future.set_exception(decode_error(frame.payload))
+            case Kind.UPDATE:
+                self._update(pickle.loads(frame.payload))  # noqa: S301 - from the main process
+            case Kind.DRAIN:
+                self._on_drain()
+
+    def _update(self, update: ModelUpdate) -> None:
+        decoder = self._create_decoder(update.model.preprocessing)
+        decoder.bind_metrics()
+        served = ServedModel(update.model, update.placement, update.max_batch, decoder, self._metrics)
+        slots = Slots(self._memory_fd, update.slots, update.model.preprocessing.crop)
+        pool = self._slot_pools.setdefault(update.slots.offset, SlotPool(update.slots.count))
+        images = RunningImages(slots, pool, update.placement.devices.split(","))
+        self._models[update.generation] = (served, images)
+        previous, self._generation = self._generation, update.generation
+        self._api_keys = update.api_keys
+        self.updated.set()
+        if previous:
+            task = asyncio.create_task(self._retire(previous))
+            self._replaced.add(task)
+            task.add_done_callback(self._replaced.discard)
+
+    async def _retire(self, generation: int) -> None:
+        """Close the decoder of a replaced model once no request can use it any more."""
+        served, images = self._models[generation]
+        await images.wait_until_idle()
+        await served.decoder.close(timeout_s=0)
+        del self._models[generation]

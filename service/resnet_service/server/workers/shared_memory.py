@@ -1,0 +1,110 @@
+"""The memory that the main process and its HTTP workers share: crops, results, and counters.
+
+It is a file without a name, so that nothing is left behind, and no size of /dev/shm limits it.
+
+    [one counter of 8 bytes per worker][slots of worker 0][slots of worker 1]...[slots of a larger model]...
+"""
+
+import mmap
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from resnet_service.errors import ServiceError
+from resnet_service.images import Crop
+from resnet_service.runtimes import TopKResult
+
+MAX_WORKERS: Final = 256
+_COUNTER_BYTES: Final = 8
+_COUNTERS_BYTES: Final = MAX_WORKERS * _COUNTER_BYTES
+_ALIGNMENT: Final = mmap.ALLOCATIONGRANULARITY
+_RESULT_BYTES: Final = 12
+"""Per class: its index, int64, and its probability, fp32."""
+
+
+@dataclass(frozen=True)
+class SlotLayout:
+    """Where the slots of one worker lie in the memory: `count` slots of `slot_bytes` bytes from `offset`."""
+
+    offset: int
+    slot_bytes: int
+    count: int
+
+
+class SharedMemory:
+    """The memory of the main process; workers open it by its file descriptor, `fd`."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        """Create the memory, or open that of the main process."""
+        self.fd = _create_file() if fd is None else fd
+        if fd is None:
+            _allocate(self.fd, 0, _ALIGNMENT)
+        self.counters = memoryview(mmap.mmap(self.fd, _ALIGNMENT))[:_COUNTERS_BYTES].cast("Q")
+
+    def allocate(self, slot_bytes: int, count: int) -> int:
+        """Add `count` slots, and return their offset.
+
+        Raises ServiceError if there is not enough memory.
+        """
+        offset = os.fstat(self.fd).st_size
+        size = -(-slot_bytes * count // _ALIGNMENT) * _ALIGNMENT
+        try:
+            _allocate(self.fd, offset, size)
+        except OSError as error:
+            raise ServiceError(
+                f"cannot allocate {size / 1e6:,.0f} MB of memory for the HTTP workers: {error.strerror}; "
+                "reduce --workers or --max-concurrency"
+            ) from error
+        return offset
+
+
+class Slots:
+    """The slots of one worker, mapped into this process. A slot holds a crop, and later its result."""
+
+    def __init__(self, fd: int, layout: SlotLayout, side: int) -> None:
+        """Map the slots, for crops of `side` x `side` pixels."""
+        self.count = layout.count
+        start = layout.offset // _ALIGNMENT * _ALIGNMENT
+        skipped = layout.offset - start
+        memory = mmap.mmap(fd, skipped + layout.slot_bytes * layout.count, offset=start)
+        buffer = np.frombuffer(memory, np.uint8, offset=skipped).reshape(layout.count, layout.slot_bytes)
+        # Views are created once: each takes 1 us.
+        self.crops: list[Crop] = [row[: 3 * side**2].reshape(side, side, 3) for row in buffer]
+        self._buffer = buffer
+
+    def write_result(self, slot: int, result: TopKResult) -> None:
+        """Replace the crop in a slot by the result of one image."""
+        k = len(result.class_ids)
+        row = self._buffer[slot]
+        row[: 8 * k].view(np.int64)[:] = result.class_ids
+        row[8 * k : _RESULT_BYTES * k].view(np.float32)[:] = result.probabilities
+
+    def read_result(self, slot: int, k: int, device: str) -> TopKResult:
+        """Return a copy of the result with `k` classes."""
+        row = self._buffer[slot]
+        ids: npt.NDArray[np.int64] = row[: 8 * k].view(np.int64).copy()
+        probabilities: npt.NDArray[np.float32] = row[8 * k : _RESULT_BYTES * k].view(np.float32).copy()
+        return TopKResult(ids, probabilities, device)
+
+
+def slot_bytes(side: int, classes: int) -> int:
+    """Return the bytes of a slot, for a crop of `side` x `side` pixels and a result of `classes` classes."""
+    return -(-max(3 * side**2, _RESULT_BYTES * classes) // 64) * 64
+
+
+def _create_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("resnet-service")
+    with tempfile.TemporaryFile() as file:  # macOS
+        return os.dup(file.fileno())
+
+
+def _allocate(fd: int, offset: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):  # reports that there is too little memory; a later access would crash
+        os.posix_fallocate(fd, offset, size)
+    else:
+        os.ftruncate(fd, offset + size)

@@ -1,0 +1,234 @@
+"""Start the HTTP workers of the main process, replace those that end, and end them all."""
+
+import asyncio
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from math import ceil
+from pathlib import Path
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from resnet_service.images.sandbox import default_processes
+from resnet_service.inference.engine import Engine
+from resnet_service.machine import available_cpus
+from resnet_service.metrics import Metrics
+from resnet_service.server.local_backend import LocalBackend
+from resnet_service.server.workers import process
+from resnet_service.server.workers.calls import ModelUpdate
+from resnet_service.server.workers.process import WorkerConfig
+from resnet_service.server.workers.process_metrics import AllProcesses, forget_gauges
+from resnet_service.server.workers.shared_memory import SharedMemory, SlotLayout, slot_bytes
+from resnet_service.server.workers.worker_connection import WorkerConnection
+from resnet_service.settings import Settings
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
+
+_MAX_FAILED_STARTS: Final = 5
+"""Times in a row that workers may end before they are ready."""
+_START_TIMEOUT_S: Final = 120.0
+_FIRST_DELAY_S: Final = 0.1
+_MAX_DELAY_S: Final = 10.0
+_STABLE_S: Final = 60.0
+"""A worker that has run for this time is replaced without a delay."""
+_KILL_AFTER_S: Final = 2.0
+"""Time after the drain timeout at which a worker that still runs is killed."""
+_SLOTS_PER_PERMIT: Final = 1.5
+"""Requests with several images need more slots than permits; a worker without a free one waits."""
+
+
+class Supervisor:
+    """The HTTP workers of this process, from `start` to `stop`; on the event loop of the engines.
+
+    failed: whether workers ended too often before they were ready, so that the process has to end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        backend: LocalBackend,
+        metrics: Metrics,
+        listeners: Sequence[Sequence[socket.socket]],
+    ) -> None:
+        """Start no worker yet. `listeners` are the bound sockets of each worker."""
+        self.failed = False
+        self._settings = _share(settings, len(listeners))
+        self._backend = backend
+        self._metrics = metrics
+        self._listeners = listeners
+        self._memory = SharedMemory()
+        self._generation = 0
+        self._update: tuple[Engine, ModelUpdate]
+        self._slots = SlotLayout(0, 0, 0)
+        self._connections: dict[int, WorkerConnection] = {}  # by index
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._is_draining = False
+        self._failed_starts = 0
+        self._one_is_ready = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._folder = Path(tempfile.mkdtemp(prefix="resnet-service-"))
+        backend.metrics_registry = CollectorRegistry()
+        backend.metrics_registry.register(
+            AllProcesses(metrics.registry, self._folder, lambda: [worker.pid for worker in self._running()])
+        )
+        backend.on_reload = self._send_updates
+
+    async def start(self) -> None:
+        """Start all workers, and return when one is ready, or when `failed` is set."""
+        self._prepare_update()
+        self._tasks = [
+            asyncio.create_task(self._keep_running(index)) for index in range(len(self._listeners))
+        ]
+        await self._one_is_ready.wait()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let the workers finish their requests and end; those that run after `timeout_s` are killed."""
+        self._is_draining = True
+        for connection in tuple(self._connections.values()):
+            connection.drain()
+        _, unfinished = await asyncio.wait(self._tasks, timeout=timeout_s + _KILL_AFTER_S)
+        for worker in self._running():
+            _log.error("worker_killed", pid=worker.pid)
+            worker.kill()
+        if unfinished:
+            await asyncio.wait(unfinished)
+
+    def stop(self) -> None:
+        """Remove the files of the workers, which have ended."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def reap_orphans(self) -> None:
+        """As process 1 of a container, take the exit status of processes whose parent has ended."""
+        if os.getpid() != 1:
+            return
+        own = {worker.pid for worker in self._processes.values()}
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if ended.si_pid in own:
+                return  # `_keep_running` takes it
+            os.waitpid(ended.si_pid, 0)
+
+    def _running(self) -> list["subprocess.Popen[bytes]"]:
+        return [worker for worker in tuple(self._processes.values()) if worker.poll() is None]
+
+    async def _keep_running(self, index: int) -> None:
+        """Run the worker with this index, and replace it whenever it ends."""
+        delay_s = _FIRST_DELAY_S
+        while not self._is_draining and not self.failed:
+            started_at = time.monotonic()
+            connection = await self._run(index)
+            status = self._processes[index].returncode
+            if self._is_draining:
+                return
+            self._metrics.worker_restarts.inc()
+            self._metrics.abandoned_requests.inc(connection.abandoned)
+            _log.warning("worker_ended", index=index, status=status, abandoned=connection.abandoned)
+            if connection.was_ready:
+                self._failed_starts = 0
+            else:
+                self._failed_starts += 1
+                if self._failed_starts >= _MAX_FAILED_STARTS:
+                    self.failed = True
+                    self._one_is_ready.set()
+                    return
+            if time.monotonic() - started_at > _STABLE_S:
+                delay_s = _FIRST_DELAY_S
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _MAX_DELAY_S)
+
+    async def _run(self, index: int) -> WorkerConnection:
+        """Run one worker until it has ended, and release everything that it held."""
+        connection = WorkerConnection(self._backend, self._memory)
+        own_end, its_end = socket.socketpair()
+        with its_end:
+            worker = self._processes[index] = self._spawn(index, its_end)
+        self._connections[index] = connection
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: connection.channel, sock=own_end)
+            connection.update(*self._update)
+            with suppress(TimeoutError):  # the worker hangs
+                async with asyncio.timeout(_START_TIMEOUT_S):
+                    await connection.became_ready.wait()
+            if connection.is_ready:
+                self._backend.ready_workers += 1
+                self._one_is_ready.set()
+                if self._is_draining:
+                    connection.drain()
+                await connection.lost.wait()
+                self._backend.ready_workers -= 1
+        finally:
+            del self._connections[index]
+            connection.channel.close()
+            if not connection.was_ready:
+                worker.kill()
+            await asyncio.to_thread(worker.wait)
+            self._memory.counters[index] = 0
+            forget_gauges(worker.pid, self._folder)
+        return connection
+
+    def _spawn(self, index: int, channel: socket.socket) -> "subprocess.Popen[bytes]":
+        listener_fds = tuple(listener.fileno() for listener in self._listeners[index])
+        config = WorkerConfig(self._settings, index, channel.fileno(), listener_fds, self._memory.fd)
+        worker = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", process.__name__],
+            stdin=subprocess.PIPE,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "PROMETHEUS_MULTIPROC_DIR": str(self._folder),
+                "OMP_NUM_THREADS": "1",  # the decoding threads use the cores
+            },
+            pass_fds=(*listener_fds, channel.fileno(), self._memory.fd),
+            start_new_session=True,  # Ctrl-C does not reach it: the main process drains it
+        )
+        assert worker.stdin is not None
+        with worker.stdin as stdin:
+            stdin.write(pickle.dumps(config))
+        return worker
+
+    def _prepare_update(self) -> None:
+        """Allocate slots for the current model, if those of the previous one are too small."""
+        engine, workers = self._backend.engines.current, len(self._listeners)
+        served = engine.served_model
+        size = slot_bytes(served.model.preprocessing.crop, len(served.model.labels))
+        if size > self._slots.slot_bytes:
+            count = max(served.max_batch, ceil(_SLOTS_PER_PERMIT * engine.max_concurrency / workers))
+            self._slots = SlotLayout(self._memory.allocate(size, count * workers), size, count)
+        self._generation += 1
+        self._update = (
+            engine,
+            ModelUpdate(
+                self._generation,
+                served.model,
+                served.placement,
+                served.max_batch,
+                self._slots,
+                self._backend.api_keys,
+            ),
+        )
+
+    def _send_updates(self) -> None:
+        self._prepare_update()
+        for connection in self._connections.values():
+            connection.update(*self._update)
+
+
+def _share(settings: Settings, workers: int) -> Settings:
+    """Return the settings of one worker: its part of the limits that apply to all of them together."""
+    decode_threads = settings.decode_threads or available_cpus()
+    sandbox_processes = settings.sandbox_processes or default_processes(int(settings.sandbox_memory_mb * 1e6))
+    return settings.model_copy(
+        update={
+            "decode_threads": ceil(decode_threads / workers),
+            "sandbox_processes": ceil(sandbox_processes / workers),
+            "max_connections": ceil(settings.max_connections / workers),
+        }
+    )
