@@ -179,7 +179,7 @@ class Settings(BaseSettings):
         "", description="Comma-separated origins that browsers may call the API from; * for all."
     )
 
-    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=160)] = Field(
         "auto",
         description="Processes that handle HTTP and decode, in front of the one with the model; 0 is one "
         "process for all, auto is 0 on up to four cores without a GPU.",

@@ -14,7 +14,7 @@ from resnet_service.runtimes import TopKResult
 from resnet_service.settings import Settings
 from tests.support.images import encode, make_image
 from tests.support.sandbox import sandbox_processes, slow_image, wait_for
-from tests.support.server import Running, serving
+from tests.support.server import Running, in_this_process, serving
 
 Run = Callable[[Sequence[Crop], int], TopKResult]
 
@@ -113,6 +113,7 @@ def test_out_of_memory_shrinks_batches_and_fails_no_request(jpeg: bytes) -> None
         assert 2 <= server.metric("inference_largest_batch") <= 4
 
 
+@in_this_process
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), MemoryError(), RecursionError()])
 def test_decoding_threads_survive_any_exception(
     server: Running, jpeg: bytes, monkeypatch: pytest.MonkeyPatch, error: BaseException

@@ -188,7 +188,7 @@ def test_disconnect_during_inference_counts_as_cancelled(server: Running, jpeg: 
 
 def test_connection_limit_closes_idle_then_new_connections(jpeg: bytes) -> None:
     """At the limit, the longest idle connection is closed for a new one; if none is idle, the new one is."""
-    with serving(Settings(model="bundled", max_connections=4)) as server, ExitStack() as stack:
+    with serving(Settings(model="bundled", max_connections=4, workers=0)) as server, ExitStack() as stack:
         server.client.close()  # its connection is one of the four
         clients = [stack.enter_context(connected(server.url)) for _ in range(4)]
         for client in clients:

@@ -17,8 +17,8 @@ def slow_image(scans: int) -> bytes:
 
 
 def sandbox_processes(parent: int | None = None) -> list[psutil.Process]:
-    """Return the processes of the sandboxes of `parent`, by default this process."""
-    return [child for child in psutil.Process(parent).children() if _is_sandbox(child)]
+    """Return the processes of the sandboxes of `parent` and its children, by default this process."""
+    return [child for child in psutil.Process(parent).children(recursive=True) if _is_sandbox(child)]
 
 
 def _is_sandbox(process: psutil.Process) -> bool:

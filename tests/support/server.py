@@ -1,7 +1,8 @@
 """A real server in a thread of the test process, with a device that tests can pause."""
 
+import asyncio
+import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,16 +10,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
-import uvicorn
+import pytest
 
 from resnet_service.images import Crop
 from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult
 from resnet_service.server.engine_manager import EngineManager
+from resnet_service.server.listener import bind_sockets, sockets_for_workers
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.run import uvicorn_config
 from resnet_service.server.state import AppState, build_app_state
 from resnet_service.server.uvicorn_server import InferenceServer
+from resnet_service.server.workers.main_process import MainProcess
 from resnet_service.settings import Settings
+
+DEFAULT_WORKERS = int(os.environ.get("TEST_WORKERS", "0"))
+"""HTTP workers of all servers whose settings do not say how many; set to 2 to test both kinds."""
+
+
+in_this_process = pytest.mark.skipif(
+    DEFAULT_WORKERS > 0, reason="the test looks into the process that handles HTTP, or replaces a part of it"
+)
 
 
 class GatedRuntime:
@@ -66,7 +77,7 @@ class Running:
     runtimes: list[GatedRuntime]
     service: AppState
     engines: EngineManager
-    server: uvicorn.Server
+    server: InferenceServer | MainProcess
     thread: threading.Thread
 
     @property
@@ -98,48 +109,58 @@ class Running:
             self.client.get("/healthz")
 
 
-class _ThreadedServer(InferenceServer):
-    def __init__(self, service: AppState, config: uvicorn.Config) -> None:
-        super().__init__(service, config)
-        self.listening = threading.Event()
-        self.url = ""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        self.url = f"http://{host}:{port}"
-        self.listening.set()
-
-
 @contextmanager
 def serving(settings: Settings) -> Iterator[Running]:
-    """Yield a server on a free port, ready for requests, and stop it at the end of the block."""
+    """Yield a server on a free port, ready for requests, and stop it at the end of the block.
+
+    It has no HTTP workers, or as many as the variable TEST_WORKERS says, unless the test sets a number.
+    """
     runtimes: list[GatedRuntime] = []
 
     def gated(runtime: Runtime) -> GatedRuntime:
         runtimes.append(GatedRuntime(runtime))
         return runtimes[-1]
 
+    workers = DEFAULT_WORKERS if settings.workers == "auto" else settings.workers
     # One stream, unless the test sets more: on a busy machine OpenVINO may select two.
+    streams = settings.streams_per_device or 1
     service = build_app_state(
-        settings.model_copy(update={"streams_per_device": settings.streams_per_device or 1}), gated
+        settings.model_copy(update={"streams_per_device": streams, "workers": workers}), gated
     )
     backend = service.backend
     assert isinstance(backend, LocalBackend)
-    config = uvicorn_config(service, port=0, timeout_graceful_shutdown=10)
-    server = _ThreadedServer(service, config)
-    thread = threading.Thread(target=server.run, name="server")
+    sockets = bind_sockets("127.0.0.1", 0)
+    host, port = sockets[0].getsockname()
+    url = f"http://{host}:{port}"
+    server: InferenceServer | MainProcess
+    if workers:
+        server = MainProcess(service, sockets_for_workers(sockets, workers))
+        thread = threading.Thread(target=asyncio.run, args=(server.serve(),), name="server")
+    else:
+        server = InferenceServer(service, uvicorn_config(service, timeout_graceful_shutdown=10))
+        thread = threading.Thread(target=server.run, args=(sockets,), name="server")
     thread.start()
     try:
-        assert server.listening.wait(30)
         limits = httpx.Limits(max_connections=None)
-        with httpx.Client(base_url=server.url, timeout=30, limits=limits) as client:
-            running = Running(server.url, client, runtimes, service, backend.engines, server, thread)
-            running.wait_for(lambda: client.get("/readyz").status_code == 200)
+        with httpx.Client(base_url=url, timeout=30, limits=limits) as client:
+            running = Running(url, client, runtimes, service, backend.engines, server, thread)
+            _wait_until_ready(running)
             yield running
     finally:
         for runtime in runtimes:
             runtime.release()
         server.should_exit = True
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
+
+
+def _wait_until_ready(running: Running) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert running.thread.is_alive(), "the server has ended"
+        try:
+            if running.client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # it does not listen yet
+    raise AssertionError("the server was not ready within 60 s")

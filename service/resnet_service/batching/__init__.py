@@ -25,8 +25,8 @@ useful batch size. The package depends on asyncio and the error classes only: no
 """
 
 from resnet_service.batching.batcher import MicroBatcher, Runner
-from resnet_service.batching.queue import BatchResult
+from resnet_service.batching.queue import BatchResult, QueueItem
 from resnet_service.batching.reservation import Reservation
 from resnet_service.batching.warmup import WarmupResult, warm_up
 
-__all__ = ["BatchResult", "MicroBatcher", "Reservation", "Runner", "WarmupResult", "warm_up"]
+__all__ = ["BatchResult", "MicroBatcher", "QueueItem", "Reservation", "Runner", "WarmupResult", "warm_up"]

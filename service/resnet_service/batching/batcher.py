@@ -152,6 +152,16 @@ class MicroBatcher(Generic[Item, Result]):
         device_s = self._cost_model.estimate_wait(ahead, batches, workers, self.largest_batch)
         return device_s if has_permit else max(device_s, self._limiter.estimate_wait())
 
+    def cancel(self, entry: QueueItem[Item, Result]) -> None:
+        """Drop an item whose result nobody awaits any more; one that runs is finished."""
+        self._queue.remove(entry)
+        entry.future.cancel()
+
+    @property
+    def has_spare_permits(self) -> bool:
+        """Whether less than half of the permits are taken, so that no request waits for one."""
+        return self._limiter.is_half_free
+
     def is_overloaded(self, timeout_s: float) -> bool:
         """Whether `reserve`, with a deadline in `timeout_s` seconds, would raise OverloadedError."""
         ahead = self._queue.occupied
@@ -180,9 +190,13 @@ class MicroBatcher(Generic[Item, Result]):
         self._queue.reserve()
 
     def _reservation(self, deadline: float | None) -> Reservation[Item, Result]:
-        return Reservation(self._queue, self._limiter, self._reserve_slot, self._add, deadline)
+        return Reservation(self._queue, self._limiter, self._reserve_slot, self.enqueue, deadline)
 
-    def _add(self, item: Item, deadline: float | None) -> QueueItem[Item, Result]:
+    def enqueue(self, item: Item, deadline: float | None) -> QueueItem[Item, Result]:
+        """Queue an item that needs no admission, and return its entry with the future of its result.
+
+        Raises ServiceUnavailable if the batcher is closed.
+        """
         if not self._workers:  # closed, or every device failed, since the slot was reserved
             raise ServiceUnavailable(self._unavailable_reason or "no device is available") from self.failure
         return self._queue.add(item, deadline)

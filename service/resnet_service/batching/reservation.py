@@ -38,6 +38,11 @@ class ConcurrencyLimiter:
         """Number of requests that wait for a permit."""
         return len(self._waiting)
 
+    @property
+    def is_half_free(self) -> bool:
+        """Whether less than half of the permits are taken."""
+        return 2 * self._taken < self._limit and not self._waiting
+
     def estimate_wait(self) -> float:
         """Estimate the seconds until a request that comes now has a permit, from their recent rate."""
         return len(self._waiting) * self._seconds / self._passed_on if self._passed_on else 0.0
@@ -181,7 +186,7 @@ class Reservation(Generic[Item, Result]):
                 raise DeadlineExceededError("deadline exceeded before inference finished") from error
             raise
         finally:
-            self.cancel(entry)
+            self._queue.remove(entry)
 
     def claim(self, *, is_further: bool = False) -> None:
         """Take a slot for one item, which `submit` or `drop` then returns.
@@ -205,7 +210,3 @@ class Reservation(Generic[Item, Result]):
         """
         self._queue.release()
         return self._add(item, self.deadline)
-
-    def cancel(self, entry: QueueItem[Item, Result]) -> None:
-        """Remove an item that waits; does nothing if it is running or finished."""
-        self._queue.remove(entry)

@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 
 from resnet_service import __version__
-from resnet_service.batching import MicroBatcher, Reservation, warm_up
+from resnet_service.batching import MicroBatcher, QueueItem, Reservation, warm_up
 from resnet_service.errors import DeviceError, ServiceError
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop
 from resnet_service.inference.image_decoder import ImageDecoder
@@ -58,6 +58,7 @@ class Engine:
         max_queue: float = math.inf,
         max_queue_wait_s: float = math.inf,
         max_wait_s: float = 0.0,
+        workers: int = 0,
         decoder: ImageDecoder | None = None,
         stall_timeout_s: float = 60.0,
     ) -> None:
@@ -65,6 +66,7 @@ class Engine:
         self.runtimes = tuple(runtimes)
         self._metrics = metrics
         self._stall_timeout_s = stall_timeout_s
+        self._max_queue, self._max_queue_wait_s = max_queue, max_queue_wait_s
         self._closing = False
         self._warmup_task: asyncio.Task[None] | None = None
         placement = Placement(
@@ -78,12 +80,13 @@ class Engine:
         self._device_threads = {runtime: WorkerPool(1, "device") for runtime in self.runtimes}
         self._device_failure: DeviceError | None = None
         self.max_concurrency = max_concurrency or max(_MIN_CONCURRENCY, 3 * max_batch * len(self.runtimes))
+        self.unreserved_per_worker = self.max_concurrency // 4 // workers if workers else 0
         self._batcher: MicroBatcher[QueuedCrop, TopKResult] = MicroBatcher(
             [partial(self._run_batch, runtime) for runtime in self.runtimes],
             max_batch=max_batch,
             max_queue=max_queue,
             max_queue_wait_s=max_queue_wait_s,
-            max_concurrency=self.max_concurrency,
+            max_concurrency=self.max_concurrency - workers * self.unreserved_per_worker,
             max_wait_s=max_wait_s,
             on_failure=lambda error, size: _log.error("batch_failed", batch_size=size, exc_info=error),
         )
@@ -160,6 +163,25 @@ class Engine:
     def is_overloaded(self, timeout_s: float) -> bool:
         """Whether `reserve` would reject a request because of the queue."""
         return self._batcher.is_overloaded(timeout_s)
+
+    def open_wait_s(self) -> float:
+        """Return the estimated wait of a request if it needs no reservation, else infinity.
+
+        It needs none while less than half of the permits are taken and the wait is below half of its limit.
+        Each HTTP worker may then have `unreserved_per_worker` requests in progress without asking.
+        """
+        if not self.is_ready or self._max_queue < math.inf or not self._batcher.has_spare_permits:
+            return math.inf
+        wait_s = self._batcher.estimate_wait()
+        return wait_s if 2 * wait_s < self._max_queue_wait_s else math.inf
+
+    def enqueue(self, queued: QueuedCrop, deadline: float | None) -> QueueItem[QueuedCrop, TopKResult]:
+        """Queue an image that needs no reservation. Raises ServiceUnavailable if the engine is closed."""
+        return self._batcher.enqueue(queued, deadline)
+
+    def cancel(self, entry: QueueItem[QueuedCrop, TopKResult]) -> None:
+        """Drop an image that waits; one that runs has no effect any more."""
+        self._batcher.cancel(entry)
 
     def reserve(self, timeout_s: float | None = None) -> EngineReservation:
         """Admit one request before its images exist; it may take `timeout_s` seconds.

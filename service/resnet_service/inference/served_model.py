@@ -28,7 +28,10 @@ class QueuedCrop(NamedTuple):
 class ImageReservation(Protocol):
     """The admission of one request; `resnet_service.batching.Reservation` describes the methods."""
 
-    deadline: float | None
+    @property
+    def deadline(self) -> float | None:
+        """The time on the event loop's clock at which the request has to be finished."""
+        ...
 
     async def start(self) -> None:
         """Wait until the request may be read and run."""

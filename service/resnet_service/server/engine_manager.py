@@ -103,10 +103,6 @@ class EngineManager:
             del self._request_counts[engine]
             self._engine_released.set()
 
-    def is_open(self, engine: Engine) -> bool:
-        """Whether the engine is the current one, or a replaced one that still has requests."""
-        return engine is self.current or engine in self._replaced
-
     async def delay_rejection(self) -> None:
         """Wait before a request is rejected, if there were many rejections."""
         await asyncio.sleep(self._rejections.next_delay(self.loop.time()))

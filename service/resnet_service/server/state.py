@@ -69,15 +69,15 @@ def build_app_state(
     ModelLoadError, DeviceUnavailableError, InvalidAPIKeysError or MissingDependencyError, with a message
     for the operator.
     """
-    api_keys = APIKeys.from_settings(settings)
+    api_keys, workers = APIKeys.from_settings(settings), count_workers(settings)
     metrics = Metrics()
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6))
     metrics.report(metrics.upload_bytes, lambda: upload_memory.used)
     metrics.queue_wait_limit.set(settings.max_queue_wait_s)
     engines = EngineManager(
-        partial(_create_engine, settings, metrics, wrap_runtime), settings.drain_timeout_s
+        partial(_create_engine, settings, metrics, workers, wrap_runtime), settings.drain_timeout_s
     )
-    backend = LocalBackend(settings, engines, metrics, api_keys, count_workers(settings))
+    backend = LocalBackend(settings, engines, metrics, api_keys, workers)
     tracer = RequestTracer(settings.traces_url) if settings.traces_url else None
     return AppState(settings, backend, metrics, upload_memory, tracer)
 
@@ -97,7 +97,7 @@ def count_workers(settings: Settings) -> int:
 
 
 def _create_engine(
-    settings: Settings, metrics: Metrics, wrap_runtime: Callable[[Runtime], Runtime]
+    settings: Settings, metrics: Metrics, workers: int, wrap_runtime: Callable[[Runtime], Runtime]
 ) -> Engine:
     devices = choose_devices(settings.device)
     model = load_model(settings.model, settings.weights)
@@ -120,6 +120,7 @@ def _create_engine(
         max_queue=settings.max_queue or math.inf,
         max_queue_wait_s=settings.max_queue_wait_s,
         max_wait_s=settings.max_wait_ms / 1e3,
+        workers=workers,
         decoder=create_decoder(settings, metrics, model.preprocessing),
         stall_timeout_s=settings.stall_timeout_s,
     )

@@ -17,7 +17,8 @@ from resnet_service.server.workers.shared_memory import SlotLayout
 class ModelUpdate:
     """What a worker needs to serve a model: sent at the start and after each reload.
 
-    `generation` numbers the models that the main process has loaded.
+    `generation` numbers the models that the main process has loaded. A worker may have `unreserved` requests
+    in progress without a reservation while `open_wait_s` in the shared memory allows it.
     """
 
     generation: int
@@ -25,6 +26,7 @@ class ModelUpdate:
     placement: Placement
     max_batch: int
     slots: SlotLayout
+    unreserved: int
     api_keys: APIKeys
 
 

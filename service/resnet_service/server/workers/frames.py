@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple, cast
 
 _HEADER: Final = struct.Struct("<BxHIIIIddd")
+_MAX_DELAY_S: Final = 0.002
 _MAX_PAYLOAD: Final = 256_000_000
 """Metrics and API keys are smaller; more is a sign of a damaged stream."""
 
@@ -30,8 +31,10 @@ class Kind(IntEnum):
     CLAIM = 6  # token, reservation, a: deadline
     DROP = 7  # reservation, number: 1 if a CLAIM took the slot
     RUN = 8  # token, reservation, slot, number: classes, a: deadline, b: 1 if a CLAIM took the slot
-    CANCEL = 9  # token
-    CALL = 10  # token, payload: JSON
+    RUN_UNRESERVED = 9  # token, reservation: generation of the model, slot, number: classes, a: deadline
+    CANCEL = 10  # token
+    CALL = 11  # token, payload: JSON
+    RETIRED = 12  # number: a generation that no request uses any more
 
     # From the main process. A worker whose RESERVE or START is answered with slot 1 has a permit.
     OK = 20
@@ -61,20 +64,34 @@ class FrameChannel(asyncio.Protocol):
     to be written: the requests in progress do.
     """
 
-    def __init__(self, on_frame: Callable[[Frame], None], on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_frame: Callable[[Frame], None],
+        on_lost: Callable[[], None],
+        on_read: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_read` is called after the frames of one read."""
         self._on_frame = on_frame
+        self._on_read = on_read
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.WriteTransport | None = None
         self._received = b""
         self._outgoing: list[bytes] = []
+        self._is_scheduled = False
 
-    def send(self, frame: Frame) -> None:
-        """Send a frame at the end of this iteration of the event loop, unless the channel is lost."""
+    def send(self, frame: Frame, *, is_urgent: bool = True) -> None:
+        """Send a frame at the end of this iteration of the event loop, unless the channel is lost.
+
+        A frame that is not urgent waits up to 2 ms for others: each write wakes the other process.
+        """
         if self._transport is None:
             return
-        if not self._outgoing:
+        if is_urgent and not self._is_scheduled:
+            self._is_scheduled = True
             self._loop.call_soon(self._flush)
+        elif not self._outgoing:
+            self._loop.call_later(_MAX_DELAY_S, self._flush)
         kind, slot, token, reservation, number, a, b, c, payload = frame
         header = _HEADER.pack(kind, slot, token, reservation, number, len(payload), a, b, c)
         self._outgoing.append(header + payload if payload else header)
@@ -109,8 +126,10 @@ class FrameChannel(asyncio.Protocol):
             position = end
             self._on_frame(Frame(kind, slot, token, reservation, number, a, b, c, payload))
         self._received = data[position:] if position else data
+        self._on_read()
 
     def _flush(self) -> None:
-        if self._transport is not None:
+        self._is_scheduled = False
+        if self._transport is not None and self._outgoing:
             self._transport.write(b"".join(self._outgoing))
         self._outgoing.clear()

@@ -72,7 +72,7 @@ class MainProcess:
     async def _until_exit(self, supervisor: Supervisor) -> None:
         starting = asyncio.create_task(self._start(supervisor))
         while not (self.should_exit or self.monitor.tick()):
-            supervisor.reap_orphans()
+            supervisor.tick()
             if supervisor.failed:
                 _log.critical("workers_failed")
                 self.has_failed = True

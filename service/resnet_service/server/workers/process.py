@@ -6,7 +6,9 @@ soon as the main process has ended.
 
 import asyncio
 import faulthandler
+import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
@@ -72,17 +74,18 @@ async def _serve(config: WorkerConfig) -> None:
     def end() -> None:
         if server is None or not server.should_exit:
             _log.error("main_process_ended")
+            shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
         exit_immediately()
 
     settings = config.settings
     metrics = Metrics(in_worker=True)
     memory = SharedMemory(config.memory_fd)
-    upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6), memory.counters, config.index)
-    metrics.report(metrics.upload_bytes, lambda: upload_memory.used)
+    upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6), memory.upload_bytes, config.index)
     backend = RemoteBackend(
         partial(create_decoder, settings, metrics),
         metrics,
-        config.memory_fd,
+        memory,
+        config.index,
         stall_timeout_s=settings.stall_timeout_s,
         on_drain=drain,
         on_lost=end,

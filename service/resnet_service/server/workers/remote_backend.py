@@ -20,7 +20,7 @@ from resnet_service.server.heartbeat import Heartbeat
 from resnet_service.server.workers.calls import ModelUpdate, decode_error, encode_call
 from resnet_service.server.workers.frames import Frame, FrameChannel, Kind
 from resnet_service.server.workers.remote_reservation import RemoteReservation, RunningImages, SlotPool
-from resnet_service.server.workers.shared_memory import Slots
+from resnet_service.server.workers.shared_memory import SharedMemory, Slots
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -35,23 +35,27 @@ class RemoteBackend:
         self,
         create_decoder: Callable[[Preprocessing], ImageDecoder],
         metrics: Metrics,
-        memory_fd: int,
+        memory: SharedMemory,
+        index: int,
         *,
         stall_timeout_s: float,
         on_drain: Callable[[], None],
         on_lost: Callable[[], None],
     ) -> None:
-        """Create the backend on the running event loop; `channel` is the protocol for its socket.
+        """Create the backend of the worker with this index, on the running event loop.
+
+        `channel` is the protocol for its socket.
 
         `on_drain` is called when the worker has to finish, `on_lost` when the main process has ended.
         """
-        self.heartbeat = Heartbeat()
+        self.heartbeat = Heartbeat(memory.beats[index : index + 1])
         self.updated = asyncio.Event()
         """Set once there is a model to serve."""
         self.channel = FrameChannel(self._receive, on_lost)
         self._create_decoder = create_decoder
         self._metrics = metrics
-        self._memory_fd = memory_fd
+        self._memory = memory
+        self._index = index
         self._stall_timeout_s = stall_timeout_s
         self._on_drain = on_drain
         self._closing = self._is_draining = False
@@ -63,6 +67,7 @@ class RemoteBackend:
         self._replaced: set[asyncio.Task[None]] = set()
         self._api_keys: APIKeys
         self._generation = 0
+        self._unreserved = self._max_unreserved = 0
 
     @property
     def served_model(self) -> ServedModel:
@@ -96,18 +101,14 @@ class RemoteBackend:
     async def _admit(self, timeout_s: float) -> AsyncIterator[tuple[ServedModel, ImageReservation]]:
         if self._closing:
             raise ServiceUnavailable("the service is shutting down")
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        token = self.new_token()
+        self._memory.requests[self._index] += 1
         try:
-            answer = await self.ask(Frame(Kind.RESERVE, token=token, a=timeout_s))
-            served, images = self._models[answer.number]
-            images.enter()
-            try:
-                yield served, RemoteReservation(self, images, token, deadline, is_started=answer.slot == 1)
-            finally:
-                images.leave()
+            async with RemoteReservation(self, timeout_s, self._generation) as reservation:
+                served, images = self._models[reservation.generation]
+                with images.in_use():
+                    yield served, reservation
         finally:
-            self.channel.send(Frame(Kind.RELEASE, reservation=token))
+            self._memory.requests[self._index] -= 1
 
     async def check_alive(self) -> None:
         """See `Backend`: this worker or the main process hangs."""
@@ -192,6 +193,21 @@ class RemoteBackend:
         finally:
             self._pending.pop(frame.token, None)
 
+    def take_unreserved(self, timeout_s: float) -> bool:
+        """Return whether a request with this timeout needs no reservation now, and count it if so."""
+        if self._unreserved >= self._max_unreserved or self._memory.open_wait_s[0] >= timeout_s:
+            return False
+        self._unreserved += 1
+        return True
+
+    def put_back_unreserved(self) -> None:
+        """End a request that needed no reservation."""
+        self._unreserved -= 1
+
+    def images(self, generation: int) -> RunningImages:
+        """Return the images of a model that the main process runs."""
+        return self._models[generation][1]
+
     def run_image(self, frame: Frame, images: RunningImages) -> None:
         """Send a RUN, whose answer `images` gets."""
         self._images[frame.token] = images
@@ -232,12 +248,13 @@ class RemoteBackend:
         decoder = self._create_decoder(update.model.preprocessing)
         decoder.bind_metrics()
         served = ServedModel(update.model, update.placement, update.max_batch, decoder, self._metrics)
-        slots = Slots(self._memory_fd, update.slots, update.model.preprocessing.crop)
+        slots = Slots(self._memory.fd, update.slots, update.model.preprocessing.crop)
         pool = self._slot_pools.setdefault(update.slots.offset, SlotPool(update.slots.count))
         images = RunningImages(slots, pool, update.placement.devices.split(","))
         self._models[update.generation] = (served, images)
         previous, self._generation = self._generation, update.generation
         self._api_keys = update.api_keys
+        self._max_unreserved = update.unreserved
         self.updated.set()
         if previous:
             task = asyncio.create_task(self._retire(previous))
@@ -250,3 +267,4 @@ class RemoteBackend:
         await images.wait_until_idle()
         await served.decoder.close(timeout_s=0)
         del self._models[generation]
+        self.channel.send(Frame(Kind.RETIRED, number=generation))

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, Self
 
 from resnet_service.batching import BatchResult
 from resnet_service.errors import DeadlineExceededError
@@ -38,38 +39,36 @@ class _RunningImage(NamedTuple):
 
 
 class RunningImages:
-    """The images of one model that the main process runs, and the requests that may add more.
-
-    requests: the number of requests that use the model.
-    """
+    """The images of one model that the main process runs, and the number of requests that use the model."""
 
     def __init__(self, slots: Slots, pool: SlotPool, devices: list[str]) -> None:
-        self.requests = 0
         self.pool = pool
+        self._requests = 0
         self._slots = slots
         self._devices = devices
         self._images: dict[int, _RunningImage] = {}
         self._idle = asyncio.Event()
 
-    def enter(self) -> None:
-        """Begin a request."""
-        self.requests += 1
-
-    def leave(self) -> None:
-        """End a request."""
-        self.requests -= 1
-        if not self.requests:
-            self._idle.set()
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Count one request until the end of the block."""
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            if not self._requests:
+                self._idle.set()
 
     async def wait_until_idle(self) -> None:
         """Wait until no request uses the model."""
-        while self.requests:
+        while self._requests:
             self._idle.clear()
             await self._idle.wait()
 
-    def add(self, token: int, slot: int, crop: QueuedCrop) -> asyncio.Future[BatchResult[TopKResult]]:
+    def add(self, token: int, slot: int, queued: QueuedCrop) -> asyncio.Future[BatchResult[TopKResult]]:
         """Write a crop to a slot, and return the future of its result."""
-        self._slots.crops[slot][:] = crop.crop
+        self._slots.crops[slot][:] = queued.crop
         result: asyncio.Future[BatchResult[TopKResult]] = asyncio.get_running_loop().create_future()
         self._images[token] = _RunningImage(slot, result)
         return result
@@ -105,79 +104,132 @@ class MainProcess(Protocol):
         """Send a request, and return its answer."""
         ...
 
+    def take_unreserved(self, timeout_s: float) -> bool:
+        """Return whether a request with this timeout needs no reservation now, and count it if so."""
+        ...
+
+    def put_back_unreserved(self) -> None:
+        """End a request that needed no reservation."""
+        ...
+
+    def images(self, generation: int) -> RunningImages:
+        """Return the images of a model."""
+        ...
+
     def run_image(self, frame: Frame, images: RunningImages) -> None:
         """Send a RUN, whose answer `images` gets."""
         ...
 
 
 class RemoteReservation:
-    """Implements `ImageReservation` with a reservation in the main process, until its RELEASE.
+    """Implements `ImageReservation` for a worker: asks the main process, unless there is little to do.
 
-    `resnet_service.batching.Reservation` describes the methods.
+    `resnet_service.batching.Reservation` describes the methods. `generation` is that of the model to use.
+
+        async with RemoteReservation(main, timeout_s=30, generation=1) as reservation:
+            await reservation.start()
+            result = await reservation.run(prepare)
     """
 
-    def __init__(
-        self, main: MainProcess, images: RunningImages, number: int, deadline: float, *, is_started: bool
-    ) -> None:
-        self.deadline: float | None = deadline
-        self._deadline = deadline
+    def __init__(self, main: MainProcess, timeout_s: float, generation: int) -> None:
+        self.generation = generation
+        self._deadline = asyncio.get_running_loop().time() + timeout_s
         self._main = main
-        self._images = images
-        self._number = number
-        self._is_started = is_started
-        self._has_slot = True
+        self._number = 0  # of the reservation in the main process, if there is one
+        self._is_started = self._is_unreserved = main.take_unreserved(timeout_s)
+        self._has_slot = False
+
+    @property
+    def deadline(self) -> float | None:
+        """See `Reservation`."""
+        return self._deadline
+
+    async def __aenter__(self) -> Self:
+        """Reserve. Raises what `Engine.reserve` raises."""
+        if not self._is_unreserved:
+            await self._reserve(0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Release."""
+        if self._number:
+            self._main.channel.send(Frame(Kind.RELEASE, reservation=self._number), is_urgent=False)
+        elif self._is_unreserved:
+            self._main.put_back_unreserved()
 
     def extend(self, seconds: float) -> None:
         """See `Reservation`."""
         self._deadline += seconds
-        self.deadline = self._deadline
 
     async def start(self) -> None:
         """See `Reservation`."""
+        if self._is_started:
+            return
+        if not self._number:  # suspended, and not known to the main process yet
+            await self._reserve(self.generation)
         if not self._is_started:
             await self._ask(Kind.START)
             self._is_started = self._has_slot = True
 
     def suspend(self) -> None:
         """See `Reservation`."""
-        self._is_started = self._has_slot = False
-        self._main.channel.send(Frame(Kind.SUSPEND, reservation=self._number))
+        if self._number:
+            self._main.channel.send(Frame(Kind.SUSPEND, reservation=self._number))
+        elif self._is_unreserved:
+            self._main.put_back_unreserved()
+        self._is_started = self._has_slot = self._is_unreserved = False
 
     async def run(self, prepare: Callable[[], Awaitable[QueuedCrop]]) -> BatchResult[TopKResult]:
         """See `Reservation`."""
-        is_further = not self._has_slot
+        is_further = not (self._has_slot or self._is_unreserved)
         if is_further:
             await self._ask(Kind.CLAIM)
         self._has_slot = False
-        token = self._main.new_token()
-        is_queued = False
+        images, slot = self._main.images(self.generation), None
         timer = asyncio.timeout_at(self._deadline)
         try:
-            crop = await prepare()
+            queued = await prepare()
             async with timer:
-                slot = await self._images.pool.take()
-                result = self._images.add(token, slot, crop)
-                frame = Frame(
-                    Kind.RUN,
-                    slot=slot,
-                    token=token,
-                    reservation=self._number,
-                    number=crop.top_k,
-                    a=self._deadline,
-                    b=is_further,
-                )
-                self._main.run_image(frame, self._images)
-                is_queued = True
+                slot = await images.pool.take()
+                token = self._main.new_token()
+                result = images.add(token, slot, queued)
+                self._main.run_image(self._run_frame(token, slot, queued.top_k, is_further), images)
                 return await result
         except BaseException as error:
-            if not is_queued:
-                self._main.channel.send(Frame(Kind.DROP, reservation=self._number, number=is_further))
-            elif not result.done() or result.cancelled():
+            if slot is None:
+                self._drop(is_further)
+            elif result.cancelled():
                 self._main.channel.send(Frame(Kind.CANCEL, token=token))
             if isinstance(error, TimeoutError) and timer.expired():
                 message = "deadline exceeded before inference finished"
                 raise DeadlineExceededError(message) from error
             raise
+
+    def _run_frame(self, token: int, slot: int, top_k: int, is_further: bool) -> Frame:
+        if self._is_unreserved:
+            kind, reservation = Kind.RUN_UNRESERVED, self.generation
+        else:
+            kind, reservation = Kind.RUN, self._number
+        return Frame(kind, slot, token, reservation, top_k, self._deadline, is_further)
+
+    def _drop(self, is_further: bool) -> None:
+        """Return the slot of an image that will not come."""
+        if self._number:
+            self._main.channel.send(Frame(Kind.DROP, reservation=self._number, number=is_further))
+
+    async def _reserve(self, generation: int) -> None:
+        """Reserve in the main process, on the current model if `generation` is 0."""
+        self._number = self._main.new_token()
+        timeout_s = self._deadline - asyncio.get_running_loop().time()
+        frame = Frame(Kind.RESERVE, token=self._number, number=generation, a=timeout_s)
+        try:
+            answer = await self._main.ask(frame)
+        except BaseException:
+            self._main.channel.send(Frame(Kind.RELEASE, reservation=self._number))
+            self._number = 0
+            raise
+        self.generation = answer.number
+        self._is_started, self._has_slot = answer.slot == 1, True
 
     async def _ask(self, kind: Kind) -> None:
         frame = Frame(kind, token=self._main.new_token(), reservation=self._number, a=self._deadline)

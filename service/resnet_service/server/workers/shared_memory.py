@@ -2,13 +2,13 @@
 
 It is a file without a name, so that nothing is left behind, and no size of /dev/shm limits it.
 
-    [one counter of 8 bytes per worker][slots of worker 0][slots of worker 1]...[slots of a larger model]...
+    [state][slots of worker 0][slots of worker 1]...[slots of worker 0 for a larger model]...
 """
 
 import mmap
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -18,9 +18,7 @@ from resnet_service.errors import ServiceError
 from resnet_service.images import Crop
 from resnet_service.runtimes import TopKResult
 
-MAX_WORKERS: Final = 256
-_COUNTER_BYTES: Final = 8
-_COUNTERS_BYTES: Final = MAX_WORKERS * _COUNTER_BYTES
+MAX_WORKERS: Final = 160
 _ALIGNMENT: Final = mmap.ALLOCATIONGRANULARITY
 _RESULT_BYTES: Final = 12
 """Per class: its index, int64, and its probability, fp32."""
@@ -34,16 +32,32 @@ class SlotLayout:
     slot_bytes: int
     count: int
 
+    def of_worker(self, index: int) -> "SlotLayout":
+        """Return the layout of another worker, if this one is that of the first."""
+        return replace(self, offset=self.offset + index * self.count * self.slot_bytes)
+
 
 class SharedMemory:
-    """The memory of the main process; workers open it by its file descriptor, `fd`."""
+    """The memory of the main process; workers open it by its file descriptor, `fd`.
+
+    Only one process writes each of these:
+
+    upload_bytes: per worker, the bytes of request bodies in its memory.
+    requests: per worker, the inference requests in progress.
+    beats: per worker, when its event loop last ran; see `Heartbeat`.
+    open_wait_s: one value, `Engine.open_wait_s`.
+    """
 
     def __init__(self, fd: int | None = None) -> None:
         """Create the memory, or open that of the main process."""
         self.fd = _create_file() if fd is None else fd
         if fd is None:
             _allocate(self.fd, 0, _ALIGNMENT)
-        self.counters = memoryview(mmap.mmap(self.fd, _ALIGNMENT))[:_COUNTERS_BYTES].cast("Q")
+        state = memoryview(mmap.mmap(self.fd, _ALIGNMENT))
+        self.open_wait_s = state[:8].cast("d")
+        self.upload_bytes = state[64 : 64 + 8 * MAX_WORKERS].cast("Q")
+        self.beats = state[64 + 16 * MAX_WORKERS : 64 + 24 * MAX_WORKERS].cast("d")
+        self.requests = state[64 + 8 * MAX_WORKERS : 64 + 16 * MAX_WORKERS].cast("Q")
 
     def allocate(self, slot_bytes: int, count: int) -> int:
         """Add `count` slots, and return their offset.

@@ -11,7 +11,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from math import ceil
+from dataclasses import replace
+from math import ceil, inf
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from resnet_service.images.sandbox import default_processes
 from resnet_service.inference.engine import Engine
 from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
+from resnet_service.server.heartbeat import Heartbeat
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.workers import process
 from resnet_service.server.workers.calls import ModelUpdate
@@ -33,6 +35,7 @@ from resnet_service.settings import Settings
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
+_PROGRAM: Final = process.__name__
 _MAX_FAILED_STARTS: Final = 5
 """Times in a row that workers may end before they are ready."""
 _START_TIMEOUT_S: Final = 120.0
@@ -40,6 +43,8 @@ _FIRST_DELAY_S: Final = 0.1
 _MAX_DELAY_S: Final = 10.0
 _STABLE_S: Final = 60.0
 """A worker that has run for this time is replaced without a delay."""
+_MARGIN_S: Final = 3.0
+"""Time after the stall timeout, at which the worker itself prints its stacks and exits, if it still can."""
 _KILL_AFTER_S: Final = 2.0
 """Time after the drain timeout at which a worker that still runs is killed."""
 _SLOTS_PER_PERMIT: Final = 1.5
@@ -66,16 +71,19 @@ class Supervisor:
         self._metrics = metrics
         self._listeners = listeners
         self._memory = SharedMemory()
+        self._memory.open_wait_s[0] = inf
+        self._heartbeats = [Heartbeat(self._memory.beats[i : i + 1]) for i in range(len(listeners))]
         self._generation = 0
         self._update: tuple[Engine, ModelUpdate]
-        self._slots = SlotLayout(0, 0, 0)
+        self._slots = SlotLayout(0, 0, 0)  # of the first worker
         self._connections: dict[int, WorkerConnection] = {}  # by index
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._is_draining = False
         self._failed_starts = 0
-        self._one_is_ready = asyncio.Event()
+        self._all_are_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._folder = Path(tempfile.mkdtemp(prefix="resnet-service-"))
+        metrics.upload_bytes.set_function(lambda: sum(self._memory.upload_bytes))
         backend.metrics_registry = CollectorRegistry()
         backend.metrics_registry.register(
             AllProcesses(metrics.registry, self._folder, lambda: [worker.pid for worker in self._running()])
@@ -83,12 +91,15 @@ class Supervisor:
         backend.on_reload = self._send_updates
 
     async def start(self) -> None:
-        """Start all workers, and return when one is ready, or when `failed` is set."""
+        """Start all workers, and return when all are ready, or when `failed` is set.
+
+        Connections stay with the worker that accepts them, so the first ones must find all workers.
+        """
         self._prepare_update()
         self._tasks = [
             asyncio.create_task(self._keep_running(index)) for index in range(len(self._listeners))
         ]
-        await self._one_is_ready.wait()
+        await self._all_are_ready.wait()
 
     async def drain(self, timeout_s: float) -> None:
         """Let the workers finish their requests and end; those that run after `timeout_s` are killed."""
@@ -106,7 +117,19 @@ class Supervisor:
         """Remove the files of the workers, which have ended."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def reap_orphans(self) -> None:
+    def tick(self) -> None:
+        """Do what has to be done several times a second."""
+        self._memory.open_wait_s[0] = self._backend.engines.current.open_wait_s()
+        self._reap_orphans()
+        for index, connection in self._connections.items():
+            if (
+                connection.is_ready
+                and self._heartbeats[index].age_s > self._settings.stall_timeout_s + _MARGIN_S
+            ):
+                _log.error("worker_stuck", index=index)
+                self._processes[index].kill()
+
+    def _reap_orphans(self) -> None:
         """As process 1 of a container, take the exit status of processes whose parent has ended."""
         if os.getpid() != 1:
             return
@@ -126,18 +149,21 @@ class Supervisor:
             started_at = time.monotonic()
             connection = await self._run(index)
             status = self._processes[index].returncode
+            abandoned = self._memory.requests[index]
+            self._memory.requests[index] = self._memory.upload_bytes[index] = 0
+            self._heartbeats[index].stop()
             if self._is_draining:
                 return
             self._metrics.worker_restarts.inc()
-            self._metrics.abandoned_requests.inc(connection.abandoned)
-            _log.warning("worker_ended", index=index, status=status, abandoned=connection.abandoned)
+            self._metrics.abandoned_requests.inc(abandoned)
+            _log.warning("worker_ended", index=index, status=status, abandoned=abandoned)
             if connection.was_ready:
                 self._failed_starts = 0
             else:
                 self._failed_starts += 1
                 if self._failed_starts >= _MAX_FAILED_STARTS:
                     self.failed = True
-                    self._one_is_ready.set()
+                    self._all_are_ready.set()
                     return
             if time.monotonic() - started_at > _STABLE_S:
                 delay_s = _FIRST_DELAY_S
@@ -153,13 +179,14 @@ class Supervisor:
         self._connections[index] = connection
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: connection.channel, sock=own_end)
-            connection.update(*self._update)
+            self._send_update(index)
             with suppress(TimeoutError):  # the worker hangs
                 async with asyncio.timeout(_START_TIMEOUT_S):
                     await connection.became_ready.wait()
             if connection.is_ready:
                 self._backend.ready_workers += 1
-                self._one_is_ready.set()
+                if self._backend.ready_workers == len(self._listeners):
+                    self._all_are_ready.set()
                 if self._is_draining:
                     connection.drain()
                 await connection.lost.wait()
@@ -170,7 +197,6 @@ class Supervisor:
             if not connection.was_ready:
                 worker.kill()
             await asyncio.to_thread(worker.wait)
-            self._memory.counters[index] = 0
             forget_gauges(worker.pid, self._folder)
         return connection
 
@@ -178,7 +204,7 @@ class Supervisor:
         listener_fds = tuple(listener.fileno() for listener in self._listeners[index])
         config = WorkerConfig(self._settings, index, channel.fileno(), listener_fds, self._memory.fd)
         worker = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-m", process.__name__],
+            [sys.executable, "-P", "-m", _PROGRAM],
             stdin=subprocess.PIPE,
             env={
                 **os.environ,
@@ -211,14 +237,19 @@ class Supervisor:
                 served.placement,
                 served.max_batch,
                 self._slots,
+                engine.unreserved_per_worker,
                 self._backend.api_keys,
             ),
         )
 
     def _send_updates(self) -> None:
         self._prepare_update()
-        for connection in self._connections.values():
-            connection.update(*self._update)
+        for index in self._connections:
+            self._send_update(index)
+
+    def _send_update(self, index: int) -> None:
+        engine, update = self._update
+        self._connections[index].update(engine, replace(update, slots=update.slots.of_worker(index)))
 
 
 def _share(settings: Settings, workers: int) -> Settings:

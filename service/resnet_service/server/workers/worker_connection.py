@@ -2,14 +2,13 @@
 
 import asyncio
 import pickle
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
 import structlog
 
-from resnet_service.batching import BatchResult
-from resnet_service.batching.queue import QueueItem
+from resnet_service.batching import BatchResult, QueueItem
 from resnet_service.errors import ServiceError, ServiceUnavailable
 from resnet_service.inference.engine import Engine, EngineReservation
 from resnet_service.inference.served_model import QueuedCrop
@@ -22,45 +21,48 @@ from resnet_service.server.workers.shared_memory import SharedMemory, Slots
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 
+class _Model:
+    """A model that the worker has been told about, until it reports that no request uses it any more."""
+
+    def __init__(self, engine: Engine, update: ModelUpdate, memory: SharedMemory) -> None:
+        self.engine = engine
+        self.generation = update.generation
+        self.slots = Slots(memory.fd, update.slots, update.model.preprocessing.crop)
+        self.devices = update.placement.devices.split(",")
+
+
 class _Request:
     """One inference request of the worker, from RESERVE to RELEASE."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, model: _Model) -> None:
+        self.model = model
         self.reservation: EngineReservation | None = None
-
-
-class _Model:
-    """A model that the worker has been told about, while requests may use it."""
-
-    def __init__(self, update: ModelUpdate, memory: SharedMemory) -> None:
-        self.update = update
-        self.slots = Slots(memory.fd, update.slots, update.model.preprocessing.crop)
-        self.devices = update.placement.devices.split(",")
 
 
 class WorkerConnection:
     """Serves one worker, from its start to its end; on the event loop of the engines.
 
-    `is_ready` tells whether the worker accepts requests, `was_ready` whether it ever did, and `lost` whether
-    it has ended. The requests that it had then are cancelled and counted in `abandoned`.
+    channel: the protocol for the socket of the worker.
+    is_ready: whether the worker accepts requests.
+    was_ready: whether it ever did.
+    became_ready: set when it does, or when it has ended before.
+    lost: set when it has ended; what it had begun is then cancelled.
     """
 
     def __init__(self, backend: LocalBackend, memory: SharedMemory) -> None:
+        self.channel = FrameChannel(self._receive, self._end, on_read=self._publish_wait)
         self.is_ready = self.was_ready = False
-        self.lost = asyncio.Event()
         self.became_ready = asyncio.Event()
-        """Also set if the worker ends before it is ready."""
-        self.abandoned = 0
+        self.lost = asyncio.Event()
         self._backend = backend
         self._memory = memory
         self._loop = asyncio.get_running_loop()
-        self._channel = FrameChannel(self._receive, self._end)
-        self._models: dict[Engine, _Model] = {}
+        self._models: dict[int, _Model] = {}  # by generation
+        self._generation = 0
         self._requests: dict[int, _Request] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._running: dict[int, tuple[_Request, QueueItem[QueuedCrop, TopKResult]]] = {}
-        self._handlers = {
+        self._running: dict[int, tuple[Engine, QueueItem[QueuedCrop, TopKResult]]] = {}
+        self._handlers: dict[int, Callable[[Frame], None]] = {
             Kind.READY: self._ready,
             Kind.RESERVE: self._reserve,
             Kind.START: self._start,
@@ -69,98 +71,91 @@ class WorkerConnection:
             Kind.CLAIM: self._claim,
             Kind.DROP: self._drop,
             Kind.RUN: self._run,
+            Kind.RUN_UNRESERVED: self._run_unreserved,
             Kind.CANCEL: self._cancel,
             Kind.CALL: self._call,
+            Kind.RETIRED: self._retire,
         }
-
-    @property
-    def channel(self) -> FrameChannel:
-        """The protocol for the socket of the worker."""
-        return self._channel
 
     def update(self, engine: Engine, update: ModelUpdate) -> None:
         """Tell the worker to use another model for further requests."""
-        is_open = self._backend.engines.is_open
-        self._models = {kept: model for kept, model in self._models.items() if is_open(kept)}
-        self._models[engine] = _Model(update, self._memory)
-        self._channel.send(Frame(Kind.UPDATE, number=update.generation, payload=pickle.dumps(update)))
+        self._backend.engines.hold(engine)
+        self._models[update.generation] = _Model(engine, update, self._memory)
+        self._generation = update.generation
+        self.channel.send(Frame(Kind.UPDATE, payload=pickle.dumps(update)))
 
     def drain(self) -> None:
         """Tell the worker to finish its requests and to end."""
         self.is_ready = False
-        self._channel.send(Frame(Kind.DRAIN))
+        self.channel.send(Frame(Kind.DRAIN))
 
     def _receive(self, frame: Frame) -> None:
         try:
-            self._handlers[Kind(frame.kind)](frame)
-        except Exception as error:  # noqa: BLE001 - a damaged frame must not end the main process
+            self._handlers[frame.kind](frame)
+        except Exception as error:  # noqa: BLE001
+            # A damaged frame must not end the main process.
             _log.error("worker_frame_invalid", kind=frame.kind, exc_info=error)
-            self._channel.close()
+            self.channel.close()
 
     def _end(self) -> None:
-        """Cancel everything that the worker has begun."""
         self.is_ready = False
-        self.abandoned = len(self._requests)
-        for task in self._tasks.values():
-            task.cancel()
-        for request, entry in self._running.values():
-            if request.reservation is not None:
-                request.reservation.cancel(entry)
-            entry.future.cancel()
-        for token in tuple(self._requests):
-            self._release(Frame(Kind.RELEASE, reservation=token))
         self.lost.set()
         self.became_ready.set()
+        for task in self._tasks.values():
+            task.cancel()
+        for engine, entry in self._running.values():
+            engine.cancel(entry)
+        for request in self._requests.values():
+            if request.reservation is not None:
+                request.reservation.suspend()
+        self._requests.clear()
+        for model in self._models.values():
+            self._backend.engines.release(model.engine)
 
     def _ready(self, _: Frame) -> None:
         self.is_ready = self.was_ready = True
         self.became_ready.set()
 
+    def _publish_wait(self) -> None:
+        self._memory.open_wait_s[0] = self._backend.engines.current.open_wait_s()
+
     def _reserve(self, frame: Frame) -> None:
-        engines, timeout_s = self._backend.engines, frame.a
-        request = _Request(engines.current)
-        engines.hold(request.engine)
-        self._requests[frame.token] = request
-        if request.engine.is_overloaded(timeout_s):
+        request = self._requests[frame.token] = _Request(self._models[frame.number or self._generation])
+        if request.model.engine.is_overloaded(frame.a):
             self._begin(frame.token, self._reserve_after_delay(request, frame))
         else:
-            self._answer(frame.token, self._try_reserve, request, timeout_s)
+            self._answer(frame.token, partial(self._reserve_now, request, frame))
 
-    def _try_reserve(self, request: _Request, timeout_s: float) -> Frame:
-        reservation = request.engine.reserve(timeout_s)
-        request.reservation = reservation
-        generation = self._models[request.engine].update.generation
-        return Frame(Kind.OK, slot=reservation.try_start(), number=generation)
+    def _reserve_now(self, request: _Request, frame: Frame) -> Frame:
+        reservation = request.reservation = request.model.engine.reserve(frame.a)
+        return Frame(Kind.OK, slot=reservation.try_start(), number=request.model.generation)
 
     async def _reserve_after_delay(self, request: _Request, frame: Frame) -> Frame:
-        engines = self._backend.engines
-        await engines.delay_rejection()
-        engines.release(request.engine)  # a reload may have replaced it, and the worker may have forgotten it
-        request.engine = engines.current
-        engines.hold(request.engine)
-        return self._try_reserve(request, frame.a)
+        await self._backend.engines.delay_rejection()
+        # A reload may have replaced the model, and the worker may have forgotten it.
+        request.model = self._models[frame.number or self._generation]
+        return self._reserve_now(request, frame)
 
     def _start(self, frame: Frame) -> None:
         self._begin(frame.token, self._wait_until_started(self._reservation(frame)))
 
     async def _wait_until_started(self, reservation: EngineReservation) -> Frame:
         await reservation.start()
-        return Frame(Kind.OK, slot=1)
+        return Frame(Kind.OK)
 
     def _suspend(self, frame: Frame) -> None:
         self._reservation(frame).suspend()
 
     def _release(self, frame: Frame) -> None:
-        task = self._tasks.pop(frame.reservation, None)  # the reservation itself may be in progress
+        task = self._tasks.get(frame.reservation)  # the RESERVE itself
         if task is not None:
             task.cancel()
-        request = self._requests.pop(frame.reservation)
-        if request.reservation is not None:
-            request.reservation.suspend()
-        self._backend.engines.release(request.engine)
+        reservation = self._requests.pop(frame.reservation).reservation
+        if reservation is not None:
+            reservation.suspend()
 
     def _claim(self, frame: Frame) -> None:
-        self._answer(frame.token, self._claim_slot, self._reservation(frame))
+        self._answer(frame.token, partial(self._claim_slot, self._reservation(frame)))
 
     def _claim_slot(self, reservation: EngineReservation) -> Frame:
         reservation.claim(is_further=True)
@@ -173,36 +168,47 @@ class WorkerConnection:
         reservation.drop()
 
     def _run(self, frame: Frame) -> None:
-        request, reservation = self._requests[frame.reservation], self._reservation(frame)
-        model = self._models[request.engine]
+        reservation = self._reservation(frame)
         if not frame.b:
             reservation.claim()
+        self._queue(frame, self._requests[frame.reservation].model, reservation.submit)
+
+    def _run_unreserved(self, frame: Frame) -> None:
+        model = self._models[frame.reservation]
+        self._queue(frame, model, lambda queued: model.engine.enqueue(queued, frame.a))
+
+    def _queue(
+        self, frame: Frame, model: _Model, submit: Callable[[QueuedCrop], QueueItem[QueuedCrop, TopKResult]]
+    ) -> None:
         try:
-            entry = reservation.submit(QueuedCrop(model.slots.crops[frame.slot], frame.number))
+            entry = submit(QueuedCrop(model.slots.crops[frame.slot], frame.number))
         except ServiceUnavailable as error:
             self._fail(frame.token, error)
             return
-        self._running[frame.token] = (request, entry)
-        entry.future.add_done_callback(partial(self._finish, frame, model))
+        self._running[frame.token] = (model.engine, entry)
+        entry.future.add_done_callback(partial(self._finish, frame.token, frame.slot, model))
 
-    def _finish(self, frame: Frame, model: _Model, future: asyncio.Future[BatchResult[TopKResult]]) -> None:
+    def _finish(
+        self, token: int, slot: int, model: _Model, future: asyncio.Future[BatchResult[TopKResult]]
+    ) -> None:
         """Answer a RUN: write its result to the slot. The slots of a lost worker belong to its successor."""
-        del self._running[frame.token]
+        del self._running[token]
         if self.lost.is_set():
             return
         if future.cancelled():
-            self._fail(frame.token, ServiceUnavailable("the request was cancelled"))
+            self._fail(token, ServiceUnavailable("the request was cancelled"))
             return
         error = future.exception()
         if error is not None:
-            self._fail(frame.token, error)
+            self._fail(token, error)
             return
         output = future.result()
-        model.slots.write_result(frame.slot, output.result)
-        self._channel.send(
+        model.slots.write_result(slot, output.result)
+        self.channel.send(
             Frame(
                 Kind.OK,
-                token=frame.token,
+                slot=output.batch_size,
+                token=token,
                 reservation=model.devices.index(output.result.device),
                 number=len(output.result.class_ids),
                 a=output.enqueued_at,
@@ -215,16 +221,17 @@ class WorkerConnection:
         if frame.token in self._tasks:
             self._tasks[frame.token].cancel()
         elif frame.token in self._running:
-            request, entry = self._running[frame.token]
-            if request.reservation is not None:
-                request.reservation.cancel(entry)
-            entry.future.cancel()
+            engine, entry = self._running[frame.token]
+            engine.cancel(entry)
 
     def _call(self, frame: Frame) -> None:
         self._begin(frame.token, self._run_call(frame.payload))
 
     async def _run_call(self, payload: bytes) -> Frame:
         return Frame(Kind.OK, payload=pickle.dumps(await answer_call(self._backend, payload)))
+
+    def _retire(self, frame: Frame) -> None:
+        self._backend.engines.release(self._models.pop(frame.number).engine)
 
     def _reservation(self, frame: Frame) -> EngineReservation:
         """Return the reservation of a frame, with the deadline of the frame, if it has one."""
@@ -234,33 +241,34 @@ class WorkerConnection:
             reservation.deadline = frame.a
         return reservation
 
-    def _begin(self, token: int, work: Coroutine[Any, Any, Frame]) -> None:
-        """Answer a request with the result of a coroutine."""
-        self._tasks[token] = self._loop.create_task(self._finish_task(token, work))
-
-    async def _finish_task(self, token: int, work: Coroutine[Any, Any, Frame]) -> None:
-        try:
-            frame = await work
-        except Exception as error:  # noqa: BLE001 - sent to the worker
-            self._fail(token, error)
-        except asyncio.CancelledError:
-            self._fail(token, ServiceUnavailable("the request was cancelled"))
-            raise
-        else:
-            self._channel.send(frame._replace(token=token))
-        finally:
-            self._tasks.pop(token, None)
-
-    def _answer(self, token: int, function: Any, *arguments: Any) -> None:
+    def _answer(self, token: int, function: Callable[[], Frame]) -> None:
         """Answer a request with the result of a function."""
         try:
-            frame: Frame = function(*arguments)
+            frame = function()
         except ServiceError as error:
             self._fail(token, error)
         else:
-            self._channel.send(frame._replace(token=token))
+            self.channel.send(frame._replace(token=token))
+
+    def _begin(self, token: int, work: Coroutine[Any, Any, Frame]) -> None:
+        """Answer a request with the result of a coroutine."""
+        self._tasks[token] = self._loop.create_task(self._answer_later(token, work))
+
+    async def _answer_later(self, token: int, work: Coroutine[Any, Any, Frame]) -> None:
+        try:
+            frame = await work
+        except asyncio.CancelledError:
+            self._fail(token, ServiceUnavailable("the request was cancelled"))
+            raise
+        except Exception as error:  # noqa: BLE001
+            # Foreign code can run in a call; the worker gets any error.
+            self._fail(token, error)
+        else:
+            self.channel.send(frame._replace(token=token))
+        finally:
+            del self._tasks[token]
 
     def _fail(self, token: int, error: BaseException) -> None:
         if not isinstance(error, ServiceError):
             _log.error("worker_request_failed", exc_info=error)
-        self._channel.send(Frame(Kind.FAILED, token=token, payload=encode_error(error)))
+        self.channel.send(Frame(Kind.FAILED, token=token, payload=encode_error(error)))
