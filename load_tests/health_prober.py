@@ -20,8 +20,12 @@ _TIMEOUT_S: Final = 30
 
 
 def resident_mb(pid: int | None = None) -> float:
-    """Return the resident memory of a process in MB (10^6 bytes); of this process if `pid` is None."""
-    return float(psutil.Process(pid).memory_info().rss) / 1e6
+    """Return the resident memory in MB (10^6 bytes) of a process and its children; `pid` None: of this one.
+
+    Files of libraries that several processes use count for each.
+    """
+    process = psutil.Process(pid)
+    return sum(float(each.memory_info().rss) for each in (process, *process.children(recursive=True))) / 1e6
 
 
 class HealthProber:

@@ -12,6 +12,9 @@ model_option = click.option(
     "--model", default="bundled", show_default=True, help="Model that the service serves."
 )
 weights_option = click.option("--weights", help="Weights for a torchvision classifier, as for serve.")
+workers_option = click.option(
+    "--workers", type=click.IntRange(0), default=0, show_default=True, help="HTTP workers of the service."
+)
 host_option = click.option("--host", help="Test a running service, for example http://localhost:8000.")
 images_option = click.option(
     "--images",

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from load_tests.cli.options import model_option, output_option, service_under_test, weights_option
+from load_tests.cli.options import (
+    model_option,
+    output_option,
+    service_under_test,
+    weights_option,
+    workers_option,
+)
 from load_tests.images import encode_jpeg
 from load_tests.overload import run_overload
 from load_tests.plots import draw_overload, draw_soak
@@ -65,9 +71,10 @@ def overload(model: str, weights: str | None, output: Path, factor: float, secon
     show_default=True,
     help="Number of clients; may be repeated.",
 )
+@workers_option
 @click.option("--seconds", default=30, show_default=True, help="Duration of each run.")
 def retry_storm(
-    model: str, weights: str | None, output: Path, connections: tuple[int, ...], seconds: int
+    model: str, weights: str | None, output: Path, connections: tuple[int, ...], workers: int, seconds: int
 ) -> None:
     """Let thousands of clients retry at once, with small and with large images.
 
@@ -78,7 +85,7 @@ def retry_storm(
     measurements: list[tuple[str, str]] = []
     port = free_port()
     management_url = f"http://127.0.0.1:{port}"
-    flags = ("--management-port", str(port))
+    flags = ("--management-port", str(port), "--workers", str(workers))
     with service_under_test(output, model, weights, *flags, log="retry-storm.log") as (url, pid):
         for number, size in enumerate(_STORM_SIZES):
             image = output / f"retry-storm-{number}.jpg"

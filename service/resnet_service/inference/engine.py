@@ -18,8 +18,7 @@ from resnet_service import __version__
 from resnet_service.batching import MicroBatcher, QueueItem, Reservation, warm_up
 from resnet_service.errors import DeviceError, ServiceError
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop
-from resnet_service.inference.image_decoder import ImageDecoder
-from resnet_service.inference.served_model import Placement, QueuedCrop, ServedModel
+from resnet_service.inference.served_model import ImageDecoder, Placement, QueuedCrop, ServedModel
 from resnet_service.inference.worker_pool import WorkerPool
 from resnet_service.metrics import Metrics
 from resnet_service.models import Model

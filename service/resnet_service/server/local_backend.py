@@ -39,6 +39,7 @@ class LocalBackend:
         self, settings: Settings, engines: EngineManager, metrics: Metrics, api_keys: APIKeys, workers: int
     ) -> None:
         self.engines = engines
+        self.admit: Callable[[float], Admission] = engines.admit
         self.workers = workers
         self.ready_workers = 0
         self.metrics_registry = metrics.registry
@@ -65,10 +66,6 @@ class LocalBackend:
     def is_hung(self) -> bool:
         """See `Backend`."""
         return self.engines.current.is_hung
-
-    def admit(self, timeout_s: float) -> Admission:
-        """See `Backend`."""
-        return self.engines.admit(timeout_s)
 
     async def check_alive(self) -> None:
         """See `Backend`: the device has failed, or a batch, a decode or the event loop hangs."""

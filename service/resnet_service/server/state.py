@@ -14,7 +14,7 @@ from resnet_service.devices import choose_devices
 from resnet_service.images import Preprocessing
 from resnet_service.images.sandbox import RestartReason, Sandbox
 from resnet_service.inference.engine import Engine
-from resnet_service.inference.image_decoder import ImageDecoder
+from resnet_service.inference.served_model import ImageDecoder
 from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
 from resnet_service.models import load_model

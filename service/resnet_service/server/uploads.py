@@ -32,7 +32,6 @@ Result = TypeVar("Result")
 
 _WATCH_AFTER_S: Final = 0.05
 """Shorter work is not watched for a disconnect: the task for it costs more than it could save."""
-
 _MIN_WAIT_S: Final = 0.001
 """A shorter wait is not recorded: without overload, `start` returns at once."""
 _MAX_RECEIVE_S: Final = 0.5

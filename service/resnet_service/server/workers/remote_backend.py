@@ -10,8 +10,7 @@ import structlog
 
 from resnet_service.errors import ServiceUnavailable
 from resnet_service.images import Preprocessing
-from resnet_service.inference.image_decoder import ImageDecoder
-from resnet_service.inference.served_model import ImageReservation, ServedModel
+from resnet_service.inference.served_model import ImageDecoder, ImageReservation, ServedModel
 from resnet_service.metrics import Metrics
 from resnet_service.schemas import BenchResponse, InfoResponse
 from resnet_service.server.auth import APIKey, APIKeys
