@@ -20,12 +20,13 @@ _TIMEOUT_S: Final = 30
 
 
 def resident_mb(pid: int | None = None) -> float:
-    """Return the resident memory in MB (10^6 bytes) of a process and its children; `pid` None: of this one.
+    """Return the resident memory in MB (10^6 bytes): of a process and its children, or of this one alone.
 
-    Files of libraries that several processes use count for each.
+    What several processes share counts for each.
     """
     process = psutil.Process(pid)
-    return sum(float(each.memory_info().rss) for each in (process, *process.children(recursive=True))) / 1e6
+    children = [] if pid is None else process.children(recursive=True)
+    return sum(float(each.memory_info().rss) for each in (process, *children)) / 1e6
 
 
 class HealthProber:

@@ -1,5 +1,6 @@
 """Many more clients than places, each of which sends its next request at once, also after a rejection."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,7 +117,10 @@ def run_retry_storm(
 
 
 def _predict(url: str, image: Path) -> float:
-    """Return the seconds that one request takes; raises httpx.HTTPError."""
+    """Return the seconds that one request takes, infinity if it is rejected; raises httpx.HTTPError."""
     started = time.perf_counter()
-    httpx.post(f"{url}/predict", files={"file": image.read_bytes()}, timeout=60).raise_for_status()
+    response = httpx.post(f"{url}/predict", files={"file": image.read_bytes()}, timeout=60)
+    if response.status_code == 429:
+        return math.inf
+    response.raise_for_status()
     return time.perf_counter() - started

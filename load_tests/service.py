@@ -42,6 +42,18 @@ def run_service(
             process.terminate()
 
 
+def write_random_weights(folder: Path) -> Path:
+    """Write the state dict of a ResNet-50, unless it exists; random weights take as long as trained ones."""
+    import torch  # takes a second, and few load tests need it
+    from torchvision.models import resnet50
+
+    path = folder / "resnet50-random.pth"
+    if not path.exists():
+        torch.manual_seed(0)
+        torch.save(resnet50().state_dict(), path)
+    return path
+
+
 def serve_command(model: str, weights: str | None = None, *flags: str) -> list[str]:
     """Return the command that serves a model on a free port."""
     options = ["--model", model, "--port", "0", "--management-port", "0"]

@@ -18,7 +18,7 @@ def commands() -> None:
     Each command starts a service and stops it at the end; run and capacity can also test a running one
     (--host). Reports are written to a folder (--output).
 
-    Performance: run, capacity, incident, profile, resources.
+    Performance: run, capacity, incident, profile, resources, scaling.
 
     Reliability: overload, retry-storm, slow-clients, worst-case, fuzz, soak.
 
@@ -32,6 +32,7 @@ for _command in (
     performance.incident,
     performance.profile,
     performance.resources,
+    performance.measure_scaling,
     reliability.overload,
     reliability.retry_storm,
     reliability.slow_clients,

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import torch
-from torchvision.models import resnet50
 from tqdm import tqdm
 
 from load_tests.cli.options import image_option
@@ -24,7 +22,7 @@ from load_tests.peers.competitors import (
     wait_until_ready,
 )
 from load_tests.peers.report import write_report
-from load_tests.service import LoadTestError
+from load_tests.service import LoadTestError, write_random_weights
 from load_tests.wrk import require_wrk, run_wrk
 from resnet_service.machine import hardware_info
 
@@ -75,7 +73,7 @@ def main(
     """
     require_wrk()
     output.mkdir(parents=True, exist_ok=True)
-    weights = _random_weights(output)
+    weights = write_random_weights(output)
     int8 = None if only and THIS_SERVICE not in only else _quantize(weights, image, output)
     measurements = [
         (table, competitor)
@@ -109,15 +107,6 @@ def main(
 
 def _medians(results: list[dict[str, float]]) -> dict[str, Any]:
     return {key: statistics.median(result[key] for result in results) for key in results[0]}
-
-
-def _random_weights(folder: Path) -> Path:
-    """Write the state dict of a ResNet-50; random weights take as long as trained ones."""
-    path = folder / "resnet50-random.pth"
-    if not path.exists():
-        torch.manual_seed(0)
-        torch.save(resnet50().state_dict(), path)
-    return path
 
 
 def _quantize(weights: Path, image: Path, folder: Path) -> Path | None:
