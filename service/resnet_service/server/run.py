@@ -3,11 +3,13 @@
 import asyncio
 import faulthandler
 import gc
+import os
 import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
 
@@ -108,7 +110,7 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     signal.signal(signal.SIGHUP, lambda *_: setattr(server.monitor, "reload_requested", True))
-    tune_interpreter()
+    tune_process()
     has_failed = False
     try:
         if isinstance(server, MainProcess):
@@ -129,12 +131,17 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     return 1 if has_failed or state.backend.fatal_error is not None else 0
 
 
-def tune_interpreter() -> None:
-    """Configure the garbage collector and the switching of threads, once everything is loaded."""
+def tune_process() -> None:
+    """Configure garbage collection and scheduling, once everything is loaded and before threads start."""
     gc.collect()
     gc.set_threshold(_GC_THRESHOLD)
     gc.freeze()  # objects loaded so far live as long as the process; the collector need not scan them again
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    if hasattr(os, "SCHED_BATCH"):  # Linux
+        # A thread that becomes ready does not interrupt another one. On two busy cores without a network (146 KB,
+        # 64 connections), one process then answers 1.04 to 1.09 times the requests, and two workers 1.14.
+        with suppress(PermissionError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -47,9 +47,9 @@ def main() -> None:
     configure_logging(config.settings.log_level, config.settings.log_format)
     faulthandler.enable()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the main process reloads
-    from resnet_service.server.run import event_loop_factory, tune_interpreter
+    from resnet_service.server.run import event_loop_factory, tune_process
 
-    tune_interpreter()
+    tune_process()
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         runner.run(_serve(config))
 
