@@ -8,6 +8,7 @@ USE_GPU ?= 1
 NUM_IMAGES ?= 1000
 BATCH_SIZE ?= 64
 IMAGE_MODEL ?= resnet50
+IMAGES ?= service/resnet_service/images/photographs
 VENV := .venv
 BIN := $(VENV)/bin
 # One worker for each core, each with whole files, so that tests of a file share their servers and models.
@@ -15,7 +16,7 @@ PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test test-all check format lint types lock load-test reliability audit image compare-peers container-test dashboards bundled-model clean
+.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards bundled-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -31,6 +32,9 @@ test: $(VENV)/.installed-dev  ## Run the unit and integration tests: minutes
 test-all: $(VENV)/.installed-dev  ## Run all tests but the container builds: a quarter of an hour
 	$(BIN)/pytest -m exclusive
 	$(PYTEST) -m "not exclusive and not container"
+
+test-workers: $(VENV)/.installed-dev  ## Run the integration tests with two HTTP workers
+	TEST_WORKERS=2 $(PYTEST) tests/integration
 
 check: format lint types test-all  ## Check format, lint and types, and run all tests, as CI does
 
@@ -57,6 +61,9 @@ reliability: $(VENV)/.installed-dev  ## Run the long tests (retry storm, slow cl
 	$(BIN)/python -m load_tests fuzz
 	$(BIN)/python -m load_tests overload --model "$(or $(OVERLOAD_MODEL),bundled)" $(if $(OVERLOAD_WEIGHTS),--weights "$(OVERLOAD_WEIGHTS)")
 	$(BIN)/python -m load_tests soak
+
+gpu-check: $(VENV)/.installed-dev  ## Check and measure what only an NVIDIA GPU can show, with the JPEG files in IMAGES: ten minutes
+	$(BIN)/python -m load_tests gpu-check --images "$(IMAGES)" $(if $(DATA),--data "$(DATA)")
 
 audit: $(VENV)/.installed-dev  ## Check the locked packages for known vulnerabilities
 	$(BIN)/pip-audit --disable-pip --no-deps --requirement requirements.lock

@@ -22,10 +22,23 @@ def require_wrk() -> None:
 
 
 def run_wrk(
-    url: str, image: Path, body_format: BodyFormat, connections: int, seconds: int
+    url: str, image: Path, body_format: BodyFormat, connections: int, seconds: int, *, threads: int = 1
 ) -> dict[str, float]:
-    """Post an image over these connections and return rate, p50_ms, p99_ms, rejected and failed."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(_SCRIPT), url]
+    """Post an image over these connections and return rate, p50_ms, p99_ms, rejected and failed.
+
+    One thread of wrk sends tens of thousands of requests per second.
+    """
+    command = [
+        "wrk",
+        f"-t{min(threads, connections)}",
+        f"-c{connections}",
+        f"-d{seconds}s",
+        "--timeout",
+        "60s",
+        "-s",
+        str(_SCRIPT),
+        url,
+    ]
     result = subprocess.run(
         [*command, "--", str(image), body_format],
         capture_output=True,

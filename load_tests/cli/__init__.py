@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from load_tests.cli import performance, reliability
+from load_tests.cli import hosts, performance, reliability
 from load_tests.service import LoadTestError
 from monitoring.local import PrometheusError
 
@@ -18,7 +18,9 @@ def commands() -> None:
     Each command starts a service and stops it at the end; run and capacity can also test a running one
     (--host). Reports are written to a folder (--output).
 
-    Performance: run, capacity, incident, profile, resources, scaling.
+    Performance: run, capacity, incident, profile, resources.
+
+    Hosts: scaling, gpu-check.
 
     Reliability: overload, retry-storm, slow-clients, worst-case, fuzz, soak.
 
@@ -32,7 +34,8 @@ for _command in (
     performance.incident,
     performance.profile,
     performance.resources,
-    performance.measure_scaling,
+    hosts.measure_scaling,
+    hosts.gpu_check,
     reliability.overload,
     reliability.retry_storm,
     reliability.slow_clients,

@@ -1,4 +1,4 @@
-"""Commands that measure performance: run, capacity, incident, profile, resources and scaling."""
+"""Commands that measure performance: run, capacity, incident, profile and resources."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from load_tests import plots, profiling, report, scaling, wrk
+from load_tests import plots, profiling, report, wrk
 from load_tests.cli.options import (
     host_option,
     image_option,
@@ -21,7 +21,7 @@ from load_tests.incident import draw_dashboards, schedule_slowdown, slow_server_
 from load_tests.resource_usage import measure_resource_usage
 from load_tests.scenario_runner import ScenarioRunner
 from load_tests.scenarios import SCENARIOS, constant_rate
-from load_tests.service import run_service, serve_command, write_random_weights
+from load_tests.service import run_service, serve_command
 from monitoring.local import run_prometheus
 
 _CAPACITY_SHARES: Final = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
@@ -190,44 +190,3 @@ def resources(
     click.echo("| measurement | value |\n|---|---|")
     for name, value in usage.rows():
         click.echo(f"| {name} | {value} |")
-
-
-@click.command("scaling")
-@output_option
-@click.option(
-    "--workers", type=click.IntRange(1), default=2, show_default=True, help="HTTP workers to measure."
-)
-@click.option("--seconds", default=10, show_default=True, help="Duration of each run.")
-@click.option("--rounds", default=3, show_default=True, help="Runs of each kind; the fastest counts.")
-def measure_scaling(output: Path, workers: int, seconds: int, rounds: int) -> None:
-    """Measure the CPU time of workers and main process, and compute the capacity of hosts.
-
-    Runs the service without a network, with one process and with --workers, alternately. Needs wrk.
-    """
-    wrk.require_wrk()
-    output.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for size in scaling.SIZES:
-        runs: dict[int, list[scaling.CPUTimes]] = {0: [], workers: []}
-        for _ in range(rounds):
-            for count, results in runs.items():
-                results.append(scaling.measure(size, count, output, seconds, whole_batches=False))
-                click.echo(scaling.times_table(results[-1:]).splitlines()[-1])
-        rows += [max(results, key=lambda result: result.rate_rps) for results in runs.values()]
-    whole = scaling.measure(scaling.SIZES[0], workers, output, seconds, whole_batches=True)
-    network_us = scaling.measure_network_us(write_random_weights(output))
-    photo = rows[-1]
-    capacities = [
-        (
-            scaling.gpu_capacity(cores, photo, whole.main_us),
-            scaling.cpu_capacity(cores, photo, whole.main_us, network_us),
-        )
-        for cores in scaling.CORES
-    ]
-    text = (
-        f"{scaling.times_table([*rows, whole])}\n\n"
-        f"ResNet-50 on this CPU: {network_us / 1e3:.1f} ms of CPU per image.\n\n"
-        f"{scaling.capacity_table(capacities)}\n"
-    )
-    (output / "scaling.md").write_text(text, encoding="utf-8")
-    click.echo(f"\n{text}\nreport: {output / 'scaling.md'}")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 from tqdm import tqdm
@@ -28,22 +28,44 @@ from resnet_service.machine import hardware_info
 
 _SERVE: Final = ("-m", "resnet_service", "serve", "--log-format", "json", "--no-access-log")
 _WARM_UP_S: Final = 3
+_MANY_CONNECTIONS: Final = (64, 1000)
 
 
-def competitors_by_table(weights: Path, int8: Path | None) -> dict[str, list[Competitor]]:
-    """Return the competitors of each table; int8 is left out if `int8` is None."""
+class Table(NamedTuple):
+    """One table of the report: servers that are compared over a number of connections."""
+
+    name: str
+    competitors: list[Competitor]
+    connections: int
+    has_model: bool = True
+
+
+def tables_of(weights: Path, int8: Path | None, connections: int) -> list[Table]:
+    """Return all tables; int8 is left out if `int8` is None."""
     service = Competitor(THIS_SERVICE, (*_SERVE, "--model", "resnet50", "--weights", str(weights)))
     no_op_service = Competitor(THIS_SERVICE, ("-m", "load_tests.peers.servers.this_service"))
-    tables = {"default precision": [service, *PEERS], "no model": [no_op_service, *PEERS]}
+    tables = [
+        Table("default precision", [service, *PEERS], connections),
+        Table("no model", [no_op_service, *PEERS], connections, has_model=False),
+    ]
+    tables += [
+        Table(f"no model, {count:,} connections", [no_op_service, *PEERS], count, has_model=False)
+        for count in _MANY_CONNECTIONS
+    ]
     if int8 is not None:
-        tables["int8"] = [Competitor(THIS_SERVICE, (*_SERVE, "--model", str(int8)))]
+        service_int8 = Competitor(THIS_SERVICE, (*_SERVE, "--model", str(int8)))
+        tables.append(Table("int8", [service_int8], connections))
     return tables
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @image_option
 @click.option(
-    "--connections", type=click.IntRange(1), default=16, show_default=True, help="Connections of wrk."
+    "--connections",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Connections of wrk; without a model, also 64 and 1,000.",
 )
 @click.option(
     "--seconds", type=click.IntRange(1), default=12, show_default=True, help="Duration of a measurement."
@@ -78,24 +100,24 @@ def main(
     measurements = [
         (table, competitor)
         for _ in range(rounds)
-        for table, competitors in competitors_by_table(weights, int8).items()
-        for competitor in competitors
+        for table in tables_of(weights, int8, connections)
+        for competitor in table.competitors
         if not only or competitor.name in only
     ]
     pythons = {competitor: python_of(competitor, output) for _, competitor in measurements}
     runs: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for table, competitor in (bar := tqdm(measurements)):
-        bar.set_description(f"{competitor.name}, {table}")
-        no_op = {"NOOP": "1"} if table == "no model" else {}
-        log = output / f"{competitor.name} {table}.log".replace(" ", "-")
+        bar.set_description(f"{competitor.name}, {table.name}")
+        no_op = {} if table.has_model else {"NOOP": "1"}
+        log = output / f"{competitor.name} {table.name}.log".replace(" ", "-")
         with run_competitor(
             competitor, pythons[competitor], log, WEIGHTS=str(weights.absolute()), **no_op
         ) as port:
             url = f"http://127.0.0.1:{port}{competitor.route}"
             wait_until_ready(url, image.read_bytes(), competitor.body_format)
-            run_wrk(url, image, competitor.body_format, connections, _WARM_UP_S)
-            figures = run_wrk(url, image, competitor.body_format, connections, seconds)
-            runs[table, competitor.name].append(figures)
+            run_wrk(url, image, competitor.body_format, table.connections, _WARM_UP_S)
+            figures = run_wrk(url, image, competitor.body_format, table.connections, seconds)
+            runs[table.name, competitor.name].append(figures)
     rows = [
         {"table": table, "server": name, "runs": results, **_medians(results)}
         for (table, name), results in runs.items()

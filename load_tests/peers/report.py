@@ -22,7 +22,7 @@ def write_report(rows: Sequence[dict[str, Any]], folder: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        best = _best_other(rows, "no model" if row["table"] == "no model" else "default precision")
+        best = _best_other(rows, row["table"]) or _best_other(rows, "default precision")
         # Per round, because the speed of a shared machine changes between rounds.
         ratios = [run["rate"] / rate for run, rate in zip(row["runs"], best, strict=True)] if best else []
         ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
@@ -52,8 +52,13 @@ def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             panel, name = "default precision", f"{name}, int8"
         rates_by_panel.setdefault(panel, {})[name] = row["rate"]
     count = len(rates_by_panel)
-    figure, axes = plt.subplots(1, count, figsize=(5.5 * count, 3.2), layout="constrained", squeeze=False)
-    for axis, (panel, rates) in zip(axes[0], rates_by_panel.items(), strict=True):
+    columns = min(2, count)
+    lines = -(-count // columns)
+    size = (5.5 * columns, 3.2 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.remove()
+    for axis, (panel, rates) in zip(axes.flat, rates_by_panel.items(), strict=False):
         names = sorted(rates, key=rates.__getitem__)
         colors = ["tab:blue" if name.startswith(THIS_SERVICE) else "tab:gray" for name in names]
         bars = axis.barh(names, [rates[name] for name in names], color=colors)

@@ -125,7 +125,7 @@ def serving(settings: Settings) -> Iterator[Running]:
     # One stream, unless the test sets more: on a busy machine OpenVINO may select two.
     streams = settings.streams_per_device or 1
     service = build_app_state(
-        settings.model_copy(update={"streams_per_device": streams, "workers": workers}), gated
+        settings.model_copy(update={"streams_per_device": streams}), gated, workers=workers
     )
     backend = service.backend
     assert isinstance(backend, LocalBackend)

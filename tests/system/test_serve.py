@@ -64,9 +64,10 @@ def test_weights_are_downloaded_and_served(file_server: FileServer, tmp_path: Pa
     assert list((tmp_path / "cache").rglob("net.pth"))
 
 
-def test_sigterm_under_load_loses_no_request(jpeg: bytes) -> None:
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_sigterm_under_load_loses_no_request(jpeg: bytes, workers: str) -> None:
     """After SIGTERM, requests already sent get a response, later ones cannot connect, and the status is 0."""
-    with started() as (process, log, url):
+    with started("--workers", workers) as (process, log, url):
         statuses: Counter[int] = Counter()
 
         def send_requests() -> None:

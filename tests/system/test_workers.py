@@ -3,8 +3,6 @@
 import signal
 import subprocess
 import sys
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -22,7 +20,7 @@ from resnet_service.server.workers import supervisor
 from resnet_service.settings import Settings
 
 supervisor._PROGRAM = "resnet_service.no_such_module"
-sys.exit(run.run_server(build_app_state(Settings(model="bundled", port=0, workers=2))))
+sys.exit(run.run_server(build_app_state(Settings(model="bundled", port=0), workers=2)))
 """
 
 
@@ -50,29 +48,14 @@ def test_killed_main_process_ends_its_workers_and_leaves_nothing_behind(temporar
     assert set(Path("/dev/shm").iterdir()) <= shared_memory
 
 
-def test_drain_under_load_loses_no_accepted_request(temporary_files: Path, jpeg: bytes) -> None:
-    """After SIGTERM, each request on an open connection gets its response; then the status is 0."""
+def test_drained_service_leaves_nothing_behind(temporary_files: Path) -> None:
+    """The files of the metrics are removed."""
     with started("--workers", "2", TMPDIR=str(temporary_files)) as (process, _, url):
-        clients = [httpx.Client(base_url=url, timeout=60) for _ in range(32)]
-
-        def send(client: httpx.Client) -> list[int]:
-            statuses = []
-            while True:
-                response = client.post("/predict", files={"file": jpeg})
-                statuses.append(response.status_code)
-                if response.headers.get("connection") == "close":
-                    client.close()
-                    return statuses
-
-        with ThreadPoolExecutor(len(clients)) as pool:
-            futures = [pool.submit(send, client) for client in clients]
-            wait_for(lambda: httpx.get(f"{url}/metrics").text.count('outcome="ok"} 0.0') == 0)
-            process.send_signal(signal.SIGTERM)
-            statuses = Counter(status for future in futures for status in future.result())
-        assert set(statuses) == {200}
-        assert statuses[200] >= len(clients)
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        assert list(temporary_files.iterdir()) != []
+        process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-        assert list(temporary_files.iterdir()) == []
+    assert list(temporary_files.iterdir()) == []
 
 
 def test_workers_that_cannot_start_end_the_service() -> None:

@@ -10,7 +10,7 @@ from resnet_service.images import Crop
 from resnet_service.log_config import configure_logging
 from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult, stack_crops
 from resnet_service.server.run import run_server
-from resnet_service.server.state import build_app_state
+from resnet_service.server.state import build_app_state, count_workers
 from resnet_service.settings import Settings
 
 
@@ -39,4 +39,4 @@ if __name__ == "__main__":
         access_log=False,
     )
     configure_logging(settings.log_level, settings.log_format)
-    sys.exit(run_server(build_app_state(settings, NoOpRuntime)))
+    sys.exit(run_server(build_app_state(settings, NoOpRuntime, workers=count_workers(settings))))

@@ -89,9 +89,9 @@ def serve(**options: Any) -> None:
     try:
         listeners = bind_listeners(settings)
         from resnet_service.server.run import run_server  # takes seconds, and a port in use needs none
-        from resnet_service.server.state import build_app_state
+        from resnet_service.server.state import build_app_state, count_workers
 
-        state = build_app_state(settings)
+        state = build_app_state(settings, workers=count_workers(settings))
     except ServiceError as error:
         click.echo(f"resnet-service: {error}", err=True)
         statuses = {AddressUnavailableError: 1, InvalidAPIKeysError: 2}

@@ -10,6 +10,7 @@ from typing import Final
 
 import uvicorn
 
+from resnet_service.machine import schedule_this_thread
 from resnet_service.server.listener import allow_rebinding
 
 _STOP_TIMEOUT_S: Final = 3.0
@@ -22,9 +23,7 @@ class ManagementServer:
         self._server = uvicorn.Server(config)
         self._sockets = list(sockets)
         # A daemon: a request that hangs must not keep the process from ending.
-        self._thread = threading.Thread(
-            target=self._server.run, args=(self._sockets,), name="management", daemon=True
-        )
+        self._thread = threading.Thread(target=self._serve, name="management", daemon=True)
 
     @property
     def has_ended(self) -> bool:
@@ -41,3 +40,7 @@ class ManagementServer:
         self._server.should_exit = True
         if self._thread.ident is not None:
             self._thread.join(_STOP_TIMEOUT_S)
+
+    def _serve(self) -> None:
+        schedule_this_thread(for_throughput=False)  # a probe interrupts the threads of requests
+        self._server.run(self._sockets)

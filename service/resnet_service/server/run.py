@@ -3,13 +3,11 @@
 import asyncio
 import faulthandler
 import gc
-import os
 import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
 
@@ -18,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from resnet_service.inference.worker_pool import has_running_calls
+from resnet_service.machine import schedule_this_thread
 from resnet_service.server.app import create_app, create_management_app
 from resnet_service.server.http_protocol import ConnectionRegistry, HTTPConnection
 from resnet_service.server.listener import Listeners, bind_listeners, sockets_for_workers
@@ -137,11 +136,7 @@ def tune_process() -> None:
     gc.set_threshold(_GC_THRESHOLD)
     gc.freeze()  # objects loaded so far live as long as the process; the collector need not scan them again
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    if hasattr(os, "SCHED_BATCH"):  # Linux
-        # A thread that becomes ready does not interrupt another one. On two busy cores without a network (146 KB,
-        # 64 connections), one process then answers 1.04 to 1.09 times the requests, and two workers 1.14.
-        with suppress(PermissionError):  # a container may forbid it
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    schedule_this_thread(for_throughput=True)
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -61,15 +61,19 @@ class AppState:
 
 
 def build_app_state(
-    settings: Settings, wrap_runtime: Callable[[Runtime], Runtime] = lambda runtime: runtime
+    settings: Settings,
+    wrap_runtime: Callable[[Runtime], Runtime] = lambda runtime: runtime,
+    *,
+    workers: int = 0,
 ) -> AppState:
     """Load the model onto its devices and read the API keys; can take seconds and download weights.
 
-    `wrap_runtime` is applied to each runtime; tests and load tests use it to delay batches. Raises
+    `wrap_runtime` is applied to each runtime; tests and load tests use it to delay batches. `workers` is the
+    number of HTTP workers that `run_server` will start, for example `count_workers(settings)`. Raises
     ModelLoadError, DeviceUnavailableError, InvalidAPIKeysError or MissingDependencyError, with a message
     for the operator.
     """
-    api_keys, workers = APIKeys.from_settings(settings), count_workers(settings)
+    api_keys = APIKeys.from_settings(settings)
     metrics = Metrics()
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6))
     metrics.report(metrics.upload_bytes, lambda: upload_memory.used)

@@ -73,8 +73,9 @@ class MainProcess:
         starting = asyncio.create_task(self._start(supervisor))
         while not (self.should_exit or self.monitor.tick()):
             supervisor.tick()
-            if supervisor.failed:
-                _log.critical("workers_failed")
+            error = starting.exception() if starting.done() else None
+            if supervisor.failed or error is not None:
+                _log.critical("workers_failed", exc_info=error)
                 self.has_failed = True
                 break
             await asyncio.sleep(1 / TICKS_PER_SECOND)

@@ -99,6 +99,8 @@ class Supervisor:
         self._tasks = [
             asyncio.create_task(self._keep_running(index)) for index in range(len(self._listeners))
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._check)
         await self._all_are_ready.wait()
 
     async def drain(self, timeout_s: float) -> None:
@@ -138,6 +140,13 @@ class Supervisor:
             if ended.si_pid in own:
                 return  # `_keep_running` takes it
             os.waitpid(ended.si_pid, 0)
+
+    def _check(self, task: asyncio.Task[None]) -> None:
+        """Fail if a worker cannot even be started, for example because there is too little memory."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.critical("worker_start_failed", exc_info=error)
+            self.failed = True
+            self._all_are_ready.set()
 
     def _running(self) -> list["subprocess.Popen[bytes]"]:
         return [worker for worker in tuple(self._processes.values()) if worker.poll() is None]
