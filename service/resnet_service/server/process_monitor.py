@@ -2,7 +2,11 @@
 
 import asyncio
 import faulthandler
-from typing import Final
+import logging
+import os
+import threading
+import time
+from typing import Final, NoReturn
 
 import structlog
 
@@ -14,6 +18,8 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__
 
 TICKS_PER_SECOND: Final = 10
 """How often `tick` has to be called, by the event loop of the process."""
+_NATIVE_WATCHDOG_S: Final = 10.0
+"""Time after which a thread that does not need the GIL ends the process, if the watchdog cannot."""
 
 
 class ProcessMonitor:
@@ -39,14 +45,14 @@ class ProcessMonitor:
         self._stall_timeout_s = stall_timeout_s
         self._management = management
         self._watchdog_s = stall_timeout_s + 1 if watchdog else None
+        self._deadline = 0.0
         self._ticks = 0
         self._reload_task: asyncio.Task[None] | None = None
 
     def tick(self) -> bool:
         """Return whether the process has to stop; the reason is in the log. Starts a requested reload."""
-        if self._watchdog_s is not None and self._ticks % TICKS_PER_SECOND == 0:
-            # A C thread that does not need the GIL; it prints the stacks of all threads and exits.
-            faulthandler.dump_traceback_later(self._watchdog_s, exit=True)
+        if self._watchdog_s is not None:
+            self._allow(self._watchdog_s, arm=self._ticks % TICKS_PER_SECOND == 0)
         self._ticks += 1
         self._backend.heartbeat.beat()
         if self._management is not None and self._management.has_ended:
@@ -66,10 +72,27 @@ class ProcessMonitor:
     def begin_shutdown(self, drain_timeout_s: float) -> None:
         """Allow `drain_timeout_s` seconds until the end of the process, and cancel a reload."""
         if self._watchdog_s is not None:
-            faulthandler.dump_traceback_later(drain_timeout_s + self._watchdog_s, exit=True)
+            self._allow(drain_timeout_s + self._watchdog_s, arm=True)
         self._backend.heartbeat.stop()
         if self._reload_task is not None:
             self._reload_task.cancel()
+
+    def _allow(self, seconds: float, *, arm: bool) -> None:
+        """End the process unless this is called again within `seconds`; `arm` the native watchdog, too."""
+        self._deadline = time.monotonic() + seconds
+        if not self._ticks:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        if arm:
+            # If another thread holds the GIL. It can crash, because it reads the stacks while they change.
+            faulthandler.dump_traceback_later(seconds + _NATIVE_WATCHDOG_S, exit=True)
+
+    def _watch(self) -> None:
+        """Print the stacks of all threads and end the process once the deadline has passed."""
+        while (left_s := self._deadline - time.monotonic()) > 0:
+            time.sleep(left_s)
+        _log.critical("event_loop_blocked", seconds=self._watchdog_s)
+        faulthandler.dump_traceback()
+        exit_immediately()
 
     async def _reload(self) -> None:
         try:
@@ -78,3 +101,9 @@ class ProcessMonitor:
             _log.error("reload_failed", reason=str(error), exc_info=error)
         else:
             _log.info("reloaded", model=self._backend.served_model.model.name)
+
+
+def exit_immediately() -> NoReturn:
+    """Exit with status 1 without waiting for threads, one of which may never end."""
+    logging.shutdown()
+    os._exit(1)

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import FrameType
 from typing import Any, Final, cast
 
 import structlog
@@ -22,8 +23,9 @@ from resnet_service.server.http_protocol import ConnectionRegistry, HTTPConnecti
 from resnet_service.server.listener import Listeners, bind_listeners, sockets_for_workers
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.management_server import ManagementServer
+from resnet_service.server.process_monitor import exit_immediately
 from resnet_service.server.state import AppState
-from resnet_service.server.uvicorn_server import DRAIN_GRACE_S, InferenceServer, exit_immediately
+from resnet_service.server.uvicorn_server import DRAIN_GRACE_S, InferenceServer
 from resnet_service.server.workers.main_process import MainProcess
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -105,9 +107,8 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     management = management_server(state, management_sockets) if management_sockets else None
     server = _create_server(state, main, management)
     faulthandler.enable()  # a crash in native code prints the stacks of all threads
-    # Uvicorn replaces these handlers when it starts, and raises the handled signals again when it stops.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, server.handle_exit)
+        signal.signal(number, partial(_handle_exit, server))
     signal.signal(signal.SIGHUP, lambda *_: setattr(server.monitor, "reload_requested", True))
     tune_process()
     has_failed = False
@@ -128,6 +129,17 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     if has_running_calls():
         exit_immediately()
     return 1 if has_failed or state.backend.fatal_error is not None else 0
+
+
+def _handle_exit(server: InferenceServer | MainProcess, number: int, frame: FrameType | None) -> None:
+    """Drain, or exit at the second signal, which uvicorn handles itself.
+
+    Uvicorn replaces the handlers when it starts, and raises the handled signals again when it stops.
+    """
+    if isinstance(server, MainProcess):
+        server.handle_exit(number, frame)
+    else:
+        server.should_exit = True
 
 
 def tune_process() -> None:

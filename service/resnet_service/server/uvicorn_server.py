@@ -1,12 +1,10 @@
 """Uvicorn's server, extended to drain before it stops and to stop if the engine fails or hangs."""
 
 import asyncio
-import logging
-import os
 import socket
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 import structlog
 import uvicorn
@@ -14,7 +12,7 @@ import uvicorn
 from resnet_service.server.listener import allow_rebinding
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.management_server import ManagementServer
-from resnet_service.server.process_monitor import ProcessMonitor
+from resnet_service.server.process_monitor import ProcessMonitor, exit_immediately
 from resnet_service.server.state import AppState
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -121,9 +119,3 @@ def log_addresses(
             management_port=state.settings.management_port if management else None,
             **workers,
         )
-
-
-def exit_immediately() -> NoReturn:
-    """Exit with status 1 without waiting for threads, one of which may never end."""
-    logging.shutdown()
-    os._exit(1)

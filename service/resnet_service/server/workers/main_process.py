@@ -10,9 +10,9 @@ import structlog
 
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.management_server import ManagementServer
-from resnet_service.server.process_monitor import TICKS_PER_SECOND, ProcessMonitor
+from resnet_service.server.process_monitor import TICKS_PER_SECOND, ProcessMonitor, exit_immediately
 from resnet_service.server.state import AppState
-from resnet_service.server.uvicorn_server import exit_immediately, log_addresses
+from resnet_service.server.uvicorn_server import log_addresses
 from resnet_service.server.workers.supervisor import Supervisor
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)

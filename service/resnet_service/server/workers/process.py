@@ -56,10 +56,11 @@ def main() -> None:
 
 async def _serve(config: WorkerConfig) -> None:
     from resnet_service.metrics import Metrics
+    from resnet_service.server.process_monitor import exit_immediately
     from resnet_service.server.run import uvicorn_config
     from resnet_service.server.state import AppState, create_decoder
     from resnet_service.server.uploads import UploadMemory
-    from resnet_service.server.uvicorn_server import InferenceServer, exit_immediately
+    from resnet_service.server.uvicorn_server import InferenceServer
     from resnet_service.server.workers.remote_backend import RemoteBackend
     from resnet_service.server.workers.shared_memory import SharedMemory
     from resnet_service.tracing import RequestTracer
