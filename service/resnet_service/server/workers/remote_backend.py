@@ -43,9 +43,8 @@ class RemoteBackend:
     ) -> None:
         """Create the backend of the worker with this index, on the running event loop.
 
-        `channel` is the protocol for its socket.
-
-        `on_drain` is called when the worker has to finish, `on_lost` when the main process has ended.
+        `channel` is the protocol for its socket. `on_drain` is called when the worker has to finish,
+        `on_lost` when the main process has ended.
         """
         self.heartbeat = Heartbeat(memory.beats[index : index + 1])
         self.updated = asyncio.Event()
@@ -110,7 +109,7 @@ class RemoteBackend:
             self._memory.requests[self._index] -= 1
 
     async def check_alive(self) -> None:
-        """See `Backend`: this worker or the main process hangs."""
+        """See `Backend`: a decode of this worker hangs, or the main process does."""
         if self._oldest_decode_s > self._stall_timeout_s:
             raise ServiceUnavailable("the decoding of a JPEG exceeds the stall timeout")
         await self._check("check_alive")

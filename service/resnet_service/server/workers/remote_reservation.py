@@ -16,7 +16,7 @@ from resnet_service.server.workers.shared_memory import Slots
 
 
 class SlotPool:
-    """The slots that are free. A slot is in use until the main process has answered, even if nobody waits."""
+    """The slots that are free. One is in use until the main process has answered for it."""
 
     def __init__(self, count: int) -> None:
         self._free = deque(range(count))

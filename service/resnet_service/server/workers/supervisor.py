@@ -78,7 +78,7 @@ class Supervisor:
         self._slots = SlotLayout(0, 0, 0)  # of the first worker
         self._connections: dict[int, WorkerConnection] = {}  # by index
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._is_draining = False
+        self._is_draining = asyncio.Event()
         self._failed_starts = 0
         self._all_are_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -105,15 +105,18 @@ class Supervisor:
 
     async def drain(self, timeout_s: float) -> None:
         """Let the workers finish their requests and end; those that run after `timeout_s` are killed."""
-        self._is_draining = True
+        self._is_draining.set()
         for connection in tuple(self._connections.values()):
             connection.drain()
-        _, unfinished = await asyncio.wait(self._tasks, timeout=timeout_s + _KILL_AFTER_S)
-        for worker in self._running():
-            _log.error("worker_killed", pid=worker.pid)
-            worker.kill()
-        if unfinished:
-            await asyncio.wait(unfinished)
+        tasks = asyncio.gather(*self._tasks, return_exceptions=True)  # `_check` has logged their errors
+        try:
+            async with asyncio.timeout(timeout_s + _KILL_AFTER_S):
+                await asyncio.shield(tasks)
+        except TimeoutError:
+            for worker in self._running():
+                _log.error("worker_killed", pid=worker.pid)
+                worker.kill()
+            await tasks
 
     def stop(self) -> None:
         """Remove the files of the workers, which have ended."""
@@ -124,10 +127,8 @@ class Supervisor:
         self._memory.open_wait_s[0] = self._backend.engines.current.open_wait_s()
         self._reap_orphans()
         for index, connection in self._connections.items():
-            if (
-                connection.is_ready
-                and self._heartbeats[index].age_s > self._settings.stall_timeout_s + _MARGIN_S
-            ):
+            age_s = self._heartbeats[index].age_s
+            if connection.is_ready and age_s > self._settings.stall_timeout_s + _MARGIN_S:
                 _log.error("worker_stuck", index=index)
                 self._processes[index].kill()
 
@@ -154,14 +155,14 @@ class Supervisor:
     async def _keep_running(self, index: int) -> None:
         """Run the worker with this index, and replace it whenever it ends."""
         delay_s = _FIRST_DELAY_S
-        while not self._is_draining and not self.failed:
+        while not self._is_draining.is_set() and not self.failed:
             started_at = time.monotonic()
             connection = await self._run(index)
             status = self._processes[index].returncode
             abandoned = self._memory.requests[index]
             self._memory.requests[index] = self._memory.upload_bytes[index] = 0
             self._heartbeats[index].stop()
-            if self._is_draining:
+            if self._is_draining.is_set():
                 return
             self._metrics.worker_restarts.inc()
             self._metrics.abandoned_requests.inc(abandoned)
@@ -176,7 +177,9 @@ class Supervisor:
                     return
             if time.monotonic() - started_at > _STABLE_S:
                 delay_s = _FIRST_DELAY_S
-            await asyncio.sleep(delay_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self._is_draining.wait()
             delay_s = min(2 * delay_s, _MAX_DELAY_S)
 
     async def _run(self, index: int) -> WorkerConnection:
@@ -196,7 +199,7 @@ class Supervisor:
                 self._backend.ready_workers += 1
                 if self._backend.ready_workers == len(self._listeners):
                     self._all_are_ready.set()
-                if self._is_draining:
+                if self._is_draining.is_set():
                     connection.drain()
                 await connection.lost.wait()
                 self._backend.ready_workers -= 1
