@@ -183,7 +183,7 @@ class Metrics:
             self._reported[gauge] = function
 
     def refresh(self) -> None:
-        """Set the gauges of a worker, which nobody calls when the main process is scraped."""
+        """Set the gauges of a worker: a scrape of the main process reads their files only."""
         for gauge, function in (self._reported or {}).items():
             gauge.set(function())
 

@@ -153,7 +153,7 @@ class MicroBatcher(Generic[Item, Result]):
         return device_s if has_permit else max(device_s, self._limiter.estimate_wait())
 
     def cancel(self, entry: QueueItem[Item, Result]) -> None:
-        """Drop an item whose result nobody awaits any more; one that runs is finished."""
+        """Drop an item that waits, because its caller has gone; one that runs is finished."""
         self._queue.remove(entry)
         entry.future.cancel()
 

@@ -48,7 +48,7 @@ class ConcurrencyLimiter:
         return len(self._waiting) * self._seconds / self._passed_on if self._passed_on else 0.0
 
     def try_acquire(self) -> bool:
-        """Take a permit if nobody has to wait for one, and return whether it was taken."""
+        """Take a permit if no request waits for one, and return whether it was taken."""
         if self._taken < self._limit and not self._waiting:
             self._taken += 1
             return True
