@@ -117,9 +117,9 @@ def gpu_capacity(cores: int, times: CPUTimes, engine_us: float) -> Capacity:
 
 def cpu_capacity(cores: int, times: CPUTimes, engine_us: float, network_us: float) -> Capacity:
     """Return the requests per second of a host without a GPU; the network takes `network_us` per image."""
-    workers = max(1, cores // _CORES_PER_WORKER)
+    workers = cores // _CORES_PER_WORKER if cores > _CORES_PER_WORKER else 0
     limits = {
-        "event loops": workers * 1e6 / times.loop_us,
+        "event loops": max(1, workers) * 1e6 / times.loop_us,
         "cores": cores * 1e6 / (times.loop_us + times.decode_us + engine_us + network_us),
     }
     limit = min(limits, key=lambda name: limits[name])
