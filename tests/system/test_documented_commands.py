@@ -37,6 +37,7 @@ TESTED_ELSEWHERE: Final = {
     "make reliability": "tests/system/test_reliability.py",
     ".venv/bin/python -m load_tests overload": "tests/system/test_reliability.py",
     "make compare-peers": "tests/system/test_load_tests.py",
+    "make gpu-check": "tests/system/test_load_tests_hosts.py",
     "docker compose": "tests/unit/test_compose.py",
     "docker build": "tests/system/test_container_build.py",
     "docker run": "tests/system/test_container_build.py",
