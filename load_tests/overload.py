@@ -31,7 +31,7 @@ _GRACE_S: Final = 30.0
 
 _MIN_GOODPUT: Final = 0.9
 _MAX_REJECTION_S: Final = 0.05
-_UNPACED_REJECTIONS_RPS: Final = 200
+_UNPACED_REJECTIONS_RPS: Final = 100
 _MAX_PACED_REJECTION_S: Final = 10.5
 """Rejections beyond that rate are delayed, by at most 10 s."""
 _MAX_PROBE_S: Final = 0.1

@@ -131,7 +131,8 @@ class WorkerConnection:
         return Frame(Kind.OK, slot=reservation.try_start(), number=request.model.generation)
 
     async def _reserve_after_delay(self, request: _Request, frame: Frame) -> Frame:
-        await self._backend.engines.delay_rejection()
+        is_overloaded = partial(request.model.engine.is_overloaded, frame.a)
+        await self._backend.engines.delay_rejection(is_overloaded)
         # A reload may have replaced the model, and the worker may have forgotten it.
         request.model = self._models[frame.number or self._generation]
         return self._reserve_now(request, frame)
