@@ -32,8 +32,8 @@ _GRACE_S: Final = 30.0
 _MIN_GOODPUT: Final = 0.9
 _MAX_REJECTION_S: Final = 0.05
 _UNPACED_REJECTIONS_RPS: Final = 100
-_MAX_PACED_REJECTION_S: Final = 10.5
-"""Rejections beyond that rate are delayed, by at most 10 s."""
+_MAX_PACED_REJECTION_S: Final = 20.5
+"""Rejections beyond that rate are delayed, by at most 20 s."""
 _MAX_PROBE_S: Final = 0.1
 _MAX_GROWTH: Final = 0.05
 _MAX_RECOVERY_S: Final = 2.0

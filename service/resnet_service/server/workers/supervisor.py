@@ -266,9 +266,9 @@ class Supervisor:
 def _share(settings: Settings, workers: int) -> Settings:
     """Return the settings of one worker: its part of the limits that apply to all of them together.
 
-    Without a limit, each may decode on all cores: the requests that are decoded now may all be of one worker.
-    With its part of the threads, two workers answered 4,000 clients that retry at 70 to 75 % of the peak rate,
-    with all threads at 82 to 86 %.
+    Without a limit, each may decode on all cores, because all requests that are decoded can be of one worker.
+    With its part of the threads, two workers answered 4,000 clients that retry at 70 to 75 % of their peak
+    rate, with all threads at 82 to 86 %.
     """
     decode_threads = settings.decode_threads
     sandbox_processes = settings.sandbox_processes or default_processes(int(settings.sandbox_memory_mb * 1e6))
