@@ -6,7 +6,8 @@ Invalid input raises a typed error. This package does not depend on HTTP or on m
 
 from resnet_service.images.decode import decode_image
 from resnet_service.images.formats import FORMATS
-from resnet_service.images.jpeg import JPEG_SIGNATURE, decode_jpeg
+from resnet_service.images.jpeg import decode_jpeg
+from resnet_service.images.jpeg_header import JPEG_SIGNATURE
 from resnet_service.images.limits import DEFAULT_MAX_PIXELS
 from resnet_service.images.preprocess import MAX_SIDE, Crop, Preprocessing
 from resnet_service.images.sandbox import Sandbox

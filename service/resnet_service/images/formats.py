@@ -13,16 +13,21 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Final
 
-import numpy as np
-
 # Importing a plugin registers its format. Pillow would otherwise import all of its plugins for the first
 # image of one of these formats.
-from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin
+from PIL import AvifImagePlugin, Image, WebPImagePlugin
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from resnet_service.errors import InvalidImageError, PayloadTooLarge, ServiceError, UnsupportedMediaType
+from resnet_service.images.jpeg import check_complete
+from resnet_service.images.jpeg_header import END_OF_IMAGE, JPEG_SIGNATURE, unsupported_kind
 from resnet_service.images.limits import check_pixels
 from resnet_service.images.orientation import read_orientation, turn_image_upright
+from resnet_service.images.png import PNG_SIGNATURE, composite_transparent_color, strip_png
 from resnet_service.images.preprocess import Crop, Preprocessing
+from resnet_service.images.tiff import TIFF_SIGNATURES, check_tiff, scale_tiff
 
 _HAS_HEIF: Final = find_spec("pillow_heif") is not None  # the extra `heif`
 
@@ -32,15 +37,19 @@ FORMATS: Final = (
     WebPImagePlugin.WebPImageFile.format,
     "GIF",
     "BMP",
-    TiffImagePlugin.TiffImageFile.format,
+    TiffImageFile.format,
     AvifImagePlugin.AvifImageFile.format,
     *(("HEIF",) if _HAS_HEIF else ()),
 )
 
 _SIGNATURES: Final = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II[*+]\0|MM\0[*+]|....ftypavi[fs]", re.DOTALL
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|II[*+]\0|MM\0[*+]|....ftypavi[fs]"
+    rb"|BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",  # the length of one of its second headers
+    re.DOTALL,
 )
 _HEIF_SIGNATURE: Final = re.compile(rb"....ftyp(he[iv][cmsx]|mif1|msf1)", re.DOTALL)
+_GZIP_SIGNATURE: Final = b"\x1f\x8b"
+_UNSUPPORTED_BMP: Final = "Unsupported BMP"
 
 
 def decode(data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> Crop:
@@ -50,25 +59,54 @@ def decode(data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: in
     InvalidImageError and PayloadTooLarge (pixels or memory).
     """
     try:
+        data = _prepare(data)
         image = _open(data)
         check_pixels(*image.size, max_pixels)
-        upright = turn_image_upright(_load(image), _orientation(image))
-        return preprocessing.resize_and_crop_image(upright)
+        rgb = _load(image, data)
+        if not isinstance(image, TiffImageFile):  # Pillow has turned it
+            rgb = turn_image_upright(rgb, read_orientation(image.info.get("exif")))
+        return preprocessing.resize_and_crop_image(rgb)
     except MemoryError as error:
         raise PayloadTooLarge("decoding the image takes too much memory") from error
 
 
-def _open(data: bytes | bytearray) -> Image.Image:
-    """Read the header only; pixels are not decoded."""
+def _prepare(data: bytes | bytearray) -> bytes | bytearray:
+    """Reject kinds that cannot be decoded correctly, and return the file in a form that Pillow accepts."""
     if not data:
         raise InvalidImageError("the image is empty (0 bytes)")
+    if data.startswith(_GZIP_SIGNATURE):
+        raise UnsupportedMediaType("the file is compressed with gzip; send the image itself")
+    if data.startswith(PNG_SIGNATURE):
+        return strip_png(data)
+    if data.startswith(JPEG_SIGNATURE):
+        kind = unsupported_kind(data)
+        if kind is not None:
+            raise UnsupportedMediaType(f"{kind} is not supported; send JPEG with 8 bits per sample")
+        return data + END_OF_IMAGE  # which can be missing in a file whose pixels are complete
+    if data.startswith(TIFF_SIGNATURES):
+        with _header_errors(data):
+            check_tiff(data)
+    return data
+
+
+def _open(data: bytes | bytearray) -> Image.Image:
+    """Read the header only; pixels are not decoded."""
     if _HAS_HEIF:
         _register_heif()
-    try:
+    with _header_errors(data):
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except MemoryError:
+
+
+@contextmanager
+def _header_errors(data: bytes | bytearray) -> Iterator[None]:
+    """Pillow raises errors of many types for damaged headers."""
+    try:
+        yield
+    except (MemoryError, ServiceError):
         raise
-    except Exception as error:  # Pillow raises errors of many types for damaged headers
+    except Exception as error:
+        if str(error).startswith(_UNSUPPORTED_BMP):
+            raise UnsupportedMediaType(f"{error}; send PNG or JPEG") from error
         if not _HAS_HEIF and _HEIF_SIGNATURE.match(data):
             raise UnsupportedMediaType("HEIC needs the service's extra `heif`; send JPEG") from error
         if _SIGNATURES.match(data) or _HEIF_SIGNATURE.match(data):
@@ -81,34 +119,22 @@ def _register_heif() -> None:
     importlib.import_module("pillow_heif").register_heif_opener()
 
 
-def _load(image: Image.Image) -> Image.Image:
+def _load(image: Image.Image, data: bytes | bytearray) -> Image.Image:
     """Decode the pixels, of an animation those of the first frame, and convert them to mode RGB."""
     with _pillow_errors(image):
+        if isinstance(image, JpegImageFile):
+            check_complete(data)
         image.load()
-    if image.mode.startswith("I;16"):
-        # Pillow's conversion clips at 255 instead of scaling.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise InvalidImageError("32-bit samples have no standard range; send 8 or 16 bits per channel")
-    with _pillow_errors(image):
+        if isinstance(image, TiffImageFile):
+            image = scale_tiff(image)
+        elif isinstance(image, PngImageFile):
+            image = composite_transparent_color(image, data)
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
             white = Image.new("RGB", rgba.size, "white")
             white.paste(rgba, mask=rgba)
             return white
         return image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies
-
-
-def _orientation(image: Image.Image) -> int:
-    """Read the orientation after the pixels have been loaded: Pillow applies that of a TIFF then."""
-    try:
-        return read_orientation(image.getexif()) or 1
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001
-        # Pillow raises errors of many types for damaged EXIF, which cameras and editors write around valid
-        # pixels. Viewers show such an image as stored.
-        return 1
 
 
 @contextmanager

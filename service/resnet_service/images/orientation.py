@@ -28,14 +28,28 @@ _PILLOW: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TRANSPOSED: Final = (5, 6, 7, 8)
-"""Orientations that swap width and height."""
 
 
-def read_orientation(exif: Image.Exif) -> int | None:
-    """Return the orientation, 1 to 8; None if the tag is missing or has another value."""
-    orientation: object = exif.get(_ORIENTATION_TAG)
-    return next((number for number in range(1, 9) if number == orientation), None)
+def read_orientation(segment: bytes | None) -> int:
+    """Return the orientation in an EXIF segment, 1 to 8; 1 if there is none, or another value.
+
+    Like browsers, OpenCV and libvips, and unlike Pillow, it does not consider XMP.
+    """
+    if segment is None:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        value: object = exif.get(_ORIENTATION_TAG)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001
+        # Pillow raises errors of many types for damaged EXIF, which cameras and editors write around valid
+        # pixels. Viewers show such an image as stored.
+        return 1
+    if isinstance(value, bytes | tuple) and value:  # stored as bytes, or several times
+        value = value[0]
+    return next((number for number in range(1, 9) if number == value), 1)
 
 
 def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -46,8 +60,3 @@ def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
 def turn_image_upright(image: Image.Image, orientation: int) -> Image.Image:
     """Rotate and mirror a stored image to upright."""
     return image.transpose(_PILLOW[orientation]) if orientation in _PILLOW else image
-
-
-def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    """Return the width and height of the upright image."""
-    return (height, width) if orientation in _TRANSPOSED else (width, height)
