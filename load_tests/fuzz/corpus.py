@@ -1,5 +1,6 @@
 """A corpus of invalid, damaged and hostile images, each with a name; the same in every run."""
 
+import gzip
 import io
 import random
 import struct
@@ -8,7 +9,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from load_tests.fuzz.decompression_bombs import bombs
+from load_tests.fuzz.jpeg_kinds import jpeg_kinds
 from load_tests.fuzz.sample_images import NamedInput, encode, exif, png_chunk, sample_image, valid_images
+from load_tests.fuzz.tiff_kinds import tiff_kinds
 
 _CUT_INTERVAL: Final = 64
 """Bytes between the positions at which images are cut."""
@@ -34,7 +37,10 @@ def corpus() -> Iterator[NamedInput]:
     yield from ((f"whole/{name}", data) for name, data in valid)
     yield from bombs()
     yield from _other_data()
+    yield from jpeg_kinds()
+    yield from tiff_kinds()
     yield from _extreme_metadata()
+    yield from _png_metadata()
     yield from _polyglots(dict(valid))
     for name, data in valid:
         yield from _truncated(name, data)
@@ -52,6 +58,8 @@ def _other_data() -> Iterator[NamedInput]:
     yield "none/wav", b"RIFF\x24\0\0\0WAVEfmt " + bytes(100)
     yield "none/elf", b"\x7fELF\2\1\1" + bytes(57)
     yield "none/zip", _archive()
+    yield "none/gzip", gzip.compress(encode(sample_image(), "JPEG"))
+    yield "none/text-like-bmp", b"BM is how this text begins. " * 20
     for kind in ("PPM", "ICO", "TGA", "PCX", "SGI", "JPEG2000", "EPS", "AVIF"):
         yield f"none/{kind.lower()}", encode(sample_image(), kind)
     for length in (1, 2, 3, 4, 7, 8, 12, 16, 64, 1024):
@@ -134,6 +142,25 @@ def _extreme_metadata() -> Iterator[NamedInput]:
     plain = encode(sample_image(), "JPEG")
     yield "xmp/nested", plain[:2] + segment + plain[2:]
     yield "adobe/unknown-transform", plain[:2] + b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\x09" + plain[2:]
+
+
+def _png_metadata() -> Iterator[NamedInput]:
+    """Yield PNGs with each ancillary chunk: empty, short, long and with a wrong checksum."""
+    kinds = (
+        b"acTL bKGD cHRM cICP eXIf fcTL fdAT gAMA hIST iCCP iTXt pHYs sBIT sPLT sRGB tEXt tIME tRNS zTXt abCd"
+    )
+    bodies = {"empty": b"", "short": b"\0", "odd": bytes(range(7)), "long": b"k\0\0" + b"x" * 70_000}
+    for mode in ("1", "L", "P", "RGB", "RGBA"):
+        image = encode(sample_image(mode), "PNG")
+        at, end = 33, len(image) - 12  # after IHDR, before IEND
+        for kind in kinds.split():
+            for name, body in bodies.items():
+                chunk = png_chunk(kind, body)
+                label = f"metadata/{mode}-{kind.decode()}-{name}"
+                yield label, image[:at] + chunk + image[at:]
+                yield f"{label}-late", image[:end] + chunk + image[end:]
+                yield f"{label}-checksum", image[:at] + chunk[:-4] + bytes(4) + image[at:]
+    yield "metadata/apple", image[:8] + png_chunk(b"CgBI", bytes(4)) + image[8:]
 
 
 def _truncated(name: str, data: bytes) -> Iterator[NamedInput]:

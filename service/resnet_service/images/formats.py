@@ -15,7 +15,7 @@ from typing import Final
 
 # Importing a plugin registers its format. Pillow would otherwise import all of its plugins for the first
 # image of one of these formats.
-from PIL import AvifImagePlugin, Image, WebPImagePlugin
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError, WebPImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -50,6 +50,7 @@ _SIGNATURES: Final = re.compile(
 _HEIF_SIGNATURE: Final = re.compile(rb"....ftyp(he[iv][cmsx]|mif1|msf1)", re.DOTALL)
 _GZIP_SIGNATURE: Final = b"\x1f\x8b"
 _UNSUPPORTED_BMP: Final = "Unsupported BMP"
+_UNKNOWN_LAYOUT: Final = "unknown raw mode"
 
 
 def decode(data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> Crop:
@@ -82,7 +83,7 @@ def _prepare(data: bytes | bytearray) -> bytes | bytearray:
         kind = unsupported_kind(data)
         if kind is not None:
             raise UnsupportedMediaType(f"{kind} is not supported; send JPEG with 8 bits per sample")
-        return data + END_OF_IMAGE  # which can be missing in a file whose pixels are complete
+        return b"".join((data, END_OF_IMAGE))  # it can be missing in a file whose pixels are complete
     if data.startswith(TIFF_SIGNATURES):
         with _header_errors(data):
             check_tiff(data)
@@ -107,6 +108,8 @@ def _header_errors(data: bytes | bytearray) -> Iterator[None]:
     except Exception as error:
         if str(error).startswith(_UNSUPPORTED_BMP):
             raise UnsupportedMediaType(f"{error}; send PNG or JPEG") from error
+        if isinstance(error, UnidentifiedImageError) and data.startswith(TIFF_SIGNATURES):
+            raise UnsupportedMediaType("this kind of TIFF is not supported; send PNG or JPEG") from error
         if not _HAS_HEIF and _HEIF_SIGNATURE.match(data):
             raise UnsupportedMediaType("HEIC needs the service's extra `heif`; send JPEG") from error
         if _SIGNATURES.match(data) or _HEIF_SIGNATURE.match(data):
@@ -145,4 +148,7 @@ def _pillow_errors(image: Image.Image) -> Iterator[None]:
     except (MemoryError, ServiceError):
         raise
     except Exception as error:
+        if _UNKNOWN_LAYOUT in str(error):
+            message = f"this kind of {image.format} is not supported; send PNG or JPEG"
+            raise UnsupportedMediaType(message) from error
         raise InvalidImageError(f"the {image.format} image cannot be decoded: {error}") from error

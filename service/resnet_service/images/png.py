@@ -19,6 +19,7 @@ _CHECKSUM_BYTES: Final = 4
 _IS_ANCILLARY: Final = 0x20
 """The bit of the first letter of a chunk's type that marks chunks which are not needed for the pixels."""
 _NEEDED: Final = (b"tRNS", b"eXIf")
+_END: Final = b"IEND"
 _APPLE: Final = b"CgBI"
 _DEPTH: Final = 24
 """Position of the byte with the bits per sample, in the first chunk."""
@@ -33,7 +34,8 @@ def strip_png(data: bytes | bytearray) -> bytes:
     transparent color or an orientation is left out if its checksum is wrong. Raises UnsupportedMediaType for
     the variant of PNG that Apple's tools write for iOS.
     """
-    parts, view, position = [PNG_SIGNATURE], memoryview(data), len(PNG_SIGNATURE)
+    view, position = memoryview(data), len(PNG_SIGNATURE)
+    parts = [view[:position]]
     while position + _HEAD.size <= len(data):
         length, kind = _HEAD.unpack_from(data, position)
         end = position + _HEAD.size + length + _CHECKSUM_BYTES
@@ -41,8 +43,8 @@ def strip_png(data: bytes | bytearray) -> bytes:
         if kind == _APPLE:
             raise UnsupportedMediaType("PNG in Apple's variant CgBI is not supported; send a standard PNG")
         if not kind[0] & _IS_ANCILLARY or (kind in _NEEDED and _has_valid_checksum(chunk)):
-            parts.append(bytes(chunk))
-        position = end
+            parts.append(chunk)
+        position = len(data) if kind == _END else end
     return b"".join(parts)
 
 

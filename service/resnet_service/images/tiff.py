@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-from resnet_service.errors import UnsupportedMediaType
+from resnet_service.errors import InvalidImageError, UnsupportedMediaType
 
 TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BIG_ENDIAN: Final = b"MM"
@@ -24,9 +24,11 @@ _BITS: Final = 258
 _COMPRESSION: Final = 259
 _PHOTOMETRIC: Final = 262
 _FILL_ORDER: Final = 266
+_STRIPS: Final = 273
 _SAMPLES: Final = 277
 _PLANES: Final = 284
 _COLORS: Final = 320
+_TILES: Final = 324
 _EXTRA_SAMPLES: Final = 338
 _SAMPLE_FORMAT: Final = 339
 
@@ -55,7 +57,7 @@ _BITS_PER_SAMPLE: Final[dict[str, set[tuple[int, ...]]]] = {
 def check_tiff(data: bytes | bytearray) -> None:
     """Raise UnsupportedMediaType, which names the kind, if a TIFF cannot be decoded correctly.
 
-    Raises what Pillow raises if its directory is damaged.
+    Raises InvalidImageError if its directory is incomplete, and what Pillow raises if it is damaged.
     """
     if data.startswith(_BIG_ENDIAN_BIG_TIFF):
         kind: str | None = "big-endian BigTIFF"
@@ -64,7 +66,9 @@ def check_tiff(data: bytes | bytearray) -> None:
         tags = ImageFileDirectory_v2(file.read(16 if data.startswith(_BIG_TIFF) else 8))
         file.seek(tags.next)
         tags.load(file)
-        kind = _unsupported_kind(tags, is_big_endian=data.startswith(_BIG_ENDIAN)) if _WIDTH in tags else None
+        if _WIDTH not in tags or (_STRIPS not in tags and _TILES not in tags):
+            raise InvalidImageError("the TIFF is damaged: its directory has no size or no pixels")
+        kind = _unsupported_kind(tags, is_big_endian=data.startswith(_BIG_ENDIAN))
     if kind is not None:
         raise UnsupportedMediaType(f"{kind} is not supported; send PNG or JPEG")
 
@@ -84,17 +88,19 @@ def _unsupported_kind(tags: Mapping[int, Any], *, is_big_endian: bool) -> str | 
     bits = bits * tags.get(_SAMPLES, 1) if len(bits) == 1 else bits
     if bits not in _BITS_PER_SAMPLE[color_space]:
         return f"{kind} with {' + '.join(map(str, bits[:_MAX_NAMED]))} bits per pixel"
-    extra, is_deep = tags.get(_EXTRA_SAMPLES, ()), max(bits) > 8
+    extra = tags.get(_EXTRA_SAMPLES, ())
     if (color_space == "gray" and _PREMULTIPLIED in extra) or (color_space == "CMYK" and any(extra)):
         return f"{kind} with alpha"
-    if tags.get(_PLANES) == _SEPARATE_PLANES and len(bits) > 1:
-        if color_space == "gray" or (compression == _UNCOMPRESSED and (is_deep or extra)):
+    white_is_zero, is_reversed = photometric == _WHITE_IS_ZERO, tags.get(_FILL_ORDER) == _LOWEST_BIT_FIRST
+    if tags.get(_PLANES) == _SEPARATE_PLANES:
+        is_uncompressed = compression == _UNCOMPRESSED
+        is_plain = bits in ((8,), (8,) * 3) and not (white_is_zero or is_reversed or extra)
+        if (is_uncompressed and not is_plain) or (color_space in ("gray", "palette") and extra):
             return f"{kind} with {max(bits)}-bit samples in separate planes"
-    elif is_deep and color_space == "gray":
-        is_swapped = is_big_endian or tags.get(_FILL_ORDER) == _LOWEST_BIT_FIRST
-        if photometric == _WHITE_IS_ZERO and (is_swapped or bits == (12,)):
+    if color_space == "gray" and max(bits) > 8 and (is_big_endian or is_reversed or bits == (12,)):
+        if white_is_zero:
             return f"{kind} with {bits[0]}-bit samples in which 0 is white"
-        if bits == (12,) and is_swapped:
+        if bits == (12,) and (is_big_endian or is_reversed):
             return f"{kind} with 12-bit samples in this order of bytes or bits"
     return None
 
