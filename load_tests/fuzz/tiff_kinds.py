@@ -117,6 +117,8 @@ def tiff_kinds() -> Iterator[NamedInput]:
         colors = colors if photometric == 3 else []
         yield name, write_tiff(samples, bits, photometric, colors=colors, **options)
         yield f"{name}-reversed", write_tiff(samples, bits, photometric, reverse_bits=True, **options)
+        if big_endian or big_tiff:
+            continue
         for sample_format in (2, 3, 4):
             yield (
                 f"{name}-format-{sample_format}",

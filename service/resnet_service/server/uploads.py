@@ -150,16 +150,16 @@ class Upload:
     async def body(self) -> bytearray:
         """Return the complete request body.
 
-        Raises PayloadTooLarge or RequestTimeout if a limit is exceeded, OverloadedError if the upload memory
-        is full, ClientDisconnect if the client disconnects, and what `Reservation.start` raises.
+        Raises UnsupportedMediaType if it is compressed, PayloadTooLarge or RequestTimeout if a limit is
+        exceeded, OverloadedError if the upload memory is full, ClientDisconnect if the client disconnects,
+        and what `Reservation.start` raises.
         """
         return await self._receive(self._body)
 
     async def _receive(self, read: Callable[[], Awaitable[Result]]) -> Result:
-        """Wait until the request may be read, read its body, and record both stages.
-
-        The time of the reading does not count for the request's deadline.
-        """
+        """Wait until the request may be read, and read its body; the deadline does not include it."""
+        if (encoding := self._request.headers.get("content-encoding", "identity").lower()) != "identity":
+            raise UnsupportedMediaType(f"Content-Encoding {encoding} is not supported; send the image itself")
         declared = self._request.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large()
