@@ -16,7 +16,7 @@ PACKAGE: Final = SOURCE_ROOT / "resnet_service"
 LAYERS: Final = [
     {
         *("errors", "settings", "schemas", "log_config", "metrics", "tracing"),
-        *("machine", "files", "malloc", "healthcheck"),
+        *("machine", "files", "figures", "malloc", "healthcheck"),
     },
     {"devices", "images", "batching", "client"},
     {"models"},
@@ -41,7 +41,7 @@ ONLY_IN: Final = {
     "simplejpeg": {"images"},
     "openvino": {"runtimes"},
     "nncf": {"runtimes"},
-    "matplotlib": {"training", "benchmark"},
+    "matplotlib": {"figures", "training", "benchmark"},
     "httpx": {"client"},
     "pooch": {"models"},
     "ray": {"batch_inference", "integrations"},

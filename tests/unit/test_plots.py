@@ -1,0 +1,59 @@
+"""Every plot is readable: nothing is cut off, no text overlaps, and no legend covers data."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs the extra train")
+
+from resnet_service.benchmark import plots as benchmark_plots
+from resnet_service.benchmark.comparison import ModelComparison
+from resnet_service.benchmark.results import Variant, load_results
+from tests.support import REPOSITORY
+from tests.support.plots import check_readable, texts_of
+
+LONG_NAME = "/home/user/projects/classification/runs/2026-11-01/experiment-12/model.safetensors"
+
+
+def comparison(model: str, latency_ms: float, accuracy: float | None) -> ModelComparison:
+    """Return the results of a model that agrees with the first one on half of the images."""
+    variant = Variant("cpu", "openvino", "bf16")
+    return ModelComparison(model, variant, latency_ms, 100.0, 138_000_000, None, 0.5, accuracy, 10)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [comparison("bundled", 3.0, 1.0)],
+        [comparison("vgg16", 300.0, 0.0), comparison("tiny", 0.01, 1.0)],
+        [comparison("resnet18", 10.0, None), comparison(LONG_NAME, 10.0, None)],
+        [comparison(f"model-{number}", 10.0, 0.9) for number in range(20)],
+    ],
+    ids=["one", "extremes", "long name", "many"],
+)
+def test_comparison_of_models_is_readable(rows: list[ModelComparison], tmp_path: Path) -> None:
+    """Each model has a legend entry, and accuracy has no ticks above 100 % or below 0."""
+    figure = benchmark_plots.accuracy_over_latency(rows, tmp_path / "plot.png")
+    check_readable(figure)
+    [axes] = figure.axes
+    assert all(0 <= tick <= 1 for tick in axes.get_yticks())
+    assert all(tick >= 0 for tick in axes.get_xticks())
+    labels = [text.get_text().replace("\n", "") for text in axes.get_legend().get_texts()]  # type: ignore[union-attr]
+    assert all(label.startswith(row.model) for row, label in zip(rows, labels, strict=True))
+    looks = {(line.get_color(), line.get_marker()) for line in axes.lines}
+    assert len(looks) == len(rows)
+
+
+@pytest.mark.parametrize("machines", [1, 4])
+@pytest.mark.parametrize("rows", [1, 30])
+def test_plot_of_batch_sizes_is_readable(machines: int, rows: int, tmp_path: Path) -> None:
+    """With one point and with twenty lines, the legend names each machine and the title the model."""
+    run = load_results(REPOSITORY / "notebooks/results/amd-epyc-2-cores.json")
+    run = replace(run, model=run.model[:rows])
+    processors = [f"Processor {number} with a long name of its manufacturer" for number in range(machines)]
+    runs = [replace(run, hardware=replace(run.hardware, processor=name)) for name in processors]
+    figure = benchmark_plots.over_batch_sizes(runs, "resnet50", tmp_path / "plot.png")
+    check_readable(figure)
+    assert figure.get_suptitle() == "resnet50"
+    assert all(name in texts_of(figure) for name in processors)
