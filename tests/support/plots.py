@@ -36,7 +36,8 @@ def check_readable(figure: Figure) -> None:
     for axes in axes_with_data:
         shares_x = any(axes.get_shared_x_axes().joined(axes, other) for other in figure.axes if other != axes)
         assert axes.get_ylabel(), "the vertical axis has no label"
-        assert axes.get_xlabel() or shares_x, "the horizontal axis has no label"
+        is_color_bar = not len(axes.get_xticks())
+        assert axes.get_xlabel() or shares_x or is_color_bar, "the horizontal axis has no label"
         for line in axes.lines:
             _check_points(axes, line, figure.dpi)
     legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]

@@ -1,15 +1,18 @@
 """Every plot is readable: nothing is cut off, no text overlaps, and no legend covers data."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib", reason="needs the extra train")
 
 from resnet_service.benchmark import plots as benchmark_plots
 from resnet_service.benchmark.comparison import ModelComparison
 from resnet_service.benchmark.results import Variant, load_results
+from resnet_service.training import plots as training_plots
 from tests.support import REPOSITORY
 from tests.support.plots import check_readable, texts_of
 
@@ -57,3 +60,39 @@ def test_plot_of_batch_sizes_is_readable(machines: int, rows: int, tmp_path: Pat
     check_readable(figure)
     assert figure.get_suptitle() == "resnet50"
     assert all(name in texts_of(figure) for name in processors)
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 200])
+def test_learning_curve_is_readable(count: int, tmp_path: Path) -> None:
+    """Loss, accuracy and learning rate have axes of their own; the title names the run, however long."""
+    log = json.loads((REPOSITORY / "service/resnet_service/models/bundled/cifar10.json").read_text())
+    log["data"] = LONG_NAME * 3
+    log["epochs"] = [{**log["epochs"][number % 16], "number": number + 1} for number in range(count)]
+    figure = training_plots.learning_curve(log, tmp_path / "plot.png")
+    check_readable(figure)
+    lines = {axes.get_ylabel(): [line.get_label() for line in axes.lines] for axes in figure.axes}
+    assert [len(labels) for labels in lines.values()] == [1, 2, 1]
+    title = figure.get_suptitle().replace("\n", "")
+    assert "cifar-resnet18" in title
+    assert f"{log['epochs'][-1]['accuracy']:.2%}" in title
+
+
+@pytest.mark.parametrize("classes", [1, 2, 25, 50, 51])
+def test_confusion_matrix_is_readable(classes: int, tmp_path: Path) -> None:
+    """Long names of classes are shortened, and the title has the number of images."""
+    labels = [f"class {number} with a name that is longer than the matrix" for number in range(classes)]
+    counts = torch.full((classes, classes), 10_000)
+    figure = training_plots.confusion_matrix(counts, labels, tmp_path / "plot.png")
+    check_readable(figure)
+    assert f"{classes * classes * 10_000:,} test images" in texts_of(figure)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (64, 32, 32), (5, 4, 32)], ids=str)
+def test_feature_maps_are_readable(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    """The title has the name of model and layer, and the number and size of the maps."""
+    figure = training_plots.channels(torch.rand(shape), f"{LONG_NAME}, layer1", tmp_path / "plot.png")
+    check_readable(figure)
+    channels, height, width = shape
+    text = texts_of(figure).replace("\n", "")
+    assert f"{LONG_NAME}, layer1".replace(" ", "") in text.replace(" ", "")
+    assert f"{channels} of {width} x {height}" in text

@@ -52,7 +52,7 @@ def draw_activations(
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             path = folder / f"{name}.png"
-            plots.channels(maps[name], f"{model.name} {name} {list(maps[name].shape)}", path)
+            plots.channels(maps[name], f"{model.name}, {name}", path)
             files[path] = tuple(maps[name].shape)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
