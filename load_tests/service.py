@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from resnet_service.client import Client
+
 
 class LoadTestError(Exception):
     """A load test cannot be run, because of its arguments, the service or a missing program."""
@@ -40,6 +42,13 @@ def run_service(
             raise LoadTestError(f"the service did not start; see {log}")
         finally:
             process.terminate()
+
+
+def describe_service(url: str) -> str:
+    """Return what a running service serves: model, file of its weights, runtime, precision and device."""
+    with Client(url) as client:
+        info = client.info()
+    return f"{info.model} ({info.source}), {info.runtime} {info.precision} on {info.device}"
 
 
 def write_random_weights(folder: Path) -> Path:

@@ -21,7 +21,7 @@ from load_tests.incident import draw_dashboards, schedule_slowdown, slow_server_
 from load_tests.resource_usage import measure_resource_usage
 from load_tests.scenario_runner import ScenarioRunner
 from load_tests.scenarios import SCENARIOS, constant_rate
-from load_tests.service import run_service, serve_command
+from load_tests.service import describe_service, run_service, serve_command
 from monitoring.local import run_prometheus
 
 _CAPACITY_SHARES: Final = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
@@ -58,14 +58,16 @@ def run(
     logs, missed = {}, []
     with service_or_host(host, output, model, weights) as url:
         runner = ScenarioRunner(url, images, *([] if seconds is None else [seconds]))
-        click.echo(f"{url}: capacity {runner.capacity_rps:.0f} requests/s")
+        service = describe_service(url)
+        click.echo(f"{url}: {service}: capacity {runner.capacity_rps:.0f} requests/s")
         for name in scenarios or SCENARIOS:
             scenario = SCENARIOS[name]
             duration_s = seconds or scenario.seconds
             click.echo(f"{name}: {scenario.description}, {duration_s:g} s")
             log = logs[name] = runner.run(scenario, duration_s)
             report.write_csv(log, output / f"{name}.csv")
-            plots.draw_timeline(name, log, runner.capacity_rps, output / f"{name}.png")
+            title = f"{name}: {scenario.description}\n{service}"
+            plots.draw_timeline(title, log, runner.capacity_rps, output / f"{name}.png")
             target_ms = p99_ms + runner.full_queue_ms * scenario.exceeds_capacity
             missed += report.missed_targets(name, log, target_ms, scenario.exceeds_capacity)
     table = report.scenario_table(logs)
@@ -96,13 +98,14 @@ def capacity(
     logs = {}
     with service_or_host(host, output, model, weights) as url:
         runner = ScenarioRunner(url, images, seconds)
-        click.echo(f"{url}: capacity {runner.capacity_rps:.0f} requests/s")
+        service = describe_service(url)
+        click.echo(f"{url}: {service}: capacity {runner.capacity_rps:.0f} requests/s")
         for share in _CAPACITY_SHARES:
             name = f"{share:.0%}"
             logs[name] = runner.run(constant_rate(share), seconds)
             click.echo("  ".join(report.scenario_row(name, logs[name])))
-    title = f"{host or model}: open loop, {seconds:g} s per rate"
-    plots.draw_capacity(list(logs.values()), title, output / "capacity.png")
+    points = [plots.CapacityPoint.from_log(log) for log in logs.values()]
+    plots.draw_capacity(points, f"{service}\nopen loop, {seconds:g} s per rate", output / "capacity.png")
     table = report.scenario_table(logs)
     (output / "capacity.md").write_text(table + "\n", encoding="utf-8")
     click.echo(f"\n{table}\n\nreports: {output}/")

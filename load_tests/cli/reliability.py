@@ -19,6 +19,7 @@ from load_tests.overload import run_overload
 from load_tests.plots import draw_overload, draw_soak
 from load_tests.report import Check, checks_table
 from load_tests.retry_storm import measure_peak, run_retry_storm
+from load_tests.service import describe_service
 from load_tests.slow_clients import run_slow_clients
 from load_tests.soak import run_soak
 from load_tests.worst_case import checks as worst_case_checks
@@ -54,8 +55,9 @@ def overload(model: str, weights: str | None, output: Path, factor: float, secon
     generator.
     """
     with service_under_test(output, model, weights, log="overload.log") as (url, pid):
+        service = describe_service(url)
         result = run_overload(url, pid, factor=factor, seconds=seconds, show_progress=True)
-    title = f"{model}: {factor:g} times its capacity for {seconds:g} s"
+    title = f"{service}\n{factor:g} times its capacity for {seconds:g} s"
     draw_overload(result, title, output / "overload.png")
     _report(output, "overload", result.checks(), result.measurements())
 
@@ -195,8 +197,9 @@ def soak(model: str, weights: str | None, output: Path, seconds: float) -> None:
     Checks that memory, threads, open files and latency do not grow.
     """
     with service_under_test(output, model, weights, log="soak.log") as (url, pid):
+        service = describe_service(url)
         result = run_soak(url, pid, seconds=seconds, show_progress=True)
-    draw_soak(result, f"{model}: {seconds / 60:g} min of mixed load", output / "soak.png")
+    draw_soak(result, f"{service}\n{seconds / 60:g} min of mixed load", output / "soak.png")
     _report(output, "soak", result.checks(), result.measurements())
 
 

@@ -61,8 +61,12 @@ def _hidden_tick_labels(axes: Axes) -> Iterator[Text]:
 
 
 def _check_points(axes: Axes, line: Line2D, dpi: float) -> None:
-    """Fail if a marker of a line is not completely inside the axes."""
-    if line.get_marker() in ("None", "", " ", None) or line.get_transform() != axes.transData:
+    """Fail if a marker of a line is not completely inside the axes, which clip it."""
+    if (
+        not line.get_clip_on()
+        or line.get_marker() in ("None", "", " ", None)
+        or line.get_transform() != axes.transData
+    ):
         return
     points = axes.transData.transform(np.asarray(line.get_xydata(), dtype=float))
     radius = line.get_markersize() / 2 * dpi / 72

@@ -50,12 +50,13 @@ def test_missed_target_fails_the_run(server: Running, tmp_path: Path) -> None:
 
 
 def test_capacity_steps_through_rates(server: Running, tmp_path: Path) -> None:
-    """The table has a line per rate, up to 150 % of the capacity, and the curve is drawn."""
+    """The table has a line per rate, up to 150 % of the capacity; the model is that of --host."""
     result = load_tests("capacity", "--host", server.url, "--seconds", "0.3", "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     table = (tmp_path / "capacity.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2::8]] == ["10%", "150%"]
     assert (tmp_path / "capacity.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r": bundled \(cifar10\.safetensors\), \w+ \w+ on cpu: capacity \d+", result.stdout)
 
 
 def test_run_that_cannot_start_ends_with_a_message(server: Running, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from load_tests import plots
 from load_tests.peers.report import write_report
 from load_tests.report import missed_targets, scenario_table, write_csv
 from load_tests.request_log import DISCONNECTED, RequestLog, RequestRecord
@@ -128,15 +127,6 @@ def test_table_has_a_line_per_scenario() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[2] == ["steady", "2", "1", "50.0%", "0", "10", "10", "10", "2", "3", "4", "0"]
     assert rows[3][:5] == ["empty", "0", "0", "-", "0"]
-
-
-def test_scenarios_are_plotted(tmp_path: Path) -> None:
-    """The timeline and the capacity are PNG files."""
-    log = log_of("succeeded", "rejected")
-    plots.draw_timeline("steady", log, 100, tmp_path / "steady.png")
-    plots.draw_capacity([log, log], "capacity", tmp_path / "capacity.png")
-    for name in ("steady", "capacity"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_latency_of_no_request_is_nan() -> None:

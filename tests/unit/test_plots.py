@@ -1,6 +1,7 @@
 """Every plot is readable: nothing is cut off, no text overlaps, and no legend covers data."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 pytest.importorskip("matplotlib", reason="needs the extra train")
 
+from load_tests import plots as load_plots
+from load_tests.request_log import RequestLog, RequestRecord
 from resnet_service.benchmark import plots as benchmark_plots
 from resnet_service.benchmark.comparison import ModelComparison
 from resnet_service.benchmark.results import Variant, load_results
@@ -96,3 +99,38 @@ def test_feature_maps_are_readable(shape: tuple[int, int, int], tmp_path: Path) 
     text = texts_of(figure).replace("\n", "")
     assert f"{LONG_NAME}, layer1".replace(" ", "") in text.replace(" ", "")
     assert f"{channels} of {width} x {height}" in text
+
+
+def requests(count: int, seconds: float) -> RequestLog:
+    """Return a log of requests of which every fourth is rejected."""
+    records = [
+        RequestRecord(number * seconds / count, 0.0, "typical", 200, "", 0.05 * (1 + number % 7))
+        if number % 4
+        else RequestRecord(number * seconds / count, 0.0, "typical", 429, "", 0.002, 1.0)
+        for number in range(count)
+    ]
+    return RequestLog.from_records(records, seconds)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 2000])
+def test_timeline_is_readable(count: int, tmp_path: Path) -> None:
+    """Without requests, and with a long name of the model."""
+    title = f"burst\n{LONG_NAME * 2}"
+    figure = load_plots.draw_timeline(title, requests(count, 9.5), 80, tmp_path / "plot.png")
+    check_readable(figure)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_capacity_is_readable(count: int, tmp_path: Path) -> None:
+    """Latencies have axes of their own with at least two labels; no request may have succeeded."""
+    points = [load_plots.CapacityPoint(80.0 * number, 80.0, 20.0, 30.0) for number in range(1, count)]
+    points.append(load_plots.CapacityPoint.from_log(requests(1, 1.0)))
+    assert math.isnan(points[-1].p99_ms)
+    figure = load_plots.draw_capacity(points, "resnet50\nopen loop", tmp_path / "plot.png")
+    check_readable(figure)
+    rates, latency = figure.axes
+    assert "resnet50" in figure.get_suptitle()
+    assert {line.get_label() for line in latency.lines} == {"p50", "p99"}
+    low, high = latency.get_ylim()
+    assert sum(low <= tick <= high for tick in latency.get_yticks()) >= 2
+    assert rates.get_ylim()[0] == 0
