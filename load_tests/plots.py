@@ -106,10 +106,11 @@ def draw_overload(result: OverloadResult, title: str, path: Path) -> Figure:
     rejected.axhline(100, color=figures.GRAY, linestyle="--", label="limit of a probe")
     _set_log_scale(rejected, "latency, ms")
 
-    memory.plot(monitor.at_s, monitor.rss_bytes / _MIB, color=figures.BLUE, label="resident memory")
+    _line(memory, monitor.at_s, monitor.rss_bytes / _MIB, "resident memory")
     memory.axvline(result.settled_s, color=figures.GRAY, linestyle=":", label="settled: judged from here on")
     _set_range_around(memory, monitor.rss_bytes / _MIB)
-    memory.set(ylabel="MiB", xlabel="seconds since the overload began", xlim=(0, last_s))
+    memory.set(ylabel="memory, MiB", xlabel="seconds since the overload began")
+    memory.set_xlim(-0.01 * last_s, 1.01 * last_s)
     return _finish(figure, (rates, accepted, rejected, memory), path, shaded_s=load.seconds)
 
 
@@ -120,7 +121,7 @@ def draw_soak(result: SoakResult, title: str, path: Path) -> Figure:
     figure, (memory, threads, open_files, latency) = _panels(title, 4)
     minutes = monitor.at_s / 60
     rss_mib = monitor.rss_bytes / _MIB
-    memory.plot(minutes, rss_mib, color=figures.BLUE, linewidth=1, label="resident memory")
+    _line(memory, minutes, rss_mib, "resident memory")
     settled_at_s, settled = monitor.at_s[result.settled], rss_mib[result.settled]
     if len(settled):
         line = (settled_at_s - np.median(settled_at_s)) * result.slope_mb_per_hour * 1e6 / 3600 / _MIB
@@ -129,12 +130,12 @@ def draw_soak(result: SoakResult, title: str, path: Path) -> Figure:
             settled_at_s / 60, np.median(settled) + line, color=figures.RED, linestyle="--", label=label
         )
     _set_range_around(memory, rss_mib)
-    memory.set(ylabel="MiB")
+    memory.set(ylabel="memory, MiB")
     for panel, name, values in (
         (threads, "threads", monitor.threads),
         (open_files, "open files", monitor.open_files),
     ):
-        panel.plot(minutes, values, color=figures.BLUE, linewidth=1, drawstyle="steps-post", label=name)
+        _line(panel, minutes, values, name)
         panel.set(ylabel=name, ylim=(0, 1.25 * values.max()))
 
     edges = np.linspace(0, load.seconds, _SOAK_BINS + 1)
@@ -146,7 +147,8 @@ def draw_soak(result: SoakResult, title: str, path: Path) -> Figure:
             for start, end in pairwise(edges)
         ]
         latency.plot(centers, points, "o-", markersize=3, color=color, label=f"p{percent}, typical images")
-    latency.set(ylabel="latency, ms", ylim=(0, None), xlabel="minutes", xlim=(0, load.seconds / 60))
+    _set_log_scale(latency, "latency, ms")
+    latency.set(xlabel="minutes since the start", xlim=(-0.01 * load.seconds / 60, 1.01 * load.seconds / 60))
     return _finish(figure, (memory, threads, open_files, latency), path)
 
 
@@ -154,6 +156,12 @@ def _panels(title: str, count: int) -> tuple[Figure, Any]:
     figure = Figure(figsize=(10, 2.1 * count + 0.8), layout="constrained")
     figure.suptitle(figures.wrap(title, 100))
     return figure, figure.subplots(count, sharex=True)
+
+
+def _line(panel: Any, times: FloatArray, values: FloatArray, name: str) -> None:
+    """Plot samples of the process as steps, and a single one as a point."""
+    marker = "o" if len(values) == 1 else ""
+    panel.plot(times, values, marker, color=figures.BLUE, linewidth=1, drawstyle="steps-post", label=name)
 
 
 def _dots(

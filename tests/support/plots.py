@@ -18,7 +18,7 @@ _TOLERANCE: Final = 2.0
 def check_readable(figure: Figure) -> None:
     """Fail if text is cut off or overlaps text, a point is cut off, or a legend covers axes.
 
-    Axes also need a label at the vertical axis, and at the horizontal axis unless they share that of others.
+    Axes need labels. Names as ticks of the vertical axis, and a horizontal axis that is shared, need none.
     """
     figure.draw_without_rendering()
     hidden = {label for axes in figure.axes for label in _hidden_tick_labels(axes)}
@@ -35,7 +35,8 @@ def check_readable(figure: Figure) -> None:
     axes_with_data = [axes for axes in figure.axes if axes.has_data() and axes.axison]
     for axes in axes_with_data:
         shares_x = any(axes.get_shared_x_axes().joined(axes, other) for other in figure.axes if other != axes)
-        assert axes.get_ylabel(), "the vertical axis has no label"
+        has_names = any(label.get_text()[:1].isalpha() for label in axes.get_yticklabels())
+        assert axes.get_ylabel() or has_names, "the vertical axis has no label"
         is_color_bar = not len(axes.get_xticks())
         assert axes.get_xlabel() or shares_x or is_color_bar, "the horizontal axis has no label"
         for line in axes.lines:

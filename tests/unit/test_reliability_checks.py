@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from load_tests import worst_case
 from load_tests.health_prober import HealthProber
 from load_tests.overload import OverloadResult
+from load_tests.plots import draw_overload, draw_soak
 from load_tests.process_monitor import MonitorLog, ProcessSample
 from load_tests.report import Check, checks_table
 from load_tests.request_log import RequestLog, RequestRecord
@@ -17,6 +19,7 @@ from load_tests.retry_storm import RetryStormResult
 from load_tests.slow_clients import SlowClientsResult
 from load_tests.soak import SoakResult, median_slope
 from load_tests.worst_case import WorstCase, WorstCaseResult
+from tests.support.plots import check_readable
 
 
 def record(
@@ -103,6 +106,24 @@ def test_growing_memory_fails_the_check_of_a_soak() -> None:
         monitor = monitor_log([1000 + growth * number for number in range(100)], interval_s=1)
         result = SoakResult(1.0, log, monitor, before, before)
         assert check_of(result.checks(), "memory").passed is expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 500])
+def test_plots_of_overload_and_soak_are_readable(count: int, tmp_path: Path) -> None:
+    """With few and many requests and samples; logarithmic axes have at least two labels."""
+    load = [record(9 * number / count, 200 if number % 3 else 429, 0.2, 1) for number in range(count)]
+    monitor = monitor_log([1000.0 + number for number in range(count)], interval_s=9 / count)
+    result = overload_result(load, [record(10, 200, 0.2)], monitor)
+    soak = SoakResult(1.0, result.load, monitor, *[ProcessSample(0, 100, 5, 5)] * 2)
+    for figure in (
+        draw_overload(result, "resnet50\noverload", tmp_path / "plot.png"),
+        draw_soak(soak, "resnet50\nsoak", tmp_path / "plot.png"),
+    ):
+        check_readable(figure)
+        assert "resnet50" in figure.get_suptitle()
+        for axes in figure.axes:
+            low, high = axes.get_ylim()
+            assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
 
 
 def test_median_slope_ignores_outliers() -> None:
