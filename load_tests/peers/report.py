@@ -1,14 +1,18 @@
 """The table and the plot of a comparison."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from load_tests.peers.competitors import THIS_SERVICE
+from resnet_service import figures
+
+_DEFAULT: Final = "default precision"
+_INT8: Final = "int8"
 
 
 def write_report(rows: Sequence[dict[str, Any]], folder: Path) -> str:
@@ -22,7 +26,7 @@ def write_report(rows: Sequence[dict[str, Any]], folder: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        best = _best_other(rows, row["table"]) or _best_other(rows, "default precision")
+        best = _best_other(rows, row["table"]) or _best_other(rows, _DEFAULT)
         # Per round, because the speed of a shared machine changes between rounds.
         ratios = [run["rate"] / rate for run, rate in zip(row["runs"], best, strict=True)] if best else []
         ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
@@ -32,7 +36,7 @@ def write_report(rows: Sequence[dict[str, Any]], folder: Path) -> str:
         )
     table = "\n".join(lines) + "\n"
     (folder / "table.md").write_text(table, encoding="utf-8")
-    _draw(rows, folder / "peers.png")
+    draw(rows, folder / "peers.png")
     return table
 
 
@@ -43,28 +47,38 @@ def _best_other(rows: Sequence[dict[str, Any]], table: str) -> list[float]:
     return [] if best is None else [run["rate"] for run in best["runs"]]
 
 
-def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    mpl.use("agg")
-    rates_by_panel: dict[str, dict[str, float]] = {}
-    for row in rows:
-        panel, name = row["table"], row["server"]
-        if panel == "int8":  # in the same panel as the other servers, which have no int8
-            panel, name = "default precision", f"{name}, int8"
-        rates_by_panel.setdefault(panel, {})[name] = row["rate"]
-    count = len(rates_by_panel)
-    columns = min(2, count)
-    lines = -(-count // columns)
-    size = (5.5 * columns, 3.2 * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
-    for axis in axes.flat[count:]:
-        axis.remove()
-    for axis, (panel, rates) in zip(axes.flat, rates_by_panel.items(), strict=False):
-        names = sorted(rates, key=rates.__getitem__)
-        colors = ["tab:blue" if name.startswith(THIS_SERVICE) else "tab:gray" for name in names]
-        bars = axis.barh(names, [rates[name] for name in names], color=colors)
-        axis.bar_label(bars, fmt="%.0f", padding=3)
-        axis.margins(x=0.15)
-        axis.set(title=panel, xlabel="requests/s")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+@figures.STYLE
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> Figure:
+    """Draw the rates of each table in a panel, the fastest server on top.
+
+    int8 is in the panel of the default precision, where the other servers are, which have no int8.
+    """
+    tables = list(dict.fromkeys(row["table"] for row in rows))
+    panels: list[tuple[str, ...]] = [(table,) for table in tables]
+    if {_DEFAULT, _INT8} <= set(tables):
+        panels = [(_DEFAULT, _INT8), *(panel for panel in panels if not {_DEFAULT, _INT8} & set(panel))]
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(6 * columns, 3.4 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    for panel, panel_axes in zip(panels, axes, strict=False):
+        bars = sorted((row["rate"], *_name_and_color(row)) for row in rows if row["table"] in panel)
+        rates, names, colors = zip(*bars, strict=True)
+        labels = [f"{rate:,.0f}" if max(rates) >= 100 else f"{rate:.1f}" for rate in rates]
+        panel_axes.bar_label(panel_axes.barh(names, rates, color=colors), labels, padding=3)
+        panel_axes.set(title=" and ".join(panel), xlabel="requests/s")
+        panel_axes.set_xlim(0, 1.2 * max(*rates, 1))  # space for the labels
+        panel_axes.grid(visible=False, axis="y")
+    for panel_axes in axes[len(panels) :]:
+        panel_axes.remove()
+    return figures.save(figure, path)
+
+
+def _name_and_color(row: dict[str, Any]) -> tuple[str, str]:
+    if row["server"] != THIS_SERVICE:
+        return row["server"], figures.GRAY
+    return (
+        (f"{THIS_SERVICE}, int8", figures.LIGHT_BLUE)
+        if row["table"] == _INT8
+        else (THIS_SERVICE, figures.BLUE)
+    )

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from load_tests.peers.report import write_report
+from load_tests.peers.report import draw, write_report
 from load_tests.report import missed_targets, scenario_table, write_csv
 from load_tests.request_log import DISCONNECTED, RequestLog, RequestRecord
 from load_tests.scenarios import SCENARIOS
+from tests.support.plots import check_readable
 
 RECORDS = {
     "succeeded": RequestRecord(0, 0, "typical", 200, "", 0, decode_s=0.002, queue_s=0.003, device_s=0.004),
@@ -154,3 +155,18 @@ def test_peers_are_compared_with_the_best_of_them(tmp_path: Path) -> None:
     ratios = [line.split("|")[4].strip() for line in table.splitlines()[2:]]
     assert ratios == ["2.00", "0.67", "1.00", "2.00", "1.00", "4.00"]
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("rate", [0.0, 7.3, 59_200.0])
+def test_plot_of_peers_is_readable(rate: float, tmp_path: Path) -> None:
+    """The bar of int8 is in a panel whose title names int8, and is labeled so."""
+    servers = ["this service", "a server with a name of many words", "other"]
+    panels = ["default precision", "no model", "no model, 64 connections"]
+    rows = [{"table": panel, "server": server, "rate": rate} for panel in panels for server in servers]
+    rows.append({"table": "int8", "server": "this service", "rate": 2 * rate})
+    for count, titles in ((1, panels[:1]), (9, panels), (10, ["default precision and int8", *panels[1:]])):
+        figure = draw(rows[:count], tmp_path / "plot.png")
+        check_readable(figure)
+        assert [axes.get_title() for axes in figure.axes] == titles
+        names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert ("this service, int8" in names) == (count == 10)
