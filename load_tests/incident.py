@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,13 +18,26 @@ import httpx
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, Formatter, PercentFormatter, StrMethodFormatter
 
 from monitoring.panels import BATCH_SIZES, DASHBOARDS, Panel, Series
+from resnet_service import figures
 
 _STEP_S: Final = 2
 _RATE_INTERVAL: Final = "20s"
 _COLUMNS: Final = 3
+_UNITS: Final[dict[str, tuple[str, Callable[[], Formatter], float]]] = {
+    "percentunit": ("share", lambda: PercentFormatter(1), 1.0),
+    "s": ("time", lambda: EngFormatter("s"), 1.0),
+    "bytes": ("memory", lambda: EngFormatter("B"), 1e6),
+    "reqps": ("requests", lambda: StrMethodFormatter("{x:g}/s"), 1.0),
+    "ops": ("rate", lambda: StrMethodFormatter("{x:g}/s"), 1.0),
+    "short": ("number", lambda: StrMethodFormatter("{x:,g}"), 1.0),
+}
+"""Grafana's unit -> label and format of the vertical axis, and its range if all values are 0."""
+
+QueryFn = Callable[[Series], list[tuple[str, list[float], list[float]]]]
+"""Returns (legend, seconds since the load began, values) of each line of a series."""
 
 
 class Slowdown(NamedTuple):
@@ -52,67 +66,75 @@ def schedule_slowdown(
     return Slowdown(now, now + before, now + before + during, now + before + during + after)
 
 
-def draw_dashboards(prometheus: str, span: Slowdown, folder: Path) -> list[Path]:
-    """Draw the panels of each dashboard over the incident, and return the paths of the plots."""
+def draw_dashboards(prometheus: str, service: str, span: Slowdown, folder: Path) -> list[Path]:
+    """Draw the panels of each dashboard over the incident of a service, and return the paths of the plots."""
     paths = []
     with httpx.Client(base_url=prometheus, timeout=30) as client:
-        for name, (title, rows) in DASHBOARDS.items():
-            panels = [panel for panels in rows.values() for panel in panels]
-            rows_of_panels = math.ceil((len(panels) + 1) / _COLUMNS)
-            figure = Figure(figsize=(5.2 * _COLUMNS, 2.9 * rows_of_panels), layout="constrained")
-            figure.suptitle(f"{title}; the model is slow in the gray area")
-            axes: Sequence[Axes] = figure.subplots(rows_of_panels, _COLUMNS, sharex=True).flat
-            for panel, panel_axes in zip(panels, axes, strict=False):
-                _draw_panel(client, panel, span, panel_axes)
-            for unused_axes in axes[len(panels) :]:
-                unused_axes.set_axis_off()
-            if name == "detail":
-                _draw_batch_sizes(client, span, axes[len(panels)])
-            path = folder / f"incident-{name}.png"
-            figure.savefig(path, dpi=80)
-            paths.append(path)
+        for name in DASHBOARDS:
+            paths.append(folder / f"incident-{name}.png")
+            draw_dashboard(name, service, span, partial(_query, client, span), paths[-1])
     return paths
 
 
-def _draw_panel(client: httpx.Client, panel: Panel, span: Slowdown, axes: Axes) -> None:
+@figures.STYLE
+def draw_dashboard(name: str, service: str, span: Slowdown, query: QueryFn, path: Path) -> Figure:
+    """Draw the panels of one dashboard, and of `detail` also the heatmap, from the results of queries."""
+    title, rows = DASHBOARDS[name]
+    panels = [panel for panels in rows.values() for panel in panels]
+    count = len(panels) + (name == "detail")
+    lines = math.ceil(count / _COLUMNS)
+    figure = Figure(figsize=(6.4 * _COLUMNS, 2.6 * lines), layout="constrained")
+    figure.suptitle(f"{title}; the model is slow in the gray area\n{figures.wrap(service, 150)}")
+    axes: Sequence[Axes] = figure.subplots(lines, _COLUMNS, sharex=True).flat
+    for panel, panel_axes in zip(panels, axes, strict=False):
+        _draw_panel(panel, span, query, panel_axes)
+    if name == "detail":
+        _draw_batch_sizes(query, figure, axes[len(panels)])
+    axes[0].set_xlim(0, span.shown_to - span.shown_from)
+    for panel_axes in axes[max(0, count - _COLUMNS) : count]:
+        panel_axes.tick_params(labelbottom=True)
+        panel_axes.set_xlabel("seconds since the load began")
+    for unused_axes in axes[count:]:
+        unused_axes.remove()
+    return figures.save(figure, path)
+
+
+def _draw_panel(panel: Panel, span: Slowdown, query: QueryFn, axes: Axes) -> None:
     axes.axvspan(span.start - span.shown_from, span.end - span.shown_from, color="0.9")
+    highest = panel.limit or 0.0
     for series in panel.series:
-        for legend, seconds, values in _query(client, series, span):
-            axes.plot(seconds, values, label=legend, linewidth=1.3)
+        for legend, seconds, values in query(series):
+            is_point = len(values) == 1
+            (line,) = axes.plot(seconds, values, label=figures.wrap(legend, 24), clip_on=not is_point)
+            line.set_marker("o" if is_point else "")
+            highest = max(highest, *(value for value in values if math.isfinite(value)), 0.0)
     if panel.limit is not None:
-        axes.axhline(panel.limit, color="tab:red", linestyle="--", linewidth=0.8)
-    axes.set_title(panel.title, fontsize=10)
-    axes.set_ylim(0, panel.top and panel.top * 1.05)
-    axes.tick_params(labelsize=8)
+        axes.axhline(panel.limit, color=figures.RED, linestyle="--", linewidth=0.8, label="limit")
+    label, formatter_type, empty_range = _UNITS[panel.unit]
+    axes.set(title=panel.title, ylabel=label, ylim=(0, 1.1 * (panel.top or highest or empty_range)))
+    axes.yaxis.set_major_formatter(formatter_type())
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=6, loc="upper left")
-    match panel.unit:
-        case "percentunit":
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-        case "s":
-            axes.yaxis.set_major_formatter(EngFormatter("s"))
-        case "bytes":
-            axes.yaxis.set_major_formatter(EngFormatter("B"))
-        case "reqps" | "ops":
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}/s"))
+        figures.legend_beside(axes)
 
 
-def _draw_batch_sizes(client: httpx.Client, span: Slowdown, axes: Axes) -> None:
+def _draw_batch_sizes(query: QueryFn, figure: Figure, axes: Axes) -> None:
     """Draw a heatmap of batches/s by size: the difference between one bucket and the one below."""
-    buckets = sorted(_query(client, BATCH_SIZES, span), key=lambda bucket: float(bucket[0]))
-    axes.set_axis_on()
-    axes.set_title("Batch sizes", fontsize=10)
-    if not buckets:
+    buckets = sorted(query(BATCH_SIZES), key=lambda bucket: float(bucket[0]))
+    axes.set(title="Batch sizes", ylabel="images, at most")
+    if not buckets or len(buckets[0][1]) < 2:
         return  # the run was too short for a rate
     seconds = buckets[0][1]
     rates = np.diff([values for _, _, values in buckets], axis=0, prepend=0)
-    axes.imshow(rates, aspect="auto", origin="lower", extent=(seconds[0], seconds[-1], 0, len(rates)))
-    axes.set_yticks(np.arange(len(rates)) + 0.5, [size for size, _, _ in buckets], fontsize=6)
-    axes.set_xlim(0, span.shown_to - span.shown_from)
+    image = axes.imshow(
+        rates, aspect="auto", origin="lower", extent=(seconds[0], seconds[-1], 0, len(rates)), vmin=0
+    )
+    axes.set_yticks(np.arange(len(rates)) + 0.5, [f"{float(size):g}" for size, _, _ in buckets], size=8)
+    axes.grid(visible=False)
+    figure.colorbar(image, label="batches/s")
 
 
 def _query(
-    client: httpx.Client, series: Series, span: Slowdown
+    client: httpx.Client, span: Slowdown, series: Series
 ) -> list[tuple[str, list[float], list[float]]]:
     """Return (legend, seconds since `span.shown_from`, values) of each series of a query."""
     expression = series.expr.replace("$__rate_interval", _RATE_INTERVAL).replace("$instance", ".*")

@@ -139,7 +139,7 @@ def incident(
             click.echo(f"half of {runner.capacity_rps:.0f} requests/s for {seconds:g} s")
             slowdown = schedule_slowdown(process, before, during, after)
             log = runner.run(constant_rate(_INCIDENT_LOAD), seconds)
-            for path in draw_dashboards(prometheus, slowdown, output):
+            for path in draw_dashboards(prometheus, describe_service(url), slowdown, output):
                 click.echo(f"plot: {path}")
     click.echo(f"\n{report.scenario_table({'incident': log})}")
 

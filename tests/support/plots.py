@@ -1,13 +1,13 @@
 """What a reader expects of every plot, checked on the figure that it was drawn from."""
 
 from collections.abc import Iterator
-from itertools import combinations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, BboxBase
 
@@ -30,8 +30,8 @@ def check_readable(figure: Figure) -> None:
     ]
     for text, box in boxes:
         assert _contains(figure.bbox, box), f"{text!r} is cut off"
-    for (text, box), (other, other_box) in combinations(boxes, 2):
-        assert not _overlap(box, other_box), f"{text!r} overlaps {other!r}"
+    for first, second in _overlapping([box for _, box in boxes]):
+        raise AssertionError(f"{boxes[first][0]!r} overlaps {boxes[second][0]!r}")
     axes_with_data = [axes for axes in figure.axes if axes.has_data() and axes.axison]
     for axes in axes_with_data:
         shares_x = any(axes.get_shared_x_axes().joined(axes, other) for other in figure.axes if other != axes)
@@ -40,11 +40,16 @@ def check_readable(figure: Figure) -> None:
         is_color_bar = not len(axes.get_xticks())
         assert axes.get_xlabel() or shares_x or is_color_bar, "the horizontal axis has no label"
         for line in axes.lines:
-            _check_points(axes, line, figure.dpi)
+            if line.get_clip_on() and line.get_marker() not in ("None", "", " ", None):
+                _check_points(axes, line.get_xydata(), line.get_markersize() * figure.dpi / 72)
+        for points in axes.findobj(PathCollection):
+            assert isinstance(points, PathCollection)
+            _check_points(axes, points.get_offsets(), max(points.get_sizes()) ** 0.5 * figure.dpi / 72)
     legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
     for legend in legends:
         for axes in axes_with_data:
-            assert not _overlap(legend.get_window_extent(), axes.get_window_extent()), "a legend covers data"
+            both = [legend.get_window_extent(), axes.get_window_extent()]
+            assert not _overlapping(both), "a legend covers data"
 
 
 def texts_of(figure: Figure) -> str:
@@ -61,19 +66,13 @@ def _hidden_tick_labels(axes: Axes) -> Iterator[Text]:
             yield from (label for location, label in ticks if not axes.axison or not low <= location <= high)
 
 
-def _check_points(axes: Axes, line: Line2D, dpi: float) -> None:
-    """Fail if a marker of a line is not completely inside the axes, which clip it."""
-    if (
-        not line.get_clip_on()
-        or line.get_marker() in ("None", "", " ", None)
-        or line.get_transform() != axes.transData
-    ):
-        return
-    points = axes.transData.transform(np.asarray(line.get_xydata(), dtype=float))
-    radius = line.get_markersize() / 2 * dpi / 72
-    for x, y in points[np.isfinite(points).all(axis=1)]:
-        box = Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)
-        assert _contains(axes.get_window_extent(), box), f"a point of {line.get_label()!r} is cut off"
+def _check_points(axes: Axes, points: npt.ArrayLike, diameter: float) -> None:
+    """Fail if a point of this diameter in pixels is not completely inside the axes, which clip it."""
+    centers = axes.transData.transform(np.asarray(points, dtype=float))
+    centers = centers[np.isfinite(centers).all(axis=1)]
+    inside = axes.get_window_extent().padded(_TOLERANCE - diameter / 2)
+    is_inside = (centers >= inside.min) & (centers <= inside.max)
+    assert is_inside.all(), "a point is cut off"
 
 
 def _contains(outer: BboxBase, inner: BboxBase) -> bool:
@@ -85,6 +84,10 @@ def _contains(outer: BboxBase, inner: BboxBase) -> bool:
     )
 
 
-def _overlap(first: Bbox, second: Bbox) -> bool:
-    common = Bbox.intersection(first, second)
-    return common is not None and common.width > _TOLERANCE and common.height > _TOLERANCE
+def _overlapping(boxes: list[Bbox]) -> list[tuple[int, int]]:
+    """Return the indexes of each two boxes that overlap; with arrays, as a matrix has hundreds of numbers."""
+    extents = np.array([box.extents for box in boxes]).reshape(-1, 4)
+    low = np.maximum(extents[:, None, :2], extents[None, :, :2])
+    high = np.minimum(extents[:, None, 2:], extents[None, :, 2:])
+    first, second = np.triu(((high - low) > _TOLERANCE).all(axis=2), k=1).nonzero()
+    return list(zip(first.tolist(), second.tolist(), strict=True))
