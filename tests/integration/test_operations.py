@@ -24,6 +24,30 @@ def test_root_redirects_to_the_api_page(server: Running) -> None:
     assert "swagger-ui" in response.text
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/healthz", "/readyz", "/info", "/metrics", "/docs", "/openapi.json", "/v2", "/v2/health/live"],
+)
+def test_head_gets_the_headers_of_get_without_the_body(server: Running, path: str) -> None:
+    """HAProxy, `wget --spider` and `curl -I` check with HEAD."""
+    head, get = server.client.head(path), server.client.get(path)
+    assert head.status_code == get.status_code < 400
+    assert head.headers.get("content-type") == get.headers.get("content-type")
+    assert head.content == b""
+    assert server.client.get("/healthz").json() == {"status": "ok"}  # the connection is still in step
+
+
+def test_head_is_not_allowed_where_get_is_not(server: Running) -> None:
+    """/predict accepts POST only."""
+    assert server.client.head("/predict").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/predict/", "/healthz/", "/v2/"])
+def test_path_with_another_slash_is_404_and_no_redirect(server: Running, path: str) -> None:
+    """A redirect would lead out of the prefix of a proxy, and lose a body that is a stream."""
+    assert server.client.post(path, content=b"x").status_code == 404
+
+
 def test_info_describes_the_service(server: Running) -> None:
     """/info has the model, the device, the versions, the machine and the limits."""
     info = server.client.get("/info").json()

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from resnet_service import __version__
 from resnet_service.server.exception_handlers import add_exception_handlers
-from resnet_service.server.middleware import CLIENT_CLOSED, ObservabilityMiddleware
+from resnet_service.server.middleware import CLIENT_CLOSED, HeadMiddleware, ObservabilityMiddleware
 from resnet_service.server.routes import admin, management, predict
 from resnet_service.server.state import AppState
 from resnet_service.server.v2 import routes as v2
@@ -50,6 +50,7 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         summary="Image classification: POST an image to /predict.",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # behind a proxy, the redirect would lead out of its prefix, and lose a body
         telemetry=_NO_TELEMETRY,
         # Generated clients name their methods by operation id; these stay the same if a path changes.
         generate_unique_id_function=lambda route: route.name,
@@ -65,7 +66,7 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
 
 def create_management_app(state: AppState) -> FastAPI:
     """Create the application of the management port: the probes, the metrics and /reload."""
-    app = FastAPI(openapi_url=None, telemetry=_NO_TELEMETRY)
+    app = FastAPI(openapi_url=None, telemetry=_NO_TELEMETRY, redirect_slashes=False)
     app.state.app_state = state
     app.include_router(management.router)
     add_exception_handlers(app)
@@ -90,6 +91,7 @@ def _add_observability(app: FastAPI, state: AppState) -> None:
     app.add_middleware(
         ObservabilityMiddleware, metrics=state.metrics, tracer=state.tracer, settings=state.settings
     )
+    app.add_middleware(HeadMiddleware)
 
 
 async def _client_disconnected(_: Request, __: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""ASGI middleware around all routes: request id, Server-Timing, metrics, spans and access log."""
+"""ASGI middleware around all routes: request id, Server-Timing, metrics, spans, access log, and HEAD."""
 
 import re
 import time
@@ -26,7 +26,7 @@ CLIENT_CLOSED: Final = 499
 
 
 class ObservabilityMiddleware:
-    """Records each request: request id, timing, metrics, spans and access log. The outermost middleware.
+    """Records each request: request id, timing, metrics, spans and access log.
 
     A client's X-Request-ID is kept if it is safe to log; otherwise a new one is generated. All responses have
     it, and so have all log lines of the request. The trace id of `traceparent` is in the log lines as well,
@@ -157,6 +157,23 @@ class ObservabilityMiddleware:
             bytes_in=bytes_in,
             bytes_out=bytes_out,
         )
+
+
+class HeadMiddleware:
+    """Handles HEAD as GET, because load balancers and `curl -I` check with it; the server omits the body.
+
+    FastAPI responds with 405 to HEAD on a route for GET. Outside of `ObservabilityMiddleware`, which records
+    the request as GET.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # a copy: the server reads the method from its own
+        await self._app(scope, receive, send)
 
 
 def _route(scope: Scope) -> str:
