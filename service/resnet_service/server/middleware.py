@@ -21,6 +21,9 @@ _MONITORING_PATHS: Final = frozenset(
     {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 )
 _MAX_LOGGED_PATH: Final = 200
+_METHODS: Final = frozenset({"GET", "POST", "OPTIONS"})
+_OTHER_METHOD: Final = "_OTHER"
+"""The label of all other methods: a client could create a series for each of 34. OpenTelemetry's value."""
 CLIENT_CLOSED: Final = 499
 """The status recorded for a request whose client disconnected; no client receives it (nginx's number)."""
 
@@ -96,7 +99,8 @@ class ObservabilityMiddleware:
     def _observe(
         self, scope: Scope, status: int, seconds: float, timing: RequestTiming, trace: str | None
     ) -> None:
-        duration = self._metrics.request_seconds.labels(_route(scope), scope["method"], str(status))
+        method = scope["method"] if scope["method"] in _METHODS else _OTHER_METHOD
+        duration = self._metrics.request_seconds.labels(_route(scope), method, str(status))
         duration.observe(seconds, None if trace is None else {"trace_id": trace})
         for stage, stage_s in timing.observations():
             self._stage_seconds[stage].observe(stage_s)
