@@ -1,13 +1,17 @@
 """`resnet-service classify`, run in the test process: inputs, output formats and errors."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from resnet_service.cli import main
+from resnet_service.images import FORMATS
+from resnet_service.images.file_names import SUFFIXES
 from resnet_service.inference import inputs
 from tests.support import PHOTOGRAPHS
 from tests.support.file_server import FileServer
@@ -68,6 +72,22 @@ def test_folders_patterns_files_and_standard_input(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     two, one = str(folder / "below" / "two.PNG"), str(folder / "one.jpg")
     assert [line["image"] for line in json_lines(result)] == [two, one, two, one, "standard input"]
+
+
+def test_every_file_name_of_a_supported_format_is_an_image(tmp_path: Path) -> None:
+    """All suffixes that Pillow has for these formats count in a folder, and the other files are named."""
+    assert set(chain.from_iterable(SUFFIXES.values())) >= {
+        suffix for suffix, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"}
+    }
+    for suffix in chain.from_iterable(SUFFIXES.values()):
+        (tmp_path / f"image{suffix}").write_bytes(encode(make_image()))
+    for name in ("a.txt", "b.csv", "c.pdf", "d.md", "e.json", "f.zip", ".hidden", "Thumbs.db"):
+        (tmp_path / name).touch()
+    result = classify(str(tmp_path), "--json")
+    assert result.exit_code == 0, result.output
+    assert len(json_lines(result)) == sum(map(len, SUFFIXES.values()))
+    message = "skipped 6 files without the name of an image: a.txt, b.csv, c.pdf, d.md, e.json, ..."
+    assert message in result.stderr
 
 
 def test_urls(file_server: FileServer) -> None:

@@ -1,6 +1,7 @@
 """`resnet-service evaluate` and `activations` with the bundled model."""
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image, ImageChops
 
 from resnet_service.cli import main
 from resnet_service.errors import UnsupportedModelError
+from resnet_service.images.file_names import SUFFIXES
 from resnet_service.models import Model, load_model
 from resnet_service.training import plots
 from resnet_service.training.activations import draw_activations
@@ -60,6 +62,22 @@ def test_evaluate_prints_the_classes_that_have_images(image: Path, tmp_path: Pat
     assert "skipped" in result.output
     assert result.stdout.startswith("dog ")
     assert "cat " not in result.stdout
+
+
+def test_labeled_folders_have_the_same_images_as_other_folders(image: Path, tmp_path: Path) -> None:
+    """The list of suffixes is that of `classify`; a file with another name is named and counted."""
+    folder = tmp_path / "dog"
+    folder.mkdir()
+    for suffix in chain.from_iterable(SUFFIXES.values()):
+        (folder / f"image{suffix}").write_bytes(image.read_bytes())
+    (folder / "notes.txt").write_bytes(image.read_bytes())
+    result = evaluate(tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["images"] == sum(map(len, SUFFIXES.values()))
+    assert list(json.loads(result.stdout)["unreadable"]) == [str(folder / "notes.txt")]
+    text = evaluate(tmp_path).stderr
+    assert f"skipped {folder / 'notes.txt'}: not the name of an image" in text
+    assert "skipped 1 file in total" in text
 
 
 @pytest.mark.parametrize(("flags", "images"), [([], 10), (["--test-share", "0.2"], 2), (["--mirrored"], 10)])

@@ -129,7 +129,7 @@ def test_all_options_are_used(images: Path, finished: Path, tmp_path: Path) -> N
         (data / "dark" / name).write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     result = train(data, tmp_path / "out", *flags)
     assert result.exit_code == 0, result.output
-    assert "2 images could not be read" in result.output
+    assert "skipped 2 files in total" in result.output
     assert "0.png" in result.output
     log = read_log(tmp_path / "out")
     expected = {**options, "flip": False, "progressive": True, "seed": 7}

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,8 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from monitoring.local import free_port
+from resnet_service.batch_inference.job import BatchJob
 from resnet_service.cli import main
 from resnet_service.errors import StorageError
+from resnet_service.images.file_names import SUFFIXES
 from resnet_service.models import load_model
 from tests.support.batch_inference import read_rows, run_job, write_photos
 from tests.support.commands import run_command
@@ -78,6 +80,7 @@ def test_command_writes_a_row_per_image_on_a_running_cluster(photos: Path, tmp_p
         status, output = run_command(arguments, tmp_path, environment, 240)
     assert status == 0, output
     assert f"{COUNT}/{COUNT}" in output  # the progress bar
+    assert "skipped 1 file without the name of an image: dog/notes.txt" in output
     summary = json.loads(output.splitlines()[-1])
     assert (summary["images"], summary["failed"], summary["labeled"]) == (COUNT, 1, COUNT - 1)
     rows = read_rows(tmp_path / "results")
@@ -96,6 +99,20 @@ def test_command_writes_a_row_per_image_on_a_running_cluster(photos: Path, tmp_p
             correct += Path(row["path"]).parent.name == row["label"]
     assert summary["correct"] == correct
     assert summary["accuracy"] == pytest.approx(correct / (COUNT - 1))
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "**/*"])
+def test_job_has_the_same_images_as_other_folders(tmp_path: Path, pattern: str) -> None:
+    """The list of suffixes is that of `classify`; hidden files are ignored, and other files are named."""
+    names = [f"image{suffix}" for suffix in chain.from_iterable(SUFFIXES.values())]
+    for name in (*names, "notes.txt", ".hidden.jpg"):
+        (tmp_path / name).touch()
+    messages: list[str] = []
+    source, target = str(tmp_path / pattern), str(tmp_path / "results")
+    model = load_model("bundled")
+    job = BatchJob(source, target, model, limit=None, resume=False, on_message=messages.append)
+    assert job.paths == sorted(str(tmp_path / name) for name in names)
+    assert messages == [f"{tmp_path}: skipped 1 file without the name of an image: notes.txt"]
 
 
 def test_unusable_source_or_target_is_an_error(photos: Path, tmp_path: Path) -> None:

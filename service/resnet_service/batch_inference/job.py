@@ -10,6 +10,7 @@ import pyarrow as pa
 from resnet_service.batch_inference.execution import ExecutionConfig, classify_dataset
 from resnet_service.batch_inference.results import SCHEMA, ResultsDirectory
 from resnet_service.batch_inference.storage import list_images, resolve_location
+from resnet_service.images.file_names import describe_skipped
 from resnet_service.inference import labels_from_path
 from resnet_service.models import Model
 
@@ -56,16 +57,29 @@ class BatchJob:
     `paths` are the images that remain.
     """
 
-    def __init__(self, source: str, target: str, model: Model, *, limit: int | None, resume: bool) -> None:
+    def __init__(
+        self,
+        source: str,
+        target: str,
+        model: Model,
+        *,
+        limit: int | None,
+        resume: bool,
+        on_message: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """List the images of `source`, at most `limit`, and check `target`; both are paths or URIs.
 
-        Raises StorageError if `source` has no images, or `target` cannot take results.
+        `on_message` is called with a description of the files of `source` that are not images. Raises
+        StorageError if `source` has no images, or `target` cannot take results.
         """
         self._location = resolve_location(source)
         self._results = ResultsDirectory(resolve_location(target), model)
         self._model = model
-        all_paths = list_images(self._location)[:limit]
         self._results.validate(resume=resume)
+        all_paths, skipped_files = list_images(self._location)
+        all_paths = all_paths[:limit]
+        if skipped_files:
+            on_message(describe_skipped(skipped_files, self._location.root))
         completed = self._results.completed_paths() if resume else set()
         self.paths: Sequence[str] = [
             path for path in all_paths if self._location.name_of(path) not in completed

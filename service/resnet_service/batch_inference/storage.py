@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import has_magic
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from fsspec.implementations.arrow import ArrowFSWrapper
@@ -11,7 +12,8 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from resnet_service.errors import InputError, PayloadTooLarge, StorageError, first_line
-from resnet_service.inference import MAX_BYTES, SUFFIXES
+from resnet_service.images.file_names import describe_suffixes, select_images
+from resnet_service.inference import MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class Location:
     def is_local(self) -> bool:
         """Whether the file system is the one of this machine."""
         return isinstance(self.filesystem, LocalFileSystem)
+
+    @property
+    def root(self) -> str:
+        """The path, or of a pattern the folder above its first wildcard."""
+        parts = PurePosixPath(self.path).parts
+        return str(PurePosixPath(*takewhile(lambda part: not has_magic(part), parts)))
 
     def name_of(self, path: str) -> str:
         """Return the public name of a path in this file system, without credentials."""
@@ -54,37 +62,33 @@ def resolve_location(name: str) -> Location:
     return Location(filesystem, path, scheme)
 
 
-def list_images(location: Location) -> list[str]:
-    """Return the sorted paths of all images in a folder or matching a pattern, or of one file.
+def list_images(location: Location) -> tuple[list[str], list[str]]:
+    """Return the sorted paths of all images in a folder or matching a pattern, and of the other files there.
 
-    Raises StorageError if there are none or the location cannot be read.
+    A location that is a file is an image, whatever its name. Raises StorageError if there are no images or
+    the location cannot be read.
     """
     with translate_storage_errors(str(location)):
         exists = location.filesystem.get_file_info(location.path).type != FileType.NotFound
         if has_magic(location.path) and not exists:
-            matches = ArrowFSWrapper(location.filesystem).glob(location.path)
-            paths = [path for path in matches if _is_image(path)]
+            matches = ArrowFSWrapper(location.filesystem).glob(location.path, detail=True)
+            files = (path for path, details in matches.items() if details["type"] == "file")
+            images, skipped = select_images(files, location.root)
         else:
-            paths = list(_list_folder(location))
-    if not paths:
-        raise StorageError(f"{location} contains no images ({', '.join(sorted(SUFFIXES))})")
-    return sorted(paths)
+            images, skipped = _list_folder(location)
+    if not images:
+        raise StorageError(f"{location} contains no images ({describe_suffixes()})")
+    return images, skipped
 
 
-def _list_folder(location: Location) -> Iterator[str]:
+def _list_folder(location: Location) -> tuple[list[str], list[str]]:
     kind = location.filesystem.get_file_info(location.path).type
     if kind == FileType.NotFound:
         raise StorageError(f"{location} does not exist")
     if kind == FileType.File:
-        yield location.path
-        return
-    for entry in location.filesystem.get_file_info(FileSelector(location.path, recursive=True)):
-        if entry.type == FileType.File and _is_image(entry.path):
-            yield entry.path
-
-
-def _is_image(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in SUFFIXES
+        return [location.path], []
+    entries = location.filesystem.get_file_info(FileSelector(location.path, recursive=True))
+    return select_images((entry.path for entry in entries if entry.type == FileType.File), location.root)
 
 
 def read_image(location: Location, path: str) -> bytes:

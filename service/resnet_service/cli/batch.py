@@ -9,6 +9,7 @@ import click
 
 from resnet_service.cli.common import (
     batch_size_option,
+    echo_error,
     execution_options,
     exit_on_service_error,
     json_option,
@@ -85,7 +86,7 @@ def batch(
         loaded = load_model(model, weights)
         execution["top_k"] = min(execution["top_k"], len(loaded.labels))
         config = ExecutionConfig(gpus=execution.pop("gpus_per_actor"), **execution)
-        job = BatchJob(source, target, loaded, limit=limit, resume=resume)
+        job = BatchJob(source, target, loaded, limit=limit, resume=resume, on_message=echo_error)
         with ray_cluster(address), tqdm(total=len(job.paths), desc=loaded.name, unit="image") as bar:
             summary = job.run(config, bar.update)
     _print_summary(summary, as_json)

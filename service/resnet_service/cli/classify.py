@@ -10,6 +10,7 @@ import click
 
 from resnet_service.cli.common import (
     batch_size_option,
+    echo_error,
     execution_options,
     exit_on_service_error,
     json_option,
@@ -69,7 +70,7 @@ def classify(
             top_k=min(top_k, len(loaded.model.labels)),
             batch_size=batch_size,
             workers=workers or available_cpus(),
-            on_message=lambda message: click.echo(message, err=True),
+            on_message=echo_error,
         )
         # On a terminal the results show the progress, and a bar would mix with them.
         is_bar_disabled = True if sys.stdout.isatty() else None
@@ -92,7 +93,7 @@ def _discover(inputs: Iterable[str], download_demo: bool) -> "Iterator[ImageInpu
     from resnet_service.inference import discover_inputs, example_input
     from resnet_service.inference.inputs import DEMO_PHOTO_URLS
 
-    images = discover_inputs(inputs)
+    images = discover_inputs(inputs, echo_error)
     if download_demo:
         return chain(images, discover_inputs(DEMO_PHOTO_URLS))
     return images if inputs else iter([example_input()])

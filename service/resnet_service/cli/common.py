@@ -31,6 +31,8 @@ RUNTIME_HELP: Final = "Library that runs the network."
 _UNLIMITED_WIDTH: Final = 1_000
 """Width if the output is not a terminal: one line per row, for grep and files."""
 
+_MAX_SKIPPED_SHOWN: Final = 10
+
 
 class CommandGroups(click.Group):
     """A click group whose help lists its commands under headings, in the order of `sections`."""
@@ -180,10 +182,18 @@ def write_error(path: Path, error: OSError) -> click.ClickException:
     return click.ClickException(f"cannot write {click.format_filename(path)}: {error.strerror}")
 
 
-def report_skipped(unreadable: Mapping[Any, str], limit: int | None = None) -> None:
-    """Print up to `limit` images that could not be read, with the reasons, to standard error."""
-    for path, reason in list(unreadable.items())[:limit]:
-        click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
+def echo_error(message: str) -> None:
+    """Print a message to standard error."""
+    click.echo(message, err=True)
+
+
+def report_skipped(unreadable: Mapping[Any, str]) -> None:
+    """Print the number of files that could not be read as images, and some with the reason."""
+    for path, reason in list(unreadable.items())[:_MAX_SKIPPED_SHOWN]:
+        echo_error(f"skipped {click.format_filename(path)}: {reason}")
+    if unreadable:
+        files = "1 file" if len(unreadable) == 1 else f"{len(unreadable):,} files"
+        echo_error(f"skipped {files} in total")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from resnet_service.cli.common import (
     DEFAULT_MODEL,
     CommaSeparated,
     batch_size_option,
+    echo_error,
     execution_options,
     exit_on_service_error,
     json_option,
@@ -94,7 +95,7 @@ def compare(
     with exit_on_service_error():
         if plot is not None:
             require_plots()
-        images = list(discover_inputs(inputs))
+        images = list(discover_inputs(inputs, echo_error))
         try:
             for row in compare_models(
                 models,

@@ -22,7 +22,6 @@ from resnet_service.cli.common import (
 )
 
 _SHARE: Final = FiniteFloat(0, 1, max_open=True)
-_MAX_SKIPPED_SHOWN: Final = 10
 
 
 @click.command(short_help="Train a network and write a checkpoint.")
@@ -173,9 +172,7 @@ def _print_log(log: Mapping[str, Any], model: Path, seed: int, as_json: bool) ->
         line = {"seed": seed, "output": str(model), "images": log["images"], **facts}
         click.echo(json.dumps({**line, "unreadable": unreadable}))
         return
-    report_skipped(unreadable, _MAX_SKIPPED_SHOWN)
-    if unreadable:
-        click.echo(f"{len(unreadable)} images could not be read and were skipped", err=True)
+    report_skipped(unreadable)
     click.echo(
         f"{model}: {log['accuracy']:.2%} on {log['images']['test']:,} test images, seed {seed}, "
         f"{log['seconds']:.0f} s"

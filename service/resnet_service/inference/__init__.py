@@ -2,7 +2,6 @@
 
 from resnet_service.inference.inputs import (
     MAX_BYTES,
-    SUFFIXES,
     ImageInput,
     discover_inputs,
     example_input,
@@ -18,7 +17,6 @@ from resnet_service.inference.pipeline import (
 
 __all__ = [
     "MAX_BYTES",
-    "SUFFIXES",
     "ClassificationResult",
     "Classifier",
     "DecodedImage",

@@ -14,12 +14,8 @@ from urllib.request import Request, urlopen
 from resnet_service import __version__
 from resnet_service.errors import InputError, PayloadTooLarge
 from resnet_service.images.examples import example_photographs
+from resnet_service.images.file_names import describe_skipped, describe_suffixes, select_images
 from resnet_service.models.weights import is_url
-
-SUFFIXES: Final = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif", ".gif", ".bmp", ".tif", ".tiff")
-)
-"""Suffixes of the files that count as images in a folder. A file that is named itself may have any suffix."""
 
 STANDARD_INPUT: Final = "-"
 MAX_BYTES: Final = 100_000_000
@@ -46,8 +42,12 @@ class ImageInput:
     read: Callable[[], bytes]
 
 
-def discover_inputs(names: Iterable[str]) -> Iterator[ImageInput]:
+def discover_inputs(
+    names: Iterable[str], on_message: Callable[[str], None] = lambda _: None
+) -> Iterator[ImageInput]:
     """Yield the images at `names` in order; folders are searched recursively.
+
+    `on_message` is called with a description of the files of a folder that are not images.
 
     A name that does not exist, or a folder or pattern without images, becomes an input whose `read` raises
     InputError, so that the other inputs are still processed.
@@ -59,9 +59,9 @@ def discover_inputs(names: Iterable[str]) -> Iterator[ImageInput]:
         elif is_url(name):
             yield ImageInput(name, partial(_fetch, name))
         elif _check_path(Path.is_dir, name):
-            yield from _in_folder(name)
+            yield from _in_folder(name, on_message)
         elif has_magic(name) and not _check_path(Path.exists, name):
-            yield from _in_pattern(name)
+            yield from _in_pattern(name, on_message)
         else:
             yield _file(Path(name))
 
@@ -71,24 +71,23 @@ def example_input() -> ImageInput:
     return ImageInput("cat.jpg (example)", lambda: example_photographs()["cat.jpg"])
 
 
-def _in_folder(name: str) -> Iterator[ImageInput]:
-    paths = sorted(
-        path
-        for path in Path(name).rglob("*")
-        if path.suffix.lower() in SUFFIXES and _check_path(Path.is_file, path)
-    )
-    yield from map(_file, paths)
-    if not paths:
-        yield _missing(name, f"the folder contains no images ({', '.join(sorted(SUFFIXES))})")
+def _in_folder(name: str, on_message: Callable[[str], None]) -> Iterator[ImageInput]:
+    files = (path for path in Path(name).rglob("*") if _check_path(Path.is_file, path))
+    images, skipped = select_images(files, name)
+    if skipped:
+        on_message(describe_skipped(skipped, name))
+    yield from map(_file, images)
+    if not images:
+        yield _missing(name, f"the folder contains no images ({describe_suffixes()})")
 
 
-def _in_pattern(pattern: str) -> Iterator[ImageInput]:
+def _in_pattern(pattern: str, on_message: Callable[[str], None]) -> Iterator[ImageInput]:
     names = sorted(iglob(pattern, recursive=True))  # noqa: PTH207  # Path.glob rejects absolute patterns
     for name in names:
         if not _check_path(Path.is_dir, name):
             yield _file(Path(name))
         elif "**" not in pattern:  # a recursive pattern also matches the files in the folder
-            yield from _in_folder(name)
+            yield from _in_folder(name, on_message)
     if not names:
         yield _missing(pattern, "no file matches this pattern")
 

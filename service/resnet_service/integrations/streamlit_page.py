@@ -11,12 +11,16 @@ import pandas as pd
 import streamlit as st
 
 from resnet_service.client import APIError, Client, ServiceUnavailableError
+from resnet_service.images.file_names import SUFFIXES
 from resnet_service.schemas import PredictResponse
 from resnet_service.settings import PAGE_API_KEY_VARIABLE, PAGE_URL_VARIABLE
 
 DEFAULT_URL: Final = "http://localhost:8000"
 
-_IMAGE_TYPES: Final = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"]
+# Without HEIF, which Streamlit cannot show.
+_IMAGE_TYPES: Final = sorted(
+    suffix for image_format, suffixes in SUFFIXES.items() if image_format != "HEIF" for suffix in suffixes
+)
 _STAGES: Final = ("decode", "queue", "device", "total")
 
 

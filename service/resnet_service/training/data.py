@@ -7,7 +7,7 @@ pixels that it will be served.
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,10 +26,11 @@ from tqdm import tqdm
 from resnet_service.errors import InputError, ServiceError, TrainingError
 from resnet_service.files import app_cache_dir
 from resnet_service.images import Crop, Preprocessing, decode_image
+from resnet_service.images.file_names import NOT_AN_IMAGE, describe_suffixes, select_images
 from resnet_service.machine import available_cpus, available_memory
 from resnet_service.models.download import DOWNLOAD_ERRORS, download
 from resnet_service.training import image_folder
-from resnet_service.training.image_folder import LabeledImage
+from resnet_service.training.image_folder import LabeledFiles
 
 _CHUNK_IMAGES: Final = 512
 
@@ -41,7 +42,7 @@ class Dataset:
     Attributes:
         images: uint8 [N, 3, S, S], channels last in memory.
         targets: class indices, int64 [N].
-        unreadable: path and reason of each image that was skipped.
+        unreadable: path and reason of each file that was skipped.
 
     """
 
@@ -138,20 +139,20 @@ def load_test_dataset(
         if cifar10_labels != labels:
             raise TrainingError(f"the model's classes are not those of CIFAR-10: {', '.join(labels[:10])}")
         return dataset
-    images = image_folder.index_test_folder(Path(source), labels, test_share)
-    return read_images(images, labels, preprocessing, "reading the test images")
+    files = image_folder.index_test_folder(Path(source), labels, test_share)
+    return read_images(files, labels, preprocessing, "reading the test images")
 
 
 def read_images(
-    images: Sequence[LabeledImage], labels: tuple[str, ...], preprocessing: Preprocessing, title: str
+    files: LabeledFiles, labels: tuple[str, ...], preprocessing: Preprocessing, title: str
 ) -> Dataset:
-    """Decode `images` on all cores and return them in their order, without those that cannot be decoded.
+    """Decode images on all cores and return them in their order, without those that cannot be decoded.
 
     `title` labels the progress bar. Raises TrainingError, with an example, if a class has no readable image.
     """
-    dataset = _decode_files(images, preprocessing, title)
-    for target in sorted({target for _, target in images} - set(dataset.targets.tolist())):
-        path = next(path for path, index in images if index == target)
+    dataset = _decode_files(files, preprocessing, title)
+    for target in sorted({target for _, target in files.images} - set(dataset.targets.tolist())):
+        path = next(path for path, index in files.images if index == target)
         reason = dataset.unreadable[str(path)]
         raise TrainingError(f"no image of the class {labels[target]!r} is readable; {path}: {reason}")
     return dataset
@@ -160,27 +161,28 @@ def read_images(
 def load_calibration_images(folder: Path, preprocessing: Preprocessing, samples: int = 300) -> Dataset:
     """Read up to `samples` images from `folder` and its subfolders for quantization; all targets are 0.
 
-    The selection is evenly spaced in the sorted list of files. Raises InputError if no image is readable.
+    The selection is evenly spaced in the sorted list of images. Raises InputError if no image is readable.
     """
     if not folder.is_dir():
         raise InputError(f"directory not found: {folder}")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files:
-        raise InputError(f"{folder} contains no images")
-    count = min(samples, len(files))
-    selection = [(files[index * len(files) // count], 0) for index in range(count)]
-    dataset = _decode_files(selection, preprocessing, "reading images")
+    images, skipped = select_images((path for path in folder.rglob("*") if path.is_file()), folder)
+    if not images:
+        raise InputError(f"{folder} contains no images ({describe_suffixes()})")
+    count = min(samples, len(images))
+    selection = tuple((images[index * len(images) // count], 0) for index in range(count))
+    dataset = _decode_files(LabeledFiles(selection, tuple(skipped)), preprocessing, "reading images")
     if not len(dataset):
         path, reason = next(iter(dataset.unreadable.items()))
         raise InputError(f"{folder} contains no readable images; {path}: {reason}")
     return dataset
 
 
-def _decode_files(images: Sequence[LabeledImage], preprocessing: Preprocessing, title: str) -> Dataset:
-    """Decode `images` on all cores and return the readable ones in their order."""
+def _decode_files(files: LabeledFiles, preprocessing: Preprocessing, title: str) -> Dataset:
+    """Decode images on all cores and return the readable ones in their order."""
+    images = files.images
     crops = _allocate((len(images), preprocessing.crop, preprocessing.crop, 3))
     targets: list[int] = []
-    unreadable: dict[str, str] = {}
+    unreadable = dict.fromkeys(map(str, files.skipped), NOT_AN_IMAGE)
     decode = partial(_decode_file, preprocessing=preprocessing)
     with ThreadPoolExecutor(available_cpus()) as pool, tqdm(total=len(images), desc=title) as bar:
         for start in range(0, len(images), _CHUNK_IMAGES):  # bounds the crops decoded ahead of their use

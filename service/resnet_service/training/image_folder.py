@@ -5,14 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
 from resnet_service.errors import TrainingError
+from resnet_service.images.file_names import describe_suffixes, is_system_name, select_images
 
 LabeledImage = tuple[Path, int]
 """An image file and the index of its class."""
+
+
+class LabeledFiles(NamedTuple):
+    """The images of some class folders, and the files in these folders that are not images."""
+
+    images: tuple[LabeledImage, ...]
+    skipped: tuple[Path, ...] = ()
+
 
 _TEST_FOLDERS: Final = ("test", "val")
 _SPLIT_SEED: Final = 0  # not the run's seed: runs with different seeds must be tested on the same images
@@ -20,14 +29,14 @@ _SPLIT_SEED: Final = 0  # not the run's seed: runs with different seeds must be 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Labels, in the order of their indices, and the image files for training and for testing.
+    """Labels, in the order of their indices, and the files for training and for testing.
 
     `test_share` is the share of images that was split off for testing, None if the folder has test images.
     """
 
     labels: tuple[str, ...]
-    train: tuple[LabeledImage, ...]
-    test: tuple[LabeledImage, ...]
+    train: LabeledFiles
+    test: LabeledFiles
     test_share: float | None
 
 
@@ -46,12 +55,11 @@ def index_folder(folder: Path, test_share: float = 0.2) -> ImageFolder:
         train = _list_images(train_folder, labels)
         if test_folder is not None:
             return ImageFolder(labels, train, _match_labels(test_folder, labels), None)
-        return ImageFolder(labels, *_split(train, labels, test_share), test_share)
+        split = _split(train.images, labels, test_share)
+        return ImageFolder(labels, LabeledFiles(split[0], train.skipped), LabeledFiles(split[1]), test_share)
 
 
-def index_test_folder(
-    folder: Path, labels: tuple[str, ...], test_share: float = 1.0
-) -> tuple[LabeledImage, ...]:
+def index_test_folder(folder: Path, labels: tuple[str, ...], test_share: float = 1.0) -> LabeledFiles:
     """List the test images under `folder`, which may have only some of the classes in `labels`.
 
     Without test/ or val/, the images that `index_folder` splits off with the same share, by default all of
@@ -59,10 +67,10 @@ def index_test_folder(
     """
     with _translate_os_errors():
         train_folder, test_folder = _split_dirs(folder)
-        images = _match_labels(test_folder or train_folder or folder, labels)
+        files = _match_labels(test_folder or train_folder or folder, labels)
     if test_folder is None and test_share < 1:
-        return _split(images, labels, test_share)[1]
-    return images
+        return files._replace(images=_split(files.images, labels, test_share)[1])
+    return files
 
 
 @contextmanager
@@ -85,7 +93,7 @@ def _split_dirs(folder: Path) -> tuple[Path | None, Path | None]:
 
 def _subfolders(folder: Path) -> tuple[str, ...]:
     return tuple(
-        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
+        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_system_name(entry.name))
     )
 
 
@@ -101,7 +109,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _match_labels(folder: Path, labels: tuple[str, ...]) -> tuple[LabeledImage, ...]:
+def _match_labels(folder: Path, labels: tuple[str, ...]) -> LabeledFiles:
     """List the images under `folder`, whose classes must be in `labels`, with their index in `labels`."""
     names = _subfolders(folder)
     if unknown := [name for name in names if name not in labels]:
@@ -111,33 +119,30 @@ def _match_labels(folder: Path, labels: tuple[str, ...]) -> tuple[LabeledImage, 
         )
     if not names:
         raise TrainingError(f"{folder} has no class folders")
-    return tuple((path, labels.index(names[index])) for path, index in _list_images(folder, names))
+    files = _list_images(folder, names)
+    return files._replace(images=tuple((path, labels.index(names[index])) for path, index in files.images))
 
 
-def _list_images(folder: Path, labels: tuple[str, ...]) -> tuple[LabeledImage, ...]:
-    """List the files under folder/CLASS for every class in `labels`, ordered by class and path.
+def _list_images(folder: Path, labels: tuple[str, ...]) -> LabeledFiles:
+    """List the images under folder/CLASS for every class in `labels`, ordered by class and path.
 
     Raises TrainingError for an empty class.
     """
     images: list[LabeledImage] = []
+    skipped: list[Path] = []
     for index, label in enumerate(labels):
-        paths: list[Path] = []
-        for parent, folders, names in os.walk(folder / label, onerror=_raise):
-            folders[:] = [name for name in folders if not _is_hidden(name)]
-            paths += [Path(parent, name) for name in names if not _is_hidden(name)]
+        walk = os.walk(folder / label, onerror=_raise)
+        files = (Path(parent, name) for parent, _, names in walk for name in names)
+        paths, others = select_images(files, folder / label)
         if not paths:
-            raise TrainingError(f"{folder / label} contains no images")
-        images += [(path, index) for path in sorted(paths)]
-    return tuple(images)
+            raise TrainingError(f"{folder / label} contains no images ({describe_suffixes()})")
+        images += [(path, index) for path in paths]
+        skipped += others
+    return LabeledFiles(tuple(images), tuple(skipped))
 
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _is_hidden(name: str) -> bool:
-    """Return whether the name belongs to the system: .DS_Store, .ipynb_checkpoints, Thumbs.db."""
-    return name.startswith(".") or name == "Thumbs.db"
 
 
 def is_valid_utf8(name: str) -> bool:
