@@ -240,6 +240,15 @@ def test_unwritable_output_is_detected_before_training(images: Path, tmp_path: P
     assert "epoch" not in result.output
 
 
+def test_all_seeds_are_checked_before_the_first_one_is_trained(images: Path, tmp_path: Path) -> None:
+    """The directory of the second seed holds a run, so that none starts."""
+    assert train(images, tmp_path / "seed-2", "--epochs", "1").exit_code == 0
+    result = train(images, tmp_path, "--epochs", "1", "--seeds", "1,2")
+    assert result.exit_code == 1
+    assert "seed-2 holds a finished run" in result.stderr
+    assert "epoch" not in result.output
+
+
 def test_network_that_fails_only_in_training_is_detected_before_the_images_are_read(tmp_path: Path) -> None:
     """Inception_v3, for one, has an auxiliary layer that needs larger images than the rest."""
 

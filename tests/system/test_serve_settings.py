@@ -5,11 +5,17 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
 
 from monitoring.local import free_port
+from resnet_service import tracing
+from resnet_service.errors import MissingDependencyError
+from resnet_service.runtimes import selection
+from resnet_service.server.state import build_app_state
+from resnet_service.settings import Settings
 from tests.support.file_server import FileServer
 from tests.support.processes import COMMAND, environment, rejected, started
 
@@ -96,6 +102,22 @@ def test_unavailable_model_exits_with_status_3(tmp_path: Path) -> None:
     assert "cannot load the model 'resnet50'" in message
     assert "--model bundled" in message
     assert "--weights" in message
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "extra"),
+    [
+        (tracing, Settings(model="nonsense", traces_url="http://127.0.0.1:9"), "traces"),
+        (selection, Settings(model="nonsense", device="cpu", runtime="openvino"), "openvino"),
+    ],
+    ids=["traces", "openvino"],
+)
+def test_missing_extra_is_reported_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, settings: Settings, extra: str
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match=rf"resnet-service\[{extra}\]"):
+        build_app_state(settings)
 
 
 def test_unavailable_device_exits_with_status_3() -> None:

@@ -180,6 +180,26 @@ def test_compare_prints_agreement_and_accuracy_of_each_model(tmp_path: Path, fol
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "bundled,resnet5000"], "did you mean"),
+        (["--model", "bundled", "--precision", "int8"], "bundled is not quantized"),
+        (["--model", "bundled", "--precision", "fp16", "--device", "cpu"], "fp16 is not supported"),
+    ],
+    ids=["model", "quantized", "precision"],
+)
+def test_compare_checks_all_models_before_it_measures_one(
+    folder: Path, flags: list[str], message: str
+) -> None:
+    """No row is printed, and no image is classified."""
+    result = run("compare", str(folder), *flags)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "image/s" not in result.stderr  # the progress bar
+    assert result.stdout == ""
+
+
 def test_compare_names_unreadable_images(folder: Path) -> None:
     """The other images are compared, and the status is 1."""
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")

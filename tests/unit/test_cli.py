@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -160,10 +161,83 @@ def test_table_wider_than_the_terminal_has_labels_on_their_own_lines(
     ]
 
 
-def test_output_in_a_missing_directory_is_a_usage_error(tmp_path: Path) -> None:
-    """Commands check the directory of --output before they start to work."""
-    output = str(tmp_path / "missing" / "file")
-    for arguments in (["bench"], ["quantize", "--data", str(tmp_path)]):
-        result = CliRunner().invoke(main, [*arguments, "--output", output])
-        assert result.exit_code == 2
-        assert "does not exist" in result.stderr
+FILE_OUTPUTS = pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "--model", "nonsense", "--output"],
+        ["quantize", "--model", "nonsense", "--data", ".", "--output"],
+        ["compare", "nowhere", "--model", "nonsense", "--plot"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+
+
+@FILE_OUTPUTS
+@pytest.mark.parametrize(
+    ("output", "status", "message"),
+    [
+        ("missing/file", 2, "missing does not exist"),
+        (".", 2, "is a directory"),
+        ("x" * 300, 1, "cannot be written: File name too long"),
+    ],
+    ids=["missing directory", "directory", "long name"],
+)
+def test_unusable_output_file_is_reported_before_the_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    output: str,
+    status: int,
+    message: str,
+) -> None:
+    """Neither the model nor the images are looked for, although both are missing, too."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, [*arguments, output])
+    assert result.exit_code == status, result.output
+    assert message in result.stderr
+    assert isinstance(result.exception, SystemExit)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["activations", __file__, "--model", "nonsense"],
+        ["batch", "nowhere", "--model", "nonsense"],
+        ["bench", "report", __file__],
+        ["train", "--data", "nowhere", "--network", "nonsense"],
+    ],
+    ids=["activations", "batch", "report", "train"],
+)
+def test_unusable_output_directory_is_reported_before_the_work(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, [*arguments, "--output", "/dev/null/results"])
+    assert result.exit_code == 1, result.output
+    assert result.stderr == "Error: /dev/null/results cannot be written: Not a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("runtimes.quantization", ["quantize", "--model", "nonsense", "--data", ".", "-o", "x"], "quantize"),
+        ("runtimes.quantization", ["bench", "--precision", "fp32,int8"], "quantize"),
+        ("runtimes.selection", ["bench", "--model", "nonsense", "--runtime", "torch,openvino"], "openvino"),
+        ("runtimes.selection", ["classify", "--model", "nonsense", "--runtime", "openvino"], "openvino"),
+        ("runtimes.selection", ["compare", "x", "--model", "nonsense", "--runtime", "openvino"], "openvino"),
+        ("batch_inference", ["batch", "nowhere", "--model", "nonsense", "-o", "x"], "ray"),
+        ("training", ["activations", __file__, "--model", "nonsense", "-o", "x"], "train"),
+        ("training", ["compare", "nowhere", "--model", "nonsense", "--plot", "x"], "train"),
+        ("training", ["train", "--data", "nowhere", "--network", "nonsense", "-o", "x"], "train"),
+    ],
+    ids=str,
+)
+def test_missing_extra_is_reported_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, arguments: list[str], extra: str
+) -> None:
+    """It is the first message, although the model and the data are missing, too, and nothing is measured."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(import_module(f"resnet_service.{module}"), "find_spec", lambda _: None)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1, result.output
+    assert f"pip install 'resnet-service[{extra}]'" in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []

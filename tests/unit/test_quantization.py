@@ -112,6 +112,12 @@ def test_incomplete_quantized_checkpoint_is_rejected(quantized: Path, tmp_path: 
         load_model(str(path))
 
 
+def test_quantized_model_is_rejected_before_the_images_are_read(quantized: Path, tmp_path: Path) -> None:
+    result = run("quantize", "--model", quantized, "--data", tmp_path, "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "is quantized already" in result.output
+
+
 def test_folder_without_readable_images_is_rejected(original: Path, tmp_path: Path) -> None:
     """An empty folder, and one without readable images, are reported, and no file is written."""
     output, folder = tmp_path / "out.safetensors", tmp_path / "images"
@@ -123,13 +129,3 @@ def test_folder_without_readable_images_is_rejected(original: Path, tmp_path: Pa
     assert result.exit_code == 1
     assert "a.jpg" in result.output
     assert not output.exists()
-
-
-def test_missing_output_folder_is_rejected_before_quantizing(
-    original: Path, images: Path, tmp_path: Path
-) -> None:
-    """If the output cannot be written, the command fails before it reads the images."""
-    output = tmp_path / "missing" / "out.safetensors"
-    result = run("quantize", "--model", original, "--data", images, "--output", output)
-    assert result.exit_code == 2
-    assert "missing" in result.output

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
+
+import torch
 
 from resnet_service.benchmark import model_benchmark
 from resnet_service.benchmark.results import Variant
+from resnet_service.devices import Precision
 from resnet_service.diagnostics.model_summary import summarize_model
 from resnet_service.errors import BenchmarkError
 from resnet_service.inference import ClassificationResult, ImageInput, classify_images, labels_from_path
 from resnet_service.models import Model, load_model
+from resnet_service.runtimes.selection import RuntimeName, check_options
 from resnet_service.schemas import Prediction
 
 _BATCH_SIZES: Final = (1, 8)
@@ -46,8 +50,24 @@ class ModelComparison:
     labeled: int
 
 
+def load_models(names: Sequence[str], requested: Variant) -> dict[str, Model]:
+    """Load the models, by name, and check that each can run as `requested`, before one is measured.
+
+    Raises BenchmarkError, and what `load_model` and `check_options` raise.
+    """
+    device = torch.device(requested.device)
+    runtime, precision = cast(RuntimeName, requested.runtime), cast(Precision, requested.precision)
+    check_options(device, runtime, precision)
+    models = {name: load_model(name) for name in names}
+    for name, model in models.items():
+        if precision == "int8" and model.openvino_model is None:
+            raise BenchmarkError(f"{name} is not quantized: see resnet-service quantize --help")
+        check_options(device, runtime, precision, model)
+    return models
+
+
 def compare(
-    names: Sequence[str],
+    models: Mapping[str, Model],
     images: Sequence[ImageInput],
     requested: Variant,
     *,
@@ -56,17 +76,14 @@ def compare(
     on_progress: ProgressFn = lambda _, results: results,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Iterator[ModelComparison]:
-    """Yield the results of each model in `names`.
+    """Yield the results of each of `models`, by name.
 
     `on_progress` is called with a model's name and its results, and returns the results; it sees the images
     that cannot be read. Raises BenchmarkError if a model can classify none of the images, and what
-    `load_model` and `create_variant_runtime` raise.
+    `create_variant_runtime` raises.
     """
     reference: Mapping[int, str] = {}
-    for name in names:
-        model = load_model(name)
-        if requested.precision == "int8" and model.openvino_model is None:
-            raise BenchmarkError(f"{name} is not quantized: see resnet-service quantize --help")
+    for name, model in models.items():
         runtime, variant = model_benchmark.create_variant_runtime(model, requested)
         rows = list(
             model_benchmark.benchmark_model(model, runtime, variant, _BATCH_SIZES, _ITERATIONS, on_message)

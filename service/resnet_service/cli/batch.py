@@ -15,6 +15,7 @@ from resnet_service.cli.common import (
     json_option,
     model_option,
 )
+from resnet_service.cli.outputs import check_local_directory
 
 if TYPE_CHECKING:
     from resnet_service.batch_inference.job import BatchSummary
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 @click.command(short_help="Classify a data set into Parquet files with Ray Data.")
 @click.argument("source", metavar="INPUT")
 @click.option(
-    "--output", "-o", "target", required=True, metavar="DIRECTORY", help="Directory or URI of the rows."
+    *("--output", "-o", "target"),
+    required=True,
+    metavar="DIRECTORY",
+    callback=check_local_directory,
+    help="Directory or URI of the rows.",
 )
 @model_option
 @click.option("--top-k", type=click.IntRange(1), default=5, help="Maximum number of classes per image.")
@@ -73,13 +78,15 @@ def batch(
     from resnet_service.batch_inference import require_ray
     from resnet_service.devices import choose_device
     from resnet_service.models import load_model
+    from resnet_service.runtimes.selection import check_options
 
     with exit_on_service_error():
         require_ray()
         if ":" in execution["device"]:
             raise click.UsageError("Ray assigns a GPU to each actor; use --device cuda without an index")
         if address is None:
-            choose_device(execution["device"])  # first: the rest takes longer
+            # First: the rest takes longer. A cluster may have other devices.
+            check_options(choose_device(execution["device"]), execution["runtime"], execution["precision"])
         from resnet_service.batch_inference.execution import ExecutionConfig, ray_cluster
         from resnet_service.batch_inference.job import BatchJob
 

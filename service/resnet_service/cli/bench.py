@@ -18,12 +18,10 @@ from resnet_service.cli.common import (
     exit_on_service_error,
     json_option,
     model_option,
-    output_option,
     print_table,
-    require_parent_directory,
     workers_option,
-    write_error,
 )
+from resnet_service.cli.outputs import exit_on_write_error, output_option
 
 if TYPE_CHECKING:
     from resnet_service.benchmark.results import BenchmarkRun, Variant
@@ -127,11 +125,16 @@ def _run_benchmark(
     from resnet_service.devices import choose_devices
     from resnet_service.errors import DeviceError, ServiceError
     from resnet_service.models import load_model
+    from resnet_service.runtimes.quantization import require_nncf
+    from resnet_service.runtimes.selection import require_openvino
 
-    require_parent_directory(output)
     with exit_on_service_error():
         targets = dict.fromkeys(str(device) for name in devices for device in choose_devices(name))
+        if "openvino" in runtimes:
+            require_openvino()
         loaded = load_model(model, weights)
+        if "int8" in precisions and loaded.openvino_model is None:
+            require_nncf()
         compiled = (False, True) if with_compile else (False,)
         rows: list[Any] = []
         skipped = 0
@@ -149,12 +152,10 @@ def _run_benchmark(
             raise click.ClickException("no combination could be measured")
     is_end_to_end = measurement["end_to_end"] is not None
     run = results.current_run(end_to_end=rows) if is_end_to_end else results.current_run(model=rows)
-    if output is not None:
-        try:
-            results.save_results(run, output)
-        except OSError as error:
-            raise write_error(output, error) from error
     click.echo(results.to_json(run)) if as_json else _print_run(run)
+    if output is not None:
+        with exit_on_write_error(output):
+            results.save_results(run, output)
     sys.exit(1 if skipped else 0)
 
 
@@ -258,10 +259,8 @@ def report(files: tuple[Path, ...], output: Path, as_json: bool) -> None:
 
     with exit_on_service_error():
         runs = [results.load_results(path) for path in files]
-        try:
+        with exit_on_write_error(output):
             paths = reports.write_report(runs, output)
-        except OSError as error:
-            raise write_error(output, error) from error
     if as_json:
         content = {"runs": [json.loads(results.to_json(run)) for run in runs], "files": list(map(str, paths))}
         click.echo(json.dumps(content))

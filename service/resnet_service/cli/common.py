@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
@@ -142,19 +141,6 @@ def workers_option(command: Command) -> Command:
     )(command)
 
 
-def output_option(
-    help_text: str, *, directory: bool = False, required: bool = True
-) -> Callable[[Command], Command]:
-    """Return a decorator that adds --output (-o), the path of a file or a directory."""
-    return click.option(
-        *("--output", "-o"),
-        type=click.Path(file_okay=not directory, dir_okay=directory, path_type=Path),
-        required=required,
-        metavar="DIRECTORY" if directory else "FILE",
-        help=help_text,
-    )
-
-
 def json_option(help_text: str) -> Callable[[Command], Command]:
     """Return a decorator that adds --json."""
     return click.option("--json", "as_json", is_flag=True, help=help_text)
@@ -169,17 +155,6 @@ def exit_on_service_error() -> Iterator[None]:
         yield
     except ServiceError as error:
         raise click.ClickException(str(error)) from error
-
-
-def require_parent_directory(path: Path | None) -> None:
-    """Raise UsageError if `path` cannot be written because its directory does not exist."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise click.UsageError(f"the directory {path.absolute().parent} does not exist")
-
-
-def write_error(path: Path, error: OSError) -> click.ClickException:
-    """Return the exception for a file that could not be written."""
-    return click.ClickException(f"cannot write {click.format_filename(path)}: {error.strerror}")
 
 
 def echo_error(message: str) -> None:
@@ -219,9 +194,10 @@ def load_on_device(
     """Load a model onto one device. Raises ServiceError if the model or the device is not available."""
     from resnet_service.devices import choose_device
     from resnet_service.models import load_model
-    from resnet_service.runtimes.selection import create_runtimes
+    from resnet_service.runtimes.selection import check_options, create_runtimes
 
     target = choose_device(device)  # first: downloading weights takes longer
+    check_options(target, runtime, precision)
     loaded = load_model(model, weights)
     [executor] = create_runtimes(loaded, [target], name=runtime, precision=precision, streams_per_device=1)
     return LoadedModel(loaded, executor)

@@ -19,10 +19,9 @@ from resnet_service.cli.common import (
     json_option,
     print_table,
     report_skipped,
-    require_parent_directory,
     workers_option,
-    write_error,
 )
+from resnet_service.cli.outputs import exit_on_write_error, output_option
 
 if TYPE_CHECKING:
     from resnet_service.benchmark.comparison import ModelComparison
@@ -41,11 +40,7 @@ if TYPE_CHECKING:
 @execution_options
 @batch_size_option(32)
 @workers_option
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a PNG that plots accuracy over latency.",
-)
+@output_option("Write a PNG that plots accuracy over latency.", "--plot", required=False)
 @json_option("Print one JSON object per model and line.")
 def compare(
     inputs: tuple[str, ...],
@@ -72,6 +67,7 @@ def compare(
     from tqdm import tqdm
 
     from resnet_service.benchmark.comparison import compare as compare_models
+    from resnet_service.benchmark.comparison import load_models
     from resnet_service.benchmark.results import Variant
     from resnet_service.devices import choose_device
     from resnet_service.inference import discover_inputs
@@ -90,17 +86,18 @@ def compare(
 
     if "-" in inputs:
         raise click.UsageError("compare reads INPUT once per model, so it cannot be standard input")
-    require_parent_directory(plot)
     rows = []
     with exit_on_service_error():
         if plot is not None:
             require_plots()
+        variant = Variant(str(choose_device(device)), runtime, precision)
+        loaded = load_models(models, variant)
         images = list(discover_inputs(inputs, echo_error))
         try:
             for row in compare_models(
-                models,
+                loaded,
                 images,
-                Variant(str(choose_device(device)), runtime, precision),
+                variant,
                 batch_size=batch_size,
                 workers=workers or available_cpus(),
                 on_progress=on_progress,
@@ -116,10 +113,8 @@ def compare(
     if plot is not None:
         from resnet_service.benchmark import plots
 
-        try:
+        with exit_on_write_error(plot):
             plots.accuracy_over_latency(rows, plot)
-        except OSError as error:
-            raise write_error(plot, error) from error
     sys.exit(1 if unreadable else 0)
 
 

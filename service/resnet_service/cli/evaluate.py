@@ -14,9 +14,9 @@ from resnet_service.cli.common import (
     json_option,
     load_on_device,
     model_option,
-    output_option,
     report_skipped,
 )
+from resnet_service.cli.outputs import output_option
 
 
 @click.command(short_help="Measure a model's accuracy on labeled images.")
@@ -102,9 +102,11 @@ def activations(
     """
     from resnet_service.images import decode_image
     from resnet_service.models import load_model
+    from resnet_service.training import require_plots
     from resnet_service.training.activations import draw_activations
 
     with exit_on_service_error():
+        require_plots()
         loaded = load_model(model, weights)
         crop = decode_image(image.read_bytes(), loaded.preprocessing)
         for path, shape in draw_activations(loaded, crop, output, layers).items():

@@ -9,11 +9,9 @@ from resnet_service.cli.common import (
     exit_on_service_error,
     json_option,
     model_option,
-    output_option,
     report_skipped,
-    require_parent_directory,
-    write_error,
 )
+from resnet_service.cli.outputs import exit_on_write_error, output_option
 
 
 @click.command(short_help="Convert a model to int8 for CPUs.")
@@ -36,19 +34,22 @@ def quantize(model: str, weights: str | None, data: Path, samples: int, output: 
       resnet-service quantize --model resnet50 --data photos -o int8.safetensors
       resnet-service serve --model int8.safetensors
     """
+    from safetensors import SafetensorError
+
     from resnet_service.models import checkpoint, load_model
-    from resnet_service.runtimes.quantization import quantize
+    from resnet_service.runtimes.quantization import check_quantizable, quantize, require_nncf
     from resnet_service.training.data import load_calibration_images
 
-    require_parent_directory(output)
     with exit_on_service_error():
+        require_nncf()
         loaded = load_model(model, weights)
+        check_quantizable(loaded)
         dataset = load_calibration_images(data, loaded.preprocessing, samples)
         result = quantize(loaded, dataset.images.permute(0, 2, 3, 1).numpy())
         quantized = result.model
         facts = {"quantized_from": model, "calibrated_on": len(dataset), "agreement": result.agreement}
         assert quantized.openvino_model is not None
-        try:
+        with exit_on_write_error(output, (OSError, SafetensorError)):
             checkpoint.save_checkpoint(
                 checkpoint.Checkpoint(
                     quantized.name,
@@ -59,8 +60,6 @@ def quantize(model: str, weights: str | None, data: Path, samples: int, output: 
                 ),
                 output,
             )
-        except OSError as error:
-            raise write_error(output, error) from error
     file_bytes = output.stat().st_size
     if as_json:
         content = {"output": str(output), "file_bytes": file_bytes, **facts}

@@ -17,9 +17,9 @@ from resnet_service.cli.common import (
     FiniteFloat,
     exit_on_service_error,
     json_option,
-    output_option,
     report_skipped,
 )
+from resnet_service.cli.outputs import output_option
 
 _SHARE: Final = FiniteFloat(0, 1, max_open=True)
 
@@ -119,9 +119,10 @@ def train(
       resnet-service serve --model runs/x/model.safetensors
     """
     from resnet_service.devices import choose_device, training_precision
+    from resnet_service.training import require_plots
     from resnet_service.training.data import load_dataset
     from resnet_service.training.recipes import resolve_setup
-    from resnet_service.training.run import RunConfig, run
+    from resnet_service.training.run import RunConfig, check_earlier_run, run
     from resnet_service.training.run_dir import RunDirectory
 
     if freeze and not (pretrained or weights):
@@ -129,8 +130,9 @@ def train(
     if pretrained and weights:
         raise click.UsageError("--pretrained and --weights exclude each other")
     with exit_on_service_error():
-        setup = resolve_setup(network, weights_source="DEFAULT" if pretrained else weights, size=size)
+        require_plots()
         target = choose_device(device)
+        setup = resolve_setup(network, weights_source="DEFAULT" if pretrained else weights, size=size)
         overrides = {name: value for name, value in recipe_options.items() if value is not None}
         recipe = replace(setup.recipe, **overrides)
         config = RunConfig(
@@ -147,12 +149,19 @@ def train(
             compile=compile,
             deterministic=deterministic,
         )
+        runs = {
+            seed: (
+                replace(config, training=replace(recipe, seed=seed)),
+                RunDirectory(output / f"seed-{seed}" if len(seeds) > 1 else output),
+            )
+            for seed in seeds
+        }
+        for seed_config, directory in runs.values():  # all before the first one is trained
+            check_earlier_run(seed_config, directory, resume=resume)
         # Loads once for all seeds, and not at all if every run is finished.
         load = cache(lambda: load_dataset(data, setup.preprocessing, test_share=test_share))
         accuracies = []
-        for seed in seeds:
-            directory = RunDirectory(output / f"seed-{seed}" if len(seeds) > 1 else output)
-            seed_config = replace(config, training=replace(recipe, seed=seed))
+        for seed, (seed_config, directory) in runs.items():
             try:
                 log = run(seed_config, setup, directory, load, resume=resume)
             except KeyboardInterrupt:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from resnet_service.errors import MissingDependencyError
+from resnet_service.errors import MissingDependencyError, UnsupportedModelError
 from resnet_service.models import Model
 from resnet_service.runtimes.selection import create_runtimes
 
@@ -28,15 +28,25 @@ class QuantizedModel:
     agreement: float
 
 
+def check_quantizable(model: Model) -> None:
+    """Raise UnsupportedModelError if `model` is quantized."""
+    if model.openvino_model is not None:
+        raise UnsupportedModelError(f"the model {model.name!r} is quantized already")
+
+
+def require_nncf() -> None:
+    """Raise MissingDependencyError if NNCF or OpenVINO is not installed."""
+    if find_spec("nncf") is None or find_spec("openvino") is None:
+        raise MissingDependencyError("quantization requires NNCF: pip install 'resnet-service[quantize]'")
+
+
 def quantize(model: Model, images: npt.NDArray[np.uint8]) -> QuantizedModel:
     """Quantize `model` to int8, calibrated on `images` [N, S, S, 3] uint8.
 
     Weights get one scale per channel, activations one per tensor, selected to clip few values on the images.
-    Raises MissingDependencyError if NNCF is not installed, UnsupportedModelError if the model is quantized,
+    Needs NNCF and a model that is not quantized: call `require_nncf` and `check_quantizable` first. Raises
     ModelLoadError if OpenVINO cannot convert the network.
     """
-    if find_spec("nncf") is None:
-        raise MissingDependencyError("quantization requires NNCF: pip install 'resnet-service[quantize]'")
     from resnet_service.runtimes import openvino  # before NNCF, because it disables telemetry
 
     import nncf  # isort: skip

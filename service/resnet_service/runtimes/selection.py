@@ -23,6 +23,40 @@ _OPENVINO_ARCHITECTURES: Final = ("x86_64", "AMD64")
 """Architectures on which OpenVINO was measured to be faster than PyTorch."""
 
 
+def require_openvino() -> None:
+    """Raise MissingDependencyError if OpenVINO is not installed."""
+    if find_spec("openvino") is None:
+        raise MissingDependencyError("OpenVINO is required: pip install 'resnet-service[openvino]'")
+
+
+def check_options(
+    device: torch.device,
+    name: RuntimeName = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    model: Model | None = None,
+) -> None:
+    """Check the options of `create_runtimes`; without `model`, only what is known before it is loaded.
+
+    Raises DeviceUnavailableError and MissingDependencyError.
+    """
+    quantized = model is not None and model.openvino_model is not None
+    if quantized or name == "openvino":
+        if device.type != "cpu":
+            raise DeviceUnavailableError(
+                f"OpenVINO is supported on the CPU only, not on {device}; use --device cpu"
+            )
+        require_openvino()
+    if model is not None and quantized:
+        if name == "torch":
+            raise DeviceUnavailableError(
+                f"the model {model.name!r} is quantized and requires --runtime openvino"
+            )
+        if precision not in ("auto", "int8"):
+            raise DeviceUnavailableError(f"the model {model.name!r} is quantized and supports only int8")
+    elif model is not None or precision != "int8":
+        choose_precision(device, precision)
+
+
 def create_runtimes(
     model: Model,
     devices: Sequence[torch.device],
@@ -72,14 +106,7 @@ def _create_for_device(
         raise DeviceUnavailableError(
             "--compile and the memory format require PyTorch, but this model or --runtime requires OpenVINO"
         )
-    if requires_openvino and device.type != "cpu":
-        raise DeviceUnavailableError(
-            f"OpenVINO is supported on the CPU only, not on {device}; use --device cpu"
-        )
-    if quantized and name == "torch":
-        raise DeviceUnavailableError(f"the model {model.name!r} is quantized and requires --runtime openvino")
-    if quantized and precision not in ("auto", "int8"):
-        raise DeviceUnavailableError(f"the model {model.name!r} is quantized and supports only int8")
+    check_options(device, name, precision, model)
     if cpu_quota() is not None:  # the runtimes do not read it
         threads = threads or available_cpus()
     selected: Precision = "int8" if quantized else choose_precision(device, precision)
@@ -87,8 +114,6 @@ def _create_for_device(
         name == "auto" and device.type == "cpu" and not requires_torch and _is_openvino_faster()
     )
     if requires_openvino or prefers_openvino:
-        if find_spec("openvino") is None:
-            raise MissingDependencyError("OpenVINO is required: pip install 'resnet-service[openvino]'")
         from resnet_service.runtimes import openvino
 
         try:

@@ -19,7 +19,7 @@ from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
 from resnet_service.models import load_model
 from resnet_service.runtimes import Runtime
-from resnet_service.runtimes.selection import create_runtimes
+from resnet_service.runtimes.selection import check_options, create_runtimes
 from resnet_service.server.auth import APIKeys
 from resnet_service.server.backend import Backend
 from resnet_service.server.engine_manager import EngineManager
@@ -74,6 +74,7 @@ def build_app_state(
     for the operator.
     """
     api_keys = APIKeys.from_settings(settings)
+    tracer = RequestTracer(settings.traces_url) if settings.traces_url else None  # before the model loads
     metrics = Metrics()
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6))
     metrics.report(metrics.upload_bytes, lambda: upload_memory.used)
@@ -82,7 +83,6 @@ def build_app_state(
         partial(_create_engine, settings, metrics, workers, wrap_runtime), settings.drain_timeout_s
     )
     backend = LocalBackend(settings, engines, metrics, api_keys, workers)
-    tracer = RequestTracer(settings.traces_url) if settings.traces_url else None
     return AppState(settings, backend, metrics, upload_memory, tracer)
 
 
@@ -104,6 +104,8 @@ def _create_engine(
     settings: Settings, metrics: Metrics, workers: int, wrap_runtime: Callable[[Runtime], Runtime]
 ) -> Engine:
     devices = choose_devices(settings.device)
+    for device in devices:
+        check_options(device, settings.runtime, settings.precision)  # before weights are downloaded
     model = load_model(settings.model, settings.weights)
     runtimes = create_runtimes(
         model,

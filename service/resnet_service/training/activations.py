@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from resnet_service.errors import InputError, StorageError, UnsupportedModelError
 from resnet_service.images import Crop
 from resnet_service.models import Model
-from resnet_service.training import require_plots
 
 DEFAULT_LAYERS: Final = ("conv1", "conv2", "layer1", "layer2", "layer3")
 """Drawn by default if the network has them; the maps of layer4 are too small to show anything."""
@@ -24,9 +23,9 @@ def draw_activations(
 
     `layers` are names of modules; by default those of DEFAULT_LAYERS that the network has. Raises
     InputError for an unknown layer or one whose output is not [N, C, H, W], UnsupportedModelError if the
-    network has none of the default layers, and StorageError if the folder cannot be written.
+    network has none of the default layers, and StorageError if the folder cannot be written. Needs
+    matplotlib: call `require_plots` first.
     """
-    require_plots()
     from resnet_service.training import plots
 
     modules = dict(model.network.named_modules())

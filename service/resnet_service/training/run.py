@@ -16,7 +16,6 @@ from resnet_service.errors import DeviceOutOfMemoryError, TrainingError
 from resnet_service.models import Model, checkpoint, load_weights
 from resnet_service.runtimes.pytorch import translate_device_errors
 from resnet_service.runtimes.selection import create_runtimes
-from resnet_service.training import require_plots
 from resnet_service.training.data import Dataset, TrainTestData
 from resnet_service.training.evaluate import evaluate
 from resnet_service.training.recipes import TrainingSetup
@@ -72,14 +71,14 @@ def run(
     """Train `setup` as configured, write the results into `directory`, and return the run's log.
 
     `load_data` is called only after everything else has been checked. `resume` continues after the last
-    completed epoch in `directory`, and returns the log of a finished run without training. Raises
+    completed epoch in `directory`, and returns the log of a finished run without training. Needs matplotlib:
+    call `require_plots` first. Raises
     TrainingError for a network that does not support the images, a directory that holds another run or
     cannot be written, too little memory, and a loss that diverges; and whatever `load_data` and
     `setup.build` raise.
     """
-    require_plots()
     with directory.locked():
-        _check_earlier_run(config, directory, resume=resume)
+        check_earlier_run(config, directory, resume=resume)
         if directory.is_finished():
             return directory.read_log()
         if config.deterministic:
@@ -92,8 +91,8 @@ def run(
             raise TrainingError("out of memory; lower --batch-size or --size") from error
 
 
-def _check_earlier_run(config: RunConfig, directory: RunDirectory, *, resume: bool) -> None:
-    """Reject a directory with a run that is not to be resumed or was started with different options."""
+def check_earlier_run(config: RunConfig, directory: RunDirectory, *, resume: bool) -> None:
+    """Raise TrainingError if `directory` has a run that is not to be resumed or has different options."""
     if not (directory.is_resumable() or directory.is_finished()):
         return
     if not resume:
