@@ -100,6 +100,13 @@ def test_invalid_batch_sizes_are_422(server: Running, query: str) -> None:
     assert_problem(server.client.get(f"/bench?{query}"), 422, "invalid-request")
 
 
+@pytest.mark.parametrize("size", ["0", "33", "100000", "9" * 5000], ids=["0", "33", "100000", "long"])
+def test_batch_size_out_of_range_is_named_as_such(server: Running, size: str) -> None:
+    """It is an integer, and the error does not say otherwise."""
+    detail = assert_problem(server.client.get(f"/bench?batch_sizes=1,{size}"), 422, "invalid-request")
+    assert "batch_sizes must be from 1 to 32" in detail
+
+
 def test_bench_over_the_image_limit_is_422(server: Running) -> None:
     """A benchmark of more images than the limit is rejected before it starts."""
     response = server.client.get("/bench?batch_sizes=32&iterations=1000")

@@ -46,5 +46,5 @@ def load_error(name: str, weights: str | None = None) -> str:
     with pytest.raises(ModelLoadError) as caught:
         load_model(name, weights)
     message = str(caught.value)
-    assert "--model bundled" in message
+    assert "Alternatives:" in message
     return message

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Page, expect
+from pydantic import SecretStr
 
 from monitoring.local import free_port
 from resnet_service.cli import main
+from resnet_service.settings import Settings
 from tests.support import PHOTOGRAPHS
 from tests.support.browser import browsing, photographed
-from tests.support.server import Running
+from tests.support.server import Running, serving
 
 
 @contextmanager
@@ -86,6 +88,31 @@ def test_unavailable_service_is_reported_with_a_hint(tmp_path: Path) -> None:
         expect(page.get_by_test_id("stAlert")).to_contain_text("Service unavailable")
         expect(page.get_by_text("resnet-service serve")).to_be_visible()
         expect(page.get_by_role("textbox")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (None, "The service requires an API key: set RESNET_SERVICE_API_KEY"),
+        ("w" * 16, "The service rejects the API key in RESNET_SERVICE_API_KEY: unknown API key"),
+    ],
+    ids=["missing", "unknown"],
+)
+def test_api_key_that_is_missing_or_unknown_is_reported_with_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, message: str
+) -> None:
+    """The HTTP headers, which the service names, are of no use on the page."""
+    settings = Settings(model="bundled", api_keys=SecretStr("k" * 16))
+    if key is not None:
+        monkeypatch.setenv("RESNET_SERVICE_API_KEY", key)
+    with (
+        serving(settings) as service,
+        page_server(service.url, tmp_path / "log") as url,
+        browsing(url, height=1000) as page,
+    ):
+        page.goto(url)
+        expect(page.get_by_test_id("stAlert")).to_contain_text(message)
+        expect(page.get_by_text("Authorization")).to_have_count(0)
 
 
 def test_missing_streamlit_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,11 +147,15 @@ def test_committed_results_can_be_loaded() -> None:
     assert "| resnet50 |" in report.markdown_table(runs)
 
 
-def test_file_without_results_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("{}")
-    result = run("bench", "report", str(tmp_path / "x.json"), "--output", str(tmp_path / "report"))
+@pytest.mark.parametrize("content", ["{}", "not JSON", "[1]"])
+def test_file_without_results_is_an_error(tmp_path: Path, content: str) -> None:
+    """The message is one line without the text of a validator."""
+    path = tmp_path / "notes.jpg"
+    path.write_text(content)
+    result = run("bench", "report", str(path), "--output", str(tmp_path / "report"))
     assert result.exit_code == 1
-    assert "x.json does not hold results" in result.stderr
+    message = "does not hold results of this version of resnet-service bench --output FILE"
+    assert result.stderr == f"Error: {path} {message}\n"
 
 
 @pytest.fixture

@@ -120,8 +120,9 @@ def test_comma_separated_list(type_: CommaSeparated, text: str, expected: tuple[
     [
         (CommaSeparated(), "a,,b", "empty element"),
         (CommaSeparated(("fp32", "bf16")), "fp31", "'fp31' is not one of fp32, bf16"),
-        (CommaSeparated(minimum=1), "1,x", "'x' is not a positive integer"),
-        (CommaSeparated(minimum=1), "0", "'0' is not a positive integer"),
+        (CommaSeparated(minimum=1), "1,x", "'x' is not an integer from 1"),
+        (CommaSeparated(minimum=1), "0", "'0' is not an integer from 1"),
+        (CommaSeparated(minimum=1), "9" * 5000, "9' is not an integer from 1 to"),
         (CommaSeparated(minimum=0), "99999999999999999999", "is not an integer from 0"),
         (FiniteFloat(0), "nan", "is not a finite number"),
         (FiniteFloat(0), "inf", "is not a finite number"),

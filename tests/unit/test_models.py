@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.models import ResNet50_Weights, SqueezeNet1_1_Weights, densenet121
 
 from resnet_service.images import Preprocessing, decode_image
-from resnet_service.models import catalog, load_model, weights_path
+from resnet_service.models import catalog, checkpoint, load_model, weights_path
 from resnet_service.models.checkpoint import load_checkpoint
 from resnet_service.models.networks import NETWORKS
 from tests.support.file_server import FileServer
@@ -32,10 +33,10 @@ def test_bundled_model_loads_offline() -> None:
 def test_bundled_model_has_a_model_card() -> None:
     """The card beside the weights documents network, data, epochs, seed, accuracy and hardware."""
     card = weights_path("bundled").with_suffix(".md").read_text(encoding="utf-8")
-    checkpoint = load_checkpoint(weights_path("bundled"))
-    accuracy = checkpoint.training["accuracy"]
+    bundled = load_checkpoint(weights_path("bundled"))
+    accuracy = bundled.training["accuracy"]
     assert accuracy >= 0.94
-    for fact in (checkpoint.network, f"{accuracy:.2%}", "Seed", "Epochs", "Hardware"):
+    for fact in (bundled.network, f"{accuracy:.2%}", "Seed", "Epochs", "Hardware"):
         assert fact in card
 
 
@@ -137,3 +138,35 @@ def test_invalid_sources_are_rejected(source: str) -> None:
 def test_weights_of_the_bundled_model_are_rejected(tmp_path: Path) -> None:
     """Weights can be set only for torchvision classifiers."""
     assert "torchvision" in load_error("bundled", str(tmp_path / "some.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "attempt", "alternatives"),
+    [
+        ("bundled", "some.pth", "--model bundled", ["FILE.safetensors", "resnet50", "without --weights"]),
+        ("some.safetensors", None, "FILE.safetensors", ["--model bundled", "resnet50"]),
+        ("nonsense", None, "--weights", ["--model bundled", "FILE.safetensors", "resnet50"]),
+        (CLASSIFIER, None, "without --weights", ["--model bundled", "--weights FILE or URL", "copy"]),
+        (CLASSIFIER, "some.pth", "--weights FILE", ["--model bundled", "without --weights"]),
+        (CLASSIFIER, "http://127.0.0.1:9/x.pth", "or URL", ["--weights FILE", "HTTPS_PROXY"]),
+    ],
+    ids=["bundled", "file", "unknown", "download", "weights", "URL"],
+)
+@pytest.mark.usefixtures("torch_cache")
+def test_alternatives_do_not_contain_what_was_tried(
+    name: str, weights: str | None, attempt: str, alternatives: list[str]
+) -> None:
+    listed = load_error(name, weights).split("Alternatives:")[1]
+    assert attempt not in listed
+    assert [text for text in alternatives if text not in listed] == []
+
+
+def test_file_that_is_not_a_checkpoint_is_one_line(tmp_path: Path) -> None:
+    """Neither the text of a validator nor the name of an exception is in the message."""
+    notes, other = tmp_path / "notes.jpg", tmp_path / "other.safetensors"
+    notes.write_text("not a checkpoint")
+    save_file({"x": torch.zeros(1)}, other, {"format": checkpoint.FORMAT, "network": "lenet", "labels": "1"})
+    for path, reason in ((notes, "Error while deserializing header"), (other, "its metadata is invalid")):
+        [line, *_] = load_error(str(path)).splitlines()
+        assert f"{path} is not a readable checkpoint: {reason}" in line
+        assert "Error(" not in line

@@ -101,6 +101,9 @@ def load_results(path: Path) -> BenchmarkRun:
     """Read a run; raises BenchmarkError if the file does not hold one."""
     try:
         return _RUN_ADAPTER.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise BenchmarkError(f"{path} does not hold results of resnet-service bench: {reason}") from error
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise BenchmarkError(
+            f"{path} does not hold results of this version of resnet-service bench --output FILE"
+        ) from error

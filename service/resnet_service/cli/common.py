@@ -31,6 +31,8 @@ _UNLIMITED_WIDTH: Final = 1_000
 """Width if the output is not a terminal: one line per row, for grep and files."""
 
 _MAX_SKIPPED_SHOWN: Final = 10
+_MAX_DIGITS: Final = 19
+"""Those of 2^63-1; int() raises ValueError from 4,301 digits on."""
 
 
 class CommandGroups(click.Group):
@@ -80,9 +82,9 @@ class CommaSeparated(click.ParamType):  # type: ignore[type-arg]  # generic in n
     def _integer(
         self, word: str, minimum: int, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        if not (word.isdecimal() and minimum <= int(word) < 2**63):
-            kind = "a positive integer" if minimum == 1 else f"an integer from {minimum} to 2^63-1"
-            self.fail(f"{word!r} is not {kind}", param, ctx)
+        is_integer = word.isdecimal() and len(word) <= _MAX_DIGITS
+        if not (is_integer and minimum <= int(word) < 2**63):
+            self.fail(f"{word!r} is not an integer from {minimum} to 2^63-1", param, ctx)
         return int(word)
 
 

@@ -47,9 +47,12 @@ def _show_model(client: Client) -> bool:
     """Show the model in the sidebar, or an error on the page; return whether the service is available."""
     try:
         info = client.info()
-    except (ServiceUnavailableError, APIError) as error:
+    except ServiceUnavailableError as error:
         st.error(f"Service unavailable: {error}")
         st.caption("Start it with `resnet-service serve`, or start this page with `--url` of another one.")
+        return False
+    except APIError as error:
+        st.error(_describe(error))
         return False
     for name, value in (
         ("Model", info.model),
@@ -67,7 +70,7 @@ def _show_result(client: Client, name: str, image: bytes) -> None:
         with st.spinner(f"Classifying {name}"):
             response = _predict(client.url, name, image)
     except APIError as error:
-        st.error(f"{name}: {error}")
+        st.error(f"{name}: {_describe(error)}")
         return
     except ServiceUnavailableError as error:
         st.error(f"{name}: service unavailable: {error}")
@@ -88,12 +91,21 @@ def _predict(url: str, name: str, image: bytes) -> PredictResponse:
         return client.predict(image, name=name)
 
 
+def _describe(error: APIError | ServiceUnavailableError) -> str:
+    """Return the message of an error; for API keys, the setting of this page instead of the HTTP header."""
+    if not isinstance(error, APIError) or error.status not in (401, 403):
+        return str(error)
+    if PAGE_API_KEY_VARIABLE not in os.environ:
+        return f"The service requires an API key: set {PAGE_API_KEY_VARIABLE} and start this page again."
+    return f"The service rejects the API key in {PAGE_API_KEY_VARIABLE}: {error}."
+
+
 def _show_benchmark(client: Client) -> None:
     try:
         with st.spinner("Measuring"):
             rows = [asdict(row) for row in client.bench()]
     except (APIError, ServiceUnavailableError) as error:
-        st.error(f"The benchmark failed: {error}")
+        st.error(f"The benchmark failed: {_describe(error)}")
         return
     table = pd.DataFrame(rows).set_index("batch_size")
     rates, latencies = st.columns(2)

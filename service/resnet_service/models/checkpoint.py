@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from resnet_service.errors import ModelLoadError
+from resnet_service.errors import ModelLoadError, first_line
 from resnet_service.files import atomic_write
 from resnet_service.images import Preprocessing
 
@@ -77,5 +77,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except FileNotFoundError as error:
         raise ModelLoadError(f"file not found: {path}") from error
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ModelLoadError(f"{path} is not a readable checkpoint: {error!r}") from error
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelLoadError(f"{path} is not a readable checkpoint: its metadata is invalid") from error

@@ -1,6 +1,6 @@
 """Load a model by name: a torchvision classifier, a checkpoint's path, or the bundled model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import resources
@@ -31,7 +31,8 @@ def load_model(name: str, weights_source: str | None = None) -> Model:
         model = _load(name, weights_source)
         _check_output(model)
     except (ModelLoadError, OSError) as error:  # OSError: a path that the file system does not accept
-        raise ModelLoadError(f"cannot load the model {name!r}: {error}\n{_hints(name)}") from error
+        hints = "".join(f"\n  - {hint}" for hint in _hints(name, weights_source))
+        raise ModelLoadError(f"cannot load the model {name!r}: {error}\nAlternatives:{hints}") from error
     return model
 
 
@@ -70,7 +71,7 @@ def _load(name: str, weights_source: str | None) -> Model:
         with resources.as_file(_BUNDLED_RESOURCE) as path:
             return _from_checkpoint(name, path)
     path = Path(name)
-    if path.suffix or len(path.parts) > 1 or path.exists():
+    if _is_file_name(name) or path.exists():
         # The trainer writes RUN/model.safetensors: the name of the run directory identifies the model.
         return _from_checkpoint(path.absolute().parent.name if path.stem == "model" else path.stem, path)
     similar = get_close_matches(name, [BUNDLED, *catalog.model_names()], n=3)
@@ -126,16 +127,27 @@ def _check_output(model: Model) -> None:
         raise ModelLoadError("the model outputs values that are not finite")
 
 
-def _hints(name: str) -> str:
-    hints = [
-        "--model bundled serves the model that ships with the package and needs no download",
-        "--model FILE.safetensors serves a checkpoint of this project's trainer",
-    ]
-    if name in catalog.model_names():
-        file_name = Path(catalog.get_spec(name).url).name
-        hints += [
-            "--weights FILE or URL loads the weights from there",
-            f"or copy {file_name} to {weights.torch_cache_dir()}",
-            "behind a proxy, set HTTPS_PROXY",
-        ]
-    return "Alternatives:\n" + "\n".join(f"  - {hint}" for hint in hints)
+def _hints(name: str, weights_source: str | None) -> Iterator[str]:
+    """Yield what the user can do instead, without what the user did."""
+    is_classifier = name in catalog.model_names()
+    if name != BUNDLED:
+        yield f"--model {BUNDLED} serves the model that ships with the package and needs no download"
+    if is_classifier or not _is_file_name(name):
+        yield "--model FILE.safetensors serves a checkpoint of this project's trainer"
+    if not is_classifier:
+        yield "--model resnet50, or another classifier of torchvision, serves its published weights"
+    if is_classifier and (weights_source is None or weights_source in catalog.published_weights(name)):
+        yield "--weights FILE or URL loads the weights from there"
+        file_name = Path(catalog.get_spec(name, weights_source).url).name
+        yield f"or copy {file_name} to {weights.torch_cache_dir()}"
+        yield "behind a proxy, set HTTPS_PROXY"
+    elif weights_source is not None:
+        yield "without --weights, the model is served with its own weights"
+        if weights.is_url(weights_source):
+            yield "--weights FILE loads the weights from a file"
+            yield "behind a proxy, set HTTPS_PROXY"
+
+
+def _is_file_name(name: str) -> bool:
+    path = Path(name)
+    return bool(path.suffix) or len(path.parts) > 1
