@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain, takewhile
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -26,7 +28,7 @@ from resnet_service.cli import main
 from resnet_service.errors import StorageError
 from resnet_service.images.file_names import SUFFIXES
 from resnet_service.models import load_model
-from tests.support.batch_inference import read_rows, run_job, write_photos
+from tests.support.batch_inference import run_job, write_photos
 from tests.support.commands import run_command
 
 COUNT = 60
@@ -71,7 +73,10 @@ def running_cluster(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def test_command_writes_a_row_per_image_on_a_running_cluster(photos: Path, tmp_path: Path) -> None:
-    """--address and the token are used, an unreadable image has an error, and a summary is printed."""
+    """--address and the token are used, rows have the order of the paths, and Ray writes no line.
+
+    An unreadable image has an error, and a summary is printed.
+    """
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid4().hex, "RAY_worker_niceness": "0"}
     environment = {**os.environ, **variables}
     with running_cluster(environment) as address:
@@ -83,8 +88,11 @@ def test_command_writes_a_row_per_image_on_a_running_cluster(photos: Path, tmp_p
     assert "skipped 1 file without the name of an image: dog/notes.txt" in output
     summary = json.loads(output.splitlines()[-1])
     assert (summary["images"], summary["failed"], summary["labeled"]) == (COUNT, 1, COUNT - 1)
-    rows = read_rows(tmp_path / "results")
+    lines = re.split(r"[\r\n]+", output.strip())
+    assert [line for line in lines if not re.match(rf"bundled: |{{|{photos}: skipped", line)] == []
+    rows: list[dict[str, Any]] = pq.read_table(tmp_path / "results").to_pylist()
     assert [row["path"] for row in rows] == sorted(map(str, photos.rglob("*.png")))
+    assert [row["true_class"] for row in rows] == [Path(row["path"]).parent.name for row in rows]
     [failed] = [row for row in rows if row["error"] is not None]
     assert failed["path"].endswith("dog/000.png")
     assert failed["class_id"] is None
@@ -96,7 +104,7 @@ def test_command_writes_a_row_per_image_on_a_running_cluster(photos: Path, tmp_p
             best, second = row["top_k"]
             assert best == {name: row[name] for name in ("class_id", "label", "probability")}
             assert best["probability"] >= second["probability"]
-            correct += Path(row["path"]).parent.name == row["label"]
+            correct += row["true_class"] == row["label"]
     assert summary["correct"] == correct
     assert summary["accuracy"] == pytest.approx(correct / (COUNT - 1))
 

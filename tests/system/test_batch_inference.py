@@ -20,7 +20,8 @@ from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSystem
 
 from monitoring.local import free_port
-from resnet_service.batch_inference.execution import ExecutionConfig, ray_cluster
+from resnet_service.batch_inference.cluster import ray_cluster
+from resnet_service.batch_inference.execution import ExecutionConfig
 from resnet_service.batch_inference.job import BatchJob
 from resnet_service.errors import ClusterError, DeviceUnavailableError, StorageError
 from resnet_service.inference import classify_images, discover_inputs
@@ -93,6 +94,8 @@ def test_resume_classifies_only_the_remaining_images(
     assert (third.images, third.skipped) == (0, COUNT)
     assert set(target.iterdir()) == files
     assert_one_row_each(target, COUNT)
+    paths = pq.read_table(target).column("path").to_pylist()
+    assert paths == sorted(paths)  # also over the files of both runs
 
 
 def test_results_of_other_weights_are_not_resumed(results: Path, photos: Path, bundled: Model) -> None:
@@ -100,6 +103,19 @@ def test_results_of_other_weights_are_not_resumed(results: Path, photos: Path, b
     other = replace(bundled, source="https://example.org/other.pth")
     with pytest.raises(StorageError, match="results of other weights: cifar10"):
         run_job(photos, results, other, resume=True)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_file_name_is_not_a_label(photos: Path, tmp_path: Path, bundled: Model) -> None:
+    """Without folders that are named after classes, no row has a true class, and no accuracy is claimed."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("dog.png", "cat.png"):
+        shutil.copy(photos / "cat" / "001.png", images / name)
+    for source, count in ((images / "dog.png", 1), (images, 2)):
+        summary = run_job(source, tmp_path / f"results-{count}", bundled)
+        assert (summary.images, summary.labeled, summary.accuracy) == (count, 0, None)
+        assert {row["true_class"] for row in read_rows(tmp_path / f"results-{count}")} == {None}
 
 
 @pytest.mark.usefixtures("cluster")
@@ -126,7 +142,8 @@ def test_killed_workers_lose_no_image(photos: Path, tmp_path: Path, bundled: Mod
 KILLED_DRIVER = """
 import os, signal, sys
 from resnet_service.models import load_model
-from resnet_service.batch_inference.execution import ExecutionConfig, ray_cluster
+from resnet_service.batch_inference.cluster import ray_cluster
+from resnet_service.batch_inference.execution import ExecutionConfig
 from resnet_service.batch_inference.job import BatchJob
 
 calls = 0

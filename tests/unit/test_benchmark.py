@@ -160,17 +160,18 @@ def test_file_without_results_is_an_error(tmp_path: Path, content: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, photo: bytes) -> Path:
-    """Return a folder with two images whose names contain a class of CIFAR-10, and one other image."""
+    """Return a folder with two images in folders named after classes of CIFAR-10, and one other image."""
     folder = tmp_path / "images"
-    folder.mkdir()
-    (folder / "cat.jpg").write_bytes(photo)
-    for name in ("frog_1.png", "unknown.png"):
+    for name in ("cat", "frog"):
+        (folder / name).mkdir(parents=True)
+    (folder / "cat" / "1.jpg").write_bytes(photo)
+    for name in ("frog/1.png", "truck.png"):
         (folder / name).write_bytes(encode(make_image(), "PNG"))
     return folder
 
 
 def test_compare_prints_agreement_and_accuracy_of_each_model(tmp_path: Path, folder: Path) -> None:
-    """A model agrees with its copy; accuracy covers the images whose names contain a class."""
+    """A model agrees with its copy; accuracy covers the images in folders with the name of a class."""
     pytest.importorskip("matplotlib", reason="needs the extra train")
     plot = tmp_path / "plot.png"
     copy = shutil.copy(REPOSITORY / "service/resnet_service/models/bundled/cifar10.safetensors", tmp_path)

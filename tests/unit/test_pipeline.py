@@ -1,4 +1,4 @@
-"""Local classification without a server: batches, memory, and the classes in file names."""
+"""Local classification without a server: batches, memory, and the classes that folders are named after."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,9 +11,10 @@ from resnet_service.inference import (
     ClassificationResult,
     Classifier,
     ImageInput,
+    class_folder,
+    classes_of_folder,
     classify_images,
     decode_all,
-    labels_from_path,
 )
 from resnet_service.models import Model, catalog, load_model
 from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult
@@ -126,34 +127,33 @@ def test_inputs_are_read_a_few_batches_ahead(bundled: tuple[Model, Runtime]) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("path", "folder", "labels"),
     [
-        ("photos/dog/1.jpg", {"dog"}),
-        ("photos/Tabby Cat/1.jpg", {"tabby_cat"}),
-        ("photos/dog_12.jpg", {"dog"}),
-        ("photos/tabby-cat (3).png", {"tabby_cat"}),
-        ("photos/hotdog.jpg", set()),
-        ("photos/1.jpg", set()),
-        ("dog/cat_1.jpg", {"dog"}),
-        ("n02099601/1.jpg", set()),
+        ("photos/dog/1.jpg", "dog", {"dog"}),
+        ("photos/Tabby Cat/1.jpg", "Tabby Cat", {"tabby_cat"}),
+        ("dog/cat_1.jpg", "dog", {"dog"}),
+        ("dog.jpg", None, set()),
+        ("photos/dog_12.jpg", None, set()),
+        ("photos/hotdog/1.jpg", None, set()),
+        ("n02099601/1.jpg", None, set()),
     ],
 )
-def test_labels_from_path(name: str, expected: set[str]) -> None:
-    """The folder precedes the file; case and separators do not matter; names match as a whole."""
-    labels = ("cat", "dog", "tabby_cat")
-    assert {labels[index] for index in labels_from_path(name, labels)} == expected
+def test_true_class_is_the_name_of_the_folder(path: str, folder: str | None, labels: set[str]) -> None:
+    """Case and separators do not matter; names match as a whole; the name of the file is not a label."""
+    all_labels = ("cat", "dog", "tabby_cat")
+    assert class_folder(path, all_labels) == folder
+    assert {all_labels[index] for index in classes_of_folder(folder or "", all_labels)} == labels
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("folder", "label"),
     [
-        ("n02102040/x.JPEG", {"English springer"}),
-        ("imagenet/n03888257_1.JPEG", {"parachute"}),
-        ("golden retriever 2.jpg", {"golden retriever"}),
-        ("crane/1.jpg", {"crane"}),
+        ("n02102040", "English springer"),
+        ("n02102040-English_springer", "English springer"),
+        ("golden retriever", "golden retriever"),
+        ("crane", "crane"),
     ],
 )
-def test_imagenet_labels_from_path(name: str, expected: set[str]) -> None:
-    """ImageNet's classes match by label or by WordNet id."""
+def test_folders_of_imagenet_have_labels_or_wordnet_ids(folder: str, label: str) -> None:
     labels = catalog.get_spec("resnet50").labels
-    assert {labels[index] for index in labels_from_path(name, labels)} == expected
+    assert {labels[index] for index in classes_of_folder(folder, labels)} == {label}

@@ -5,10 +5,7 @@ Only crops, 150 KB each at 224x224, move between processes; the full image stays
 
 import logging
 import math
-import os
-import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, cast
@@ -16,6 +13,8 @@ from typing import Any, Final, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import ray
+import ray.data
 
 from resnet_service import errors
 from resnet_service.batch_inference.results import SCHEMA
@@ -23,16 +22,17 @@ from resnet_service.batch_inference.storage import Location, read_image
 from resnet_service.devices import Precision, choose_device
 from resnet_service.errors import ClusterError, ServiceError, StorageError
 from resnet_service.images import Preprocessing
-from resnet_service.inference import ClassificationResult, Classifier, DecodedImage, ImageInput, decode_all
+from resnet_service.inference import (
+    ClassificationResult,
+    Classifier,
+    DecodedImage,
+    ImageInput,
+    class_folder,
+    decode_all,
+)
 from resnet_service.machine import available_cpus
 from resnet_service.models import Model
 from resnet_service.runtimes.selection import RuntimeName, create_runtimes
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports usage by default
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns about Ray Data's own actors
-
-import ray
-import ray.data
 
 _log: Final = logging.getLogger(__name__)
 
@@ -47,8 +47,6 @@ _SCHEMA_WITH_ERRORS: Final = pa.schema([*SCHEMA, *(pa.field(name, pa.string()) f
 
 _READER_THREADS: Final = 16
 """Threads per task for an object store, which spend their time waiting."""
-
-_CONNECT_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,43 +74,10 @@ class ExecutionConfig:
     top_k: int = 5
 
 
-@contextmanager
-def ray_cluster(address: str | None = None) -> Iterator[None]:
-    """Connect to the Ray cluster at `address` (HOST:PORT), or start one on this machine for the block.
-
-    Raises ClusterError if it cannot be reached.
-    """
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is not None:
-        _check_reachable(address)
-    try:
-        if address is None:
-            ray.init(address="local", include_dashboard=False, **options)
-        else:
-            ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ClusterError(f"cannot use the Ray cluster: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Check the address first: Ray itself retries for minutes and may then end the process."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address == "auto":
-        return
-    try:
-        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise ClusterError(f"cannot connect to a Ray cluster at {address!r} (HOST:PORT): {error}") from error
-
-
 def classify_dataset(
     location: Location, paths: Sequence[str], model: Model, config: ExecutionConfig
 ) -> Iterator[pa.Table]:
-    """Yield rows of `results.SCHEMA` for images of `location`, in any order, as they are completed.
+    """Yield rows of `results.SCHEMA` for images of `location`, in the order of `paths`.
 
     Needs a `ray_cluster`. Ray restarts tasks and actors that die, and each image still has exactly one row.
     Raises what the model's runtime raises, StorageError if images can no longer be reached, and ClusterError
@@ -120,6 +85,7 @@ def classify_dataset(
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     actors = min(config.actors, math.ceil(len(paths) / config.batch_size))
     actors_per_node = math.ceil(actors / max(1, sum(node["Alive"] for node in ray.nodes())))
@@ -205,7 +171,7 @@ class _Actor:
     ) -> None:
         if isinstance(model, ray.ObjectRef):
             model = ray.get(model)
-        self._name = model.name
+        self._name, self._labels = model.name, model.labels
         self._classifier: Classifier | None = None
         self._error_row: dict[str, str] = {}
         try:
@@ -235,8 +201,14 @@ class _Actor:
             {"class_id": one.class_id, "label": one.label, "probability": one.probability}
             for one in result.ranking
         ]
-        row = {"path": result.name, "top_k": top_k or None, "model": self._name, "error": result.error}
-        return {**row, **(top_k[0] if top_k else {})}
+        return {
+            "path": result.name,
+            "true_class": class_folder(result.name, self._labels),
+            "top_k": top_k or None,
+            "model": self._name,
+            "error": result.error,
+            **(top_k[0] if top_k else {}),
+        }
 
 
 def _to_error_row(error: ServiceError) -> dict[str, str]:

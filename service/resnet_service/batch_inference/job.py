@@ -11,7 +11,7 @@ from resnet_service.batch_inference.execution import ExecutionConfig, classify_d
 from resnet_service.batch_inference.results import SCHEMA, ResultsDirectory
 from resnet_service.batch_inference.storage import list_images, resolve_location
 from resnet_service.images.file_names import describe_skipped
-from resnet_service.inference import labels_from_path
+from resnet_service.inference import classes_of_folder
 from resnet_service.models import Model
 
 
@@ -23,7 +23,7 @@ class BatchSummary:
         images: classified by this run, failed ones included.
         failed: images with an error.
         skipped: images that an earlier run has classified; they count in no other field.
-        labeled: images whose path contains the name of a class.
+        labeled: classified images with a true class.
         correct: labeled images whose predicted class is that class.
         seconds: from the first task to the last result, including the start of the workers.
 
@@ -134,10 +134,10 @@ class _Tally:
         self.images = self.failed = self.labeled = self.correct = 0
 
     def add(self, rows: pa.Table) -> None:
-        columns = (rows.column(name).to_pylist() for name in ("path", "class_id", "error"))
-        for path, class_id, error in zip(*columns, strict=True):
+        columns = (rows.column(name).to_pylist() for name in ("true_class", "class_id", "error"))
+        for true_class, class_id, error in zip(*columns, strict=True):
             self.images += 1
             self.failed += error is not None
-            if error is None and (class_ids := labels_from_path(path, self._labels)):
+            if error is None and true_class is not None:
                 self.labeled += 1
-                self.correct += class_id in class_ids
+                self.correct += class_id in classes_of_folder(true_class, self._labels)

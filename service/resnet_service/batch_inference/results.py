@@ -17,6 +17,7 @@ from resnet_service.models import Model
 SCHEMA: Final = pa.schema(
     {
         "path": pa.string(),
+        "true_class": pa.string(),
         "class_id": pa.int32(),
         "label": pa.string(),
         "probability": pa.float32(),
@@ -27,7 +28,10 @@ SCHEMA: Final = pa.schema(
         "error": pa.string(),
     }
 )
-"""One row per image: either its best classes, or `error`, with the other columns null."""
+"""One row per image: either its best classes, or `error`, with the columns of the classes null.
+
+`true_class` is the name of the image's folder if that is the name of a class, else null.
+"""
 
 _WEIGHTS_KEY: Final = b"resnet-service.weights"
 """In the metadata of each file: the source of the model's weights."""
@@ -51,7 +55,9 @@ class ResultsDirectory:
             kind = self._location.filesystem.get_file_info(self._location.path).type
         if kind == FileType.File:
             raise StorageError(f"{self._location} is a file; the results need a folder")
-        if not resume and self._files():
+        files = self._files()
+        self._parts = len(files)
+        if not resume and files:
             raise StorageError(
                 f"{self._location} already holds results: use --resume to continue, or another folder"
             )
@@ -81,7 +87,8 @@ class ResultsDirectory:
     def add(self, rows: pa.Table) -> None:
         """Write rows as one more file; raises StorageError."""
         rows = rows.replace_schema_metadata({_WEIGHTS_KEY: self._model.source})
-        name = f"{self._location.path}/part-{self._run_id}-{self._parts:05}.parquet"
+        # The number comes first, so that the files in the order of their names have sorted rows.
+        name = f"{self._location.path}/part-{self._parts:05}-{self._run_id}.parquet"
         with translate_storage_errors(self._location.name_of(name)):
             if self._location.is_local:
                 Path(name).parent.mkdir(parents=True, exist_ok=True)

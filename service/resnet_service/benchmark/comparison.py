@@ -11,7 +11,13 @@ from resnet_service.benchmark.results import Variant
 from resnet_service.devices import Precision
 from resnet_service.diagnostics.model_summary import summarize_model
 from resnet_service.errors import BenchmarkError
-from resnet_service.inference import ClassificationResult, ImageInput, classify_images, labels_from_path
+from resnet_service.inference import (
+    ClassificationResult,
+    ImageInput,
+    class_folder,
+    classes_of_folder,
+    classify_images,
+)
 from resnet_service.models import Model, load_model
 from resnet_service.runtimes.selection import RuntimeName, check_options
 from resnet_service.schemas import Prediction
@@ -35,7 +41,7 @@ class ModelComparison:
         file_bytes: size of the weights' file, None if it is not downloaded.
         agreement: share of images, 0..1, with the same best label as the first model.
         accuracy: share of labeled images, 0..1, that are correct; None without labeled images.
-        labeled: images whose name contains one of the model's classes.
+        labeled: images in a folder that is named after one of the model's classes.
 
     """
 
@@ -128,7 +134,7 @@ def _best_predictions(name: str, results: Iterable[ClassificationResult]) -> dic
 def _check_labels(
     images: Sequence[ImageInput], model: Model, best: Mapping[int, Prediction]
 ) -> Iterator[bool]:
-    """Yield whether the prediction is correct for each image whose name contains its class."""
+    """Yield whether the prediction is correct for each image in a folder that is named after a class."""
     for index, prediction in best.items():
-        if class_ids := labels_from_path(images[index].name, model.labels):
-            yield prediction.class_id in class_ids
+        if true_class := class_folder(images[index].name, model.labels):
+            yield prediction.class_id in classes_of_folder(true_class, model.labels)

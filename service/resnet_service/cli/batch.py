@@ -61,9 +61,10 @@ def batch(
     INPUT is a directory (searched recursively), a glob pattern or a file. INPUT and --output may be object
     store URIs (s3://, gs://). Ray Data reads and decodes in one process per CPU core; actors run the model.
 
-    A row has path, class_id, label, probability, top_k, model and error. An image that cannot be read has a
-    row with an error; the exit status is 1 only if no image could be read or the run could not finish. If
-    directories are named after classes of the model or ImageNet's WordNet ids, accuracy is printed.
+    A row has path, true_class, class_id, label, probability, top_k, model and error; rows are sorted by path.
+    An image that cannot be read has a row with an error; the exit status is 1 only if no image could be read
+    or the run could not finish. If directories are named after classes of the model or ImageNet's WordNet
+    ids, true_class is the name of the image's directory, and accuracy is printed.
 
     \b
     Examples:
@@ -87,7 +88,8 @@ def batch(
         if address is None:
             # First: the rest takes longer. A cluster may have other devices.
             check_options(choose_device(execution["device"]), execution["runtime"], execution["precision"])
-        from resnet_service.batch_inference.execution import ExecutionConfig, ray_cluster
+        from resnet_service.batch_inference.cluster import ray_cluster
+        from resnet_service.batch_inference.execution import ExecutionConfig
         from resnet_service.batch_inference.job import BatchJob
 
         loaded = load_model(model, weights)

@@ -56,8 +56,8 @@ def compare(
     """Compare models on the same images: latency, images/s, size, agreement and accuracy.
 
     INPUT is a file, a directory (searched recursively), a glob pattern or a URL. Agreement is the share of
-    images with the same best class as the first model. Accuracy covers the images whose directory or file is
-    named after a class of the model or ImageNet's WordNet id.
+    images with the same best class as the first model. Accuracy covers the images in directories
+    that are named after classes of the model or ImageNet's WordNet ids.
 
     \b
     Examples:

@@ -6,7 +6,7 @@ from resnet_service.inference.inputs import (
     discover_inputs,
     example_input,
 )
-from resnet_service.inference.labels import labels_from_path
+from resnet_service.inference.labels import class_folder, classes_of_folder
 from resnet_service.inference.pipeline import (
     ClassificationResult,
     Classifier,
@@ -21,9 +21,10 @@ __all__ = [
     "Classifier",
     "DecodedImage",
     "ImageInput",
+    "class_folder",
+    "classes_of_folder",
     "classify_images",
     "decode_all",
     "discover_inputs",
     "example_input",
-    "labels_from_path",
 ]

@@ -1,4 +1,7 @@
-"""Derive the class of an image from its path: a folder name, a WordNet id, or the file name."""
+"""The true class of an image: the folder that it lies in, if that is named after a class or a WordNet id.
+
+The name of a file is not a label, because it may say anything.
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,21 +13,23 @@ from typing import Final
 from resnet_service.models import catalog
 
 _WORDNET_ID: Final = re.compile(r"n\d{8}")
-_TRAILING_NUMBER: Final = re.compile(r"[\s_.()-]*\d*[\s_.()-]*$")
 _SEPARATORS: Final = re.compile(r"[\W_]+")
 
 
-def labels_from_path(name: str, labels: Sequence[str]) -> frozenset[int]:
-    """Return the indices of the `labels` that the path of an image names; empty if it names none.
+def class_folder(path: str, labels: Sequence[str]) -> str | None:
+    """Return the name of the folder of an image if it names one of the `labels`, else None."""
+    name = PurePath(path).parent.name
+    return name if classes_of_folder(name, labels) else None
 
-    The folder name takes precedence over the file name: photos/dog/1.jpg, photos/n02099601/x.JPEG, dog_1.jpg.
-    The result may have several indices, because two classes may have the same label, as ImageNet's "crane".
+
+def classes_of_folder(name: str, labels: Sequence[str]) -> frozenset[int]:
+    """Return the indices of the `labels` that a folder is named after: dog, Tabby Cat, n02099601.
+
+    There may be several, because two classes may have the same label, as ImageNet's "crane".
     """
-    path = PurePath(name)
-    for text in (path.parent.name, path.stem):
-        if classes := _classes_of_wordnet_id(text, labels) or _classes_of_label(text, tuple(labels)):
-            return classes
-    return frozenset()
+    return _classes_of_wordnet_id(name, labels) or _classes_by_label(tuple(labels)).get(
+        _normalize(name), frozenset()
+    )
 
 
 def _classes_of_wordnet_id(text: str, labels: Sequence[str]) -> frozenset[int]:
@@ -32,14 +37,6 @@ def _classes_of_wordnet_id(text: str, labels: Sequence[str]) -> frozenset[int]:
     if match is None or match[0] not in _imagenet_ids() or tuple(labels) != _imagenet_labels():
         return frozenset()
     return frozenset((_imagenet_ids()[match[0]],))
-
-
-def _classes_of_label(text: str, labels: tuple[str, ...]) -> frozenset[int]:
-    by_label = _classes_by_label(labels)
-    for label in (_normalize(text), _normalize(_TRAILING_NUMBER.sub("", text))):
-        if label and label in by_label:
-            return by_label[label]
-    return frozenset()
 
 
 @cache
