@@ -19,6 +19,7 @@ from resnet_service.cli import main
 from resnet_service.settings import Settings
 from tests.support import PHOTOGRAPHS
 from tests.support.browser import browsing, photographed
+from tests.support.models import write_checkpoint
 from tests.support.server import Running, serving
 
 
@@ -38,11 +39,13 @@ def page_server(url: str, log: Path) -> Iterator[str]:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         ) as process,
     ):
-        assert process.stdout is not None
-        output = list(takewhile(lambda line: "URL" not in line, process.stdout))
-        assert process.poll() is None, "".join(output) + log.read_text()
-        yield f"http://127.0.0.1:{port}"
-        process.kill()  # after a SIGTERM, Streamlit waits for open pages
+        try:
+            assert process.stdout is not None
+            output = list(takewhile(lambda line: "URL" not in line, process.stdout))
+            assert process.poll() is None, "".join(output) + log.read_text()
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()  # after a SIGTERM, Streamlit waits for open pages
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,27 @@ def test_unavailable_service_is_reported_with_a_hint(tmp_path: Path) -> None:
         expect(page.get_by_test_id("stAlert")).to_contain_text("Service unavailable")
         expect(page.get_by_text("resnet-service serve")).to_be_visible()
         expect(page.get_by_role("textbox")).to_have_count(0)
+
+
+def test_page_shows_the_result_of_the_model_that_is_served_now(tmp_path: Path) -> None:
+    """After a reload with other weights and labels of the same name, the image is classified again."""
+    key, model = "k" * 16, tmp_path / "model.safetensors"
+    write_checkpoint(model, "before-")
+    settings = Settings(model=str(model), api_keys=SecretStr(f"{key} admin"), public_scopes="predict,bench")
+    with (
+        serving(settings) as service,
+        page_server(service.url, tmp_path / "log") as url,
+        browsing(url, height=1000) as page,
+    ):
+        page.goto(url)
+        page.locator("input[type=file]").set_input_files(str(PHOTOGRAPHS / "cat.jpg"))
+        expect(page.get_by_role("heading", name="before-cat,")).to_be_visible()
+        write_checkpoint(model, "after-")
+        authorization = {"Authorization": f"Bearer {key}"}
+        assert service.client.post("/reload", headers=authorization, timeout=60).status_code == 200
+        page.get_by_role("button", name="Benchmark the model").click()
+        expect(page.get_by_role("heading", name="after-cat,")).to_be_visible()
+        expect(page.get_by_role("heading", name="before-cat,")).to_have_count(0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import streamlit as st
 
 from resnet_service.client import APIError, Client, ServiceUnavailableError
 from resnet_service.images.file_names import SUFFIXES
-from resnet_service.schemas import PredictResponse
 from resnet_service.settings import PAGE_API_KEY_VARIABLE, PAGE_URL_VARIABLE
 
 DEFAULT_URL: Final = "http://localhost:8000"
@@ -31,13 +30,14 @@ def main() -> None:
     # The environment sets the URL: if visitors could, the page would send the API key to any address.
     url = os.environ.get(PAGE_URL_VARIABLE, DEFAULT_URL)
     st.sidebar.caption(f"Service: {url}")
+    key = os.environ.get(PAGE_API_KEY_VARIABLE)
     # One attempt, so that an unavailable service is reported immediately.
-    with Client(url, api_key=os.environ.get(PAGE_API_KEY_VARIABLE), attempts=1) as client:
+    with Client(url, api_key=key, attempts=1) as client, Client(url, api_key=key) as patient_client:
         if not _show_model(client):
             return
         images = st.file_uploader("Images", type=_IMAGE_TYPES, accept_multiple_files=True)
         for image in images:
-            _show_result(client, image.name, image.getvalue())
+            _show_result(patient_client, image.name, image.getvalue())
         st.divider()
         if st.button("Benchmark the model", help="Calls /bench, which uses the device for some seconds."):
             _show_benchmark(client)
@@ -64,11 +64,15 @@ def _show_model(client: Client) -> bool:
 
 
 def _show_result(client: Client, name: str, image: bytes) -> None:
-    """Show an image with its classes as bars and the time of each stage, or an error."""
+    """Show an image with its classes as bars and the time of each stage, or an error.
+
+    Sends a request whenever the page is drawn: a cached result could be that of a previous model, which
+    nothing in a response distinguishes from a new one of the same name.
+    """
     left, right = st.columns([1, 2])
     try:
         with st.spinner(f"Classifying {name}"):
-            response = _predict(client.url, name, image)
+            response = client.predict(image, name=name)
     except APIError as error:
         st.error(f"{name}: {_describe(error)}")
         return
@@ -82,13 +86,6 @@ def _show_result(client: Client, name: str, image: bytes) -> None:
         right.progress(prediction.probability, f"{prediction.label}: {prediction.probability:.1%}")
     times: dict[str, float] = response.timing_ms.model_dump()
     right.caption(" · ".join(f"{stage} {times[stage]:.1f} ms" for stage in _STAGES))
-
-
-@st.cache_data(max_entries=100, show_spinner=False)
-def _predict(url: str, name: str, image: bytes) -> PredictResponse:
-    """Classify an image; cached, so that redrawing the page sends no further requests."""
-    with Client(url, api_key=os.environ.get(PAGE_API_KEY_VARIABLE)) as client:
-        return client.predict(image, name=name)
 
 
 def _describe(error: APIError | ServiceUnavailableError) -> str:
