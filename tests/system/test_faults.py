@@ -16,7 +16,7 @@ def test_files_that_once_failed_do_not_end_batch_inference(
 ) -> None:
     """Each has a row, with the class of its rule or with an error; a sound file beside them has its class."""
     pytest.importorskip("ray", reason="needs the extra ray")
-    from resnet_service.batch_inference.execution import ray_cluster
+    from resnet_service.batch_inference.cluster import ray_cluster
 
     cases = require_faults()
     monkeypatch.setenv("RAY_worker_niceness", "0")
