@@ -19,6 +19,7 @@ with atheris.instrument_imports(include=["resnet_service.images", "PIL"]):
     from resnet_service.images import Preprocessing, decode_jpeg, formats
     from resnet_service.images.limits import DEFAULT_MEMORY_BYTES, limit_memory
 
+from load_tests.fuzz.sample_images import encode, sample_image
 from load_tests.health_prober import resident_mb
 
 _PREPROCESSING: Final = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -76,6 +77,8 @@ def _correct_checksums(data: bytes) -> bytes:
 
 
 if __name__ == "__main__":
+    # The first JPEG imports torch: 500 MB, which would look like a leak after the warm-up.
+    DecodeTarget()(encode(sample_image(), "JPEG"))
     limit_memory(DEFAULT_MEMORY_BYTES)
     warnings.simplefilter("ignore")  # Pillow's, about damaged metadata and large images
     atheris.Setup(sys.argv, DecodeTarget(), custom_mutator=mutate)
