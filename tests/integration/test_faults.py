@@ -70,7 +70,7 @@ def test_compressed_body_is_415_that_names_its_encoding(server: Running, jpeg: b
     headers = {"content-encoding": encoding}
     response = server.client.post("/predict", files=files(jpeg), headers=headers)
     assert response.status_code == 415
-    assert f"Content-Encoding {encoding}" in response.json()["detail"]
+    assert f"Content-Encoding '{encoding}'" in response.json()["detail"]
     model = server.client.get("/info").json()["model"]
     response = server.client.post(f"/v2/models/{model}/infer", json={}, headers=headers)
     assert response.status_code == 415

@@ -159,7 +159,7 @@ class Upload:
     async def _receive(self, read: Callable[[], Awaitable[Result]]) -> Result:
         """Wait until the request may be read, and read its body; the deadline does not include it."""
         if (encoding := self._request.headers.get("content-encoding", "identity").lower()) != "identity":
-            raise UnsupportedMediaType(f"Content-Encoding {encoding} is not supported; send the image itself")
+            raise UnsupportedMediaType(f"Content-Encoding {encoding[:50]!r} is not supported; send it as is")
         declared = self._request.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large()

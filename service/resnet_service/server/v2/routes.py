@@ -195,11 +195,6 @@ async def infer(request: Request, state: ModelDep) -> Response:
     classes in the outputs `class_id`, `label` and `probability`.
     """
     json_length = _json_length(request)
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise errors.UnsupportedMediaType(
-            f"unsupported Content-Encoding {encoding[:50]!r}; send the body as is"
-        )
     settings = state.settings
     async with state.backend.admit(settings.request_timeout_s) as (served, reservation):
         with state.upload_memory.account() as account:
