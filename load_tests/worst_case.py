@@ -168,8 +168,8 @@ def _large_images() -> Iterator[_Case]:
 def _large_headers() -> Iterator[_Case]:
     """Yield files whose headers have many parts, for which a decoder needs much time or memory."""
     for tag, name, kind, size, status in (
-        (258, "shorts", 3, 2, 422),
-        (258, "fractions", 5, 8, 200),
+        (258, "shorts", 3, 2, 415),
+        (258, "fractions", 5, 8, 415),
         (65_000, "private fractions", 5, 8, 200),
     ):
         values = bytes([6, 0, 0, 0]) * (_TAG_VALUES * size // 4)
@@ -180,7 +180,7 @@ def _large_headers() -> Iterator[_Case]:
         (700, "XMP", 200),
         (273, "list of strips", 413),
         (320, "palette", 200),
-        (338, "list of samples", 422),
+        (338, "list of samples", 415),
     ):
         yield f"TIFF of one long {name}", tiff_values(tag, 1, orientations, len(orientations)), status
     yield "TIFF of endless directories", tiff_directories(_MAX_BYTES // 8 - 500), (200, 413)  # 10 s
@@ -188,7 +188,7 @@ def _large_headers() -> Iterator[_Case]:
     yield "PNG of 49,000 chunks", png(*small, before=png_chunk(b"teSt", bytes(300)) * 49_000), 200
     fractions = struct.pack("<HHHII", 1, 274, 5, _MAX_BYTES // 8 - 100, 26) + bytes(4)
     exif = b"II*\0" + struct.pack("<I", 8) + fractions + bytes([6, 0, 0, 0]) * (_MAX_BYTES // 4 - 100)
-    yield "PNG of endless EXIF", png(*small, before=png_chunk(b"eXIf", exif)), 200
+    yield "PNG of endless EXIF", png(*small, before=png_chunk(b"eXIf", exif)), (200, 413)  # 10 s
     lossy = encode(draw(48, 48, 0), "WEBP")
     chunks = lossy[8:] + b"teSt\0\0\0\0" * (_MAX_BYTES // 8 - 100)
     yield "WebP of endless chunks", b"RIFF" + struct.pack("<I", len(chunks)) + chunks, 200
