@@ -21,7 +21,7 @@ from resnet_service.training import plots as training_plots
 from tests.support import REPOSITORY
 from tests.support.plots import check_readable, texts_of
 
-LONG_NAME = "/home/user/projects/classification/runs/2026-11-01/experiment-12/model.safetensors"
+LONG_NAME = "projects/classification/runs/2026-11-01/long-name-of-an-experiment-12/model.safetensors"
 
 
 def comparison(model: str, latency_ms: float, accuracy: float | None) -> ModelComparison:
