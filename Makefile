@@ -54,13 +54,14 @@ lock: $(VENV)/.installed-dev  ## Update the lock files from pyproject.toml; lock
 load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL; reports in load-test-results/
 	$(BIN)/python -m load_tests run --model "$(MODEL)"
 
-reliability: $(VENV)/.installed-dev  ## Run the long tests (retry storm, slow clients, worst case, fuzzing, overload, soak): an hour; reports in load-test-results/
+reliability: $(VENV)/.installed-dev  ## Run the long tests (retry storm, slow clients, worst case, fuzzing, overload, soak, interrupted starts): an hour and a half; reports in load-test-results/
 	$(BIN)/python -m load_tests retry-storm
 	$(BIN)/python -m load_tests slow-clients
 	$(BIN)/python -m load_tests worst-case
 	$(BIN)/python -m load_tests fuzz
 	$(BIN)/python -m load_tests overload --model "$(or $(OVERLOAD_MODEL),bundled)" $(if $(OVERLOAD_WEIGHTS),--weights "$(OVERLOAD_WEIGHTS)")
 	$(BIN)/python -m load_tests soak
+	$(BIN)/python -m load_tests interrupted-starts
 
 gpu-check: $(VENV)/.installed-dev  ## Check and measure what only an NVIDIA GPU can show, with the JPEG files in IMAGES: ten minutes
 	$(BIN)/python -m load_tests gpu-check --images "$(IMAGES)" $(if $(DATA),--data "$(DATA)")

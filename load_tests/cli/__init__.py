@@ -22,7 +22,8 @@ def commands() -> None:
 
     Hosts: scaling, gpu-check.
 
-    Reliability: overload, retry-storm, slow-clients, worst-case, fuzz, soak.
+    Reliability: overload, retry-storm, slow-clients, worst-case, fuzz, soak,
+    interrupted-starts.
 
     Exit status: 0 success, 1 a missed target or a failed check, 2 usage error.
     """
@@ -42,6 +43,7 @@ for _command in (
     reliability.worst_case,
     reliability.fuzz,
     reliability.soak,
+    reliability.interrupted_starts,
 ):
     commands.add_command(_command)
 

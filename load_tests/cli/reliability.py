@@ -1,5 +1,6 @@
-"""Commands that check guarantees: overload, retry-storm, slow-clients, worst-case, fuzz and soak."""
+"""Commands that check guarantees, from overload to interrupted starts."""
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,11 +16,12 @@ from load_tests.cli.options import (
     workers_option,
 )
 from load_tests.images import encode_jpeg
+from load_tests.interrupted_starts import run_interrupted_starts
 from load_tests.overload import run_overload
 from load_tests.plots import draw_overload, draw_soak
 from load_tests.report import Check, checks_table
 from load_tests.retry_storm import measure_peak, run_retry_storm
-from load_tests.service import describe_service
+from load_tests.service import describe_service, serve_command
 from load_tests.slow_clients import run_slow_clients
 from load_tests.soak import run_soak
 from load_tests.worst_case import checks as worst_case_checks
@@ -201,6 +203,24 @@ def soak(model: str, weights: str | None, output: Path, seconds: float) -> None:
         result = run_soak(url, pid, seconds=seconds, show_progress=True)
     draw_soak(result, f"{service}\n{seconds / 60:g} min of mixed load", output / "soak.png")
     _report(output, "soak", result.checks(), result.measurements())
+
+
+@click.command("interrupted-starts")
+@model_option
+@weights_option
+@output_option
+@workers_option
+@click.option("--starts", default=500, show_default=True, help="Number of starts.")
+def interrupted_starts(model: str, weights: str | None, output: Path, workers: int, starts: int) -> None:
+    """Send SIGTERM to services that start, at random moments.
+
+    Checks that each ends within two seconds.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    command = serve_command(model, weights, "--workers", str(workers))
+    result = run_interrupted_starts(command, os.environ, starts, show_progress=True)
+    measurements = [("starts, seconds until ready", f"{starts}, {result.ready_s:.1f}")]
+    _report(output, "interrupted-starts", result.checks(), measurements)
 
 
 def _report(

@@ -58,6 +58,7 @@ def started(
         stderr=subprocess.PIPE,
         text=True,
         env=environment(**variables),
+        start_new_session=True,  # without a terminal, SIGHUP reloads
         preexec_fn=None if limit is None else lambda: resource.setrlimit(limit[0], (limit[1], limit[1])),
     ) as process:
         try:

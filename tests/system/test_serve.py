@@ -2,7 +2,6 @@
 
 import platform
 import signal
-import socket
 import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from torchvision.models import resnet18
 
 from tests.support.file_server import FileServer
 from tests.support.models import write_checkpoint
-from tests.support.processes import COMMAND, environment, started, until
+from tests.support.processes import started, until
 
 
 def count_thread_heaps(process: "subprocess.Popen[str]") -> int:
@@ -97,18 +96,6 @@ def test_signal_stops_an_idle_service_with_status_0(number: signal.Signals) -> N
         assert client.get("/healthz").status_code == 200
         process.send_signal(number)
         assert process.wait(30) == 0
-
-
-def test_sigterm_stops_a_service_that_is_still_loading() -> None:
-    """SIGTERM during the download of weights stops the start immediately, with status 0."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/net.pth"
-        command = [*COMMAND, "--model", "resnet18", "--weights", url]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment()) as process:
-            connection, _ = silent.accept()
-            with connection:
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(20) == 0
 
 
 SERVE_WITH_FAULTY_DEVICE = """

@@ -1,7 +1,6 @@
 """`resnet-service serve`, with one option per field of Settings, and `resnet-service ui`."""
 
 import os
-import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,12 +61,15 @@ def serve(**options: Any) -> None:
       resnet-service serve --model resnet50 --device cuda:0,cuda:1 --max-batch 64
       RESNET_SERVICE_PORT=9000 resnet-service serve --model my.safetensors
 
+    SIGTERM and Ctrl-C finish accepted requests, SIGHUP reloads the model
+    (with a terminal, it finishes too).
+
     Exit status: 0 after SIGTERM or Ctrl-C, 1 address not available or device
     failed, 2 invalid setting, 3 model, device or extra not available.
     """
-    # PID 1 of a container ignores SIGTERM unless it installs a handler, and loading can take minutes.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from resnet_service.server.signals import end_at_signals
 
+    end_at_signals()
     from pydantic import ValidationError
 
     from resnet_service.settings import Settings, describe_errors

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final, TypeVar
@@ -55,7 +56,7 @@ class RejectionPacer:
 class EngineManager:
     """The current engine and the engines that it has replaced but that still have requests.
 
-    Life cycle, on one event loop, `loop`:
+    Life cycle, on one event loop, which `loop` has as its result from `start` on:
 
     1. The constructor loads the first engine; it can take seconds.
     2. `start` starts its warm-up in the background; `wait_until_warm` waits for it.
@@ -68,6 +69,7 @@ class EngineManager:
 
     def __init__(self, load_engine: Callable[[], Engine], drain_timeout_s: float) -> None:
         """Load the first engine with `load_engine`, which `reload` calls again."""
+        self.loop: Future[asyncio.AbstractEventLoop] = Future()
         self.load_engine = load_engine
         self.current = load_engine()
         self.current.bind_metrics()
@@ -86,7 +88,7 @@ class EngineManager:
 
     def start(self) -> None:
         """Start the warm-up of the first engine in the background, on the running event loop."""
-        self.loop = asyncio.get_running_loop()
+        self.loop.set_result(asyncio.get_running_loop())
         self.current.start()
 
     async def wait_until_warm(self) -> None:

@@ -144,8 +144,9 @@ class LocalBackend:
         return self._metrics.render(accept, self.metrics_registry)
 
     async def reload(self) -> None:
-        """See `Backend`."""
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._reload(), self.engines.loop))
+        """See `Backend`. A reload that is requested while HTTP workers start waits for them."""
+        loop = await asyncio.shield(asyncio.wrap_future(self.engines.loop))
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._reload(), loop))
 
     async def _reload(self) -> None:
         self.api_keys = await self.engines.reload(partial(APIKeys.from_settings, self._settings))

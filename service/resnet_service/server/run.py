@@ -4,12 +4,10 @@ import asyncio
 import faulthandler
 import gc
 import resource
-import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import FrameType
 from typing import Any, Final, cast
 
 import structlog
@@ -24,6 +22,7 @@ from resnet_service.server.listener import Listeners, bind_listeners, sockets_fo
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.management_server import ManagementServer
 from resnet_service.server.process_monitor import exit_immediately
+from resnet_service.server.signals import handle_signals
 from resnet_service.server.state import AppState
 from resnet_service.server.uvicorn_server import DRAIN_GRACE_S, InferenceServer
 from resnet_service.server.workers.main_process import MainProcess
@@ -106,11 +105,21 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     main, management_sockets = listeners or bind_listeners(state.settings)
     management = management_server(state, management_sockets) if management_sockets else None
     server = _create_server(state, main, management)
+
+    def request_exit() -> None:
+        server.should_exit = True
+
+    def request_reload() -> None:
+        server.monitor.reload_requested = True
+
     faulthandler.enable()  # a crash in native code prints the stacks of all threads
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, partial(_handle_exit, server))
-    signal.signal(signal.SIGHUP, lambda *_: setattr(server.monitor, "reload_requested", True))
     tune_process()
+    handle_signals(
+        # Uvicorn replaces the handlers when it starts, and raises the handled signals again when it stops.
+        server.handle_exit if isinstance(server, MainProcess) else lambda *_: request_exit(),
+        request_exit,
+        request_reload,
+    )
     has_failed = False
     try:
         if isinstance(server, MainProcess):
@@ -129,17 +138,6 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     if has_running_calls():
         exit_immediately()
     return 1 if has_failed or state.backend.fatal_error is not None else 0
-
-
-def _handle_exit(server: InferenceServer | MainProcess, number: int, frame: FrameType | None) -> None:
-    """Drain, or exit at the second signal, which uvicorn handles itself.
-
-    Uvicorn replaces the handlers when it starts, and raises the handled signals again when it stops.
-    """
-    if isinstance(server, MainProcess):
-        server.handle_exit(number, frame)
-    else:
-        server.should_exit = True
 
 
 def tune_process() -> None:

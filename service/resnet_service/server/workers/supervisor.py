@@ -105,8 +105,11 @@ class Supervisor:
     async def drain(self, timeout_s: float) -> None:
         """Let the workers finish their requests and end; those that run after `timeout_s` are killed."""
         self._is_draining.set()
-        for connection in tuple(self._connections.values()):
-            connection.drain()
+        for index, connection in tuple(self._connections.items()):
+            if connection.is_ready:
+                connection.drain()
+            else:
+                self._processes[index].terminate()  # it drains at this signal if it accepts requests already
         tasks = asyncio.gather(*self._tasks, return_exceptions=True)  # `_check` has logged their errors
         try:
             async with asyncio.timeout(timeout_s + _KILL_AFTER_S):
@@ -198,8 +201,6 @@ class Supervisor:
                 self._backend.ready_workers += 1
                 if self._backend.ready_workers == len(self._listeners):
                     self._all_are_ready.set()
-                if self._is_draining.is_set():
-                    connection.drain()
                 await connection.lost.wait()
                 self._backend.ready_workers -= 1
         finally:
