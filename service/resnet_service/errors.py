@@ -39,7 +39,12 @@ from typing import Any, Literal
 
 
 class ServiceError(Exception):
-    """Base class. The message is written for the user and contains no internals."""
+    """Base class. The message is written for the user and contains no internals.
+
+    `reason` says why a request was rejected although it may be valid, as the metrics name it; otherwise None.
+    """
+
+    reason: str | None = None
 
 
 class InvalidRequestError(ServiceError):
@@ -88,6 +93,8 @@ class OverloadedError(ServiceError):
 class TooManyRequests(ServiceError):
     """The API key exceeds its rate limit; the next request is allowed after `retry_after_s` seconds."""
 
+    reason = "rate_limit"
+
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
@@ -111,6 +118,8 @@ class DeadlineExceededError(ServiceError):
 
 class ServiceUnavailable(ServiceError):
     """The service is starting or shutting down, or its device has failed."""
+
+    reason = "not_ready"
 
 
 class ReloadError(ServiceError):

@@ -3,7 +3,6 @@
 Dashboards and alerts depend on the names. Units are base units: seconds and bytes.
 """
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -20,28 +19,11 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from resnet_service.errors import (
-    DeadlineExceededError,
-    InvalidImageError,
-    OverloadedError,
-    PayloadTooLarge,
-    ServiceUnavailable,
-    UnsupportedMediaType,
-)
-
 # From the decoding of a thumbnail (1 ms) to the default deadline (30 s).
 _DURATION_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_OUTCOMES: Final[dict[type[BaseException], str]] = {
-    InvalidImageError: "invalid",
-    UnsupportedMediaType: "invalid",
-    PayloadTooLarge: "invalid",
-    OverloadedError: "rejected",
-    ServiceUnavailable: "rejected",
-    DeadlineExceededError: "expired",
-}
 _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "cancelled")
-_REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "not_ready")
+IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "cancelled")
+_REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "rate_limit", "not_ready")
 _DECODE_POOLS: Final = ("threads", "sandbox")
 _RESTART_REASONS: Final = ("crashed", "killed", "timeout")
 _CONNECTION_REASONS: Final = (
@@ -135,12 +117,13 @@ class Metrics:
         self.in_flight = gauge("inference_in_flight", "Images accepted and not finished.")
         self.images = counter(
             "inference_images_total",
-            f"Images by outcome: {', '.join(_IMAGE_OUTCOMES)}.",
+            f"Images by outcome: {', '.join(IMAGE_OUTCOMES)}. A request that fails before its images are "
+            "known counts as one.",
             ("outcome",),
         )
         self.rejected = counter(
             "inference_rejected_total",
-            f"Images rejected before decoding, by reason: {', '.join(_REJECTION_REASONS)}.",
+            f"Images rejected (429 or 503), by reason: {', '.join(_REJECTION_REASONS)}.",
             ("reason",),
         )
         self.connections = gauge("inference_connections", "Open client connections.")
@@ -166,7 +149,7 @@ class Metrics:
         )
         # rate() needs the 0 before the first increment, so every labeled counter is created here.
         for labeled, values in (
-            (self.images, _IMAGE_OUTCOMES),
+            (self.images, IMAGE_OUTCOMES),
             (self.rejected, _REJECTION_REASONS),
             (self.decode_busy_seconds, _DECODE_POOLS),
             (self.sandbox_restarts, _RESTART_REASONS),
@@ -197,12 +180,3 @@ class Metrics:
         except (TypeError, ValueError):  # an invalid version in Accept
             encode, content_type = choose_encoder("")
         return encode(registry or self.registry), content_type
-
-    def count_failure(self, error: BaseException) -> None:
-        """Count one image that ended with `error`."""
-        outcome = "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
-        self.images.labels(_OUTCOMES.get(type(error), outcome)).inc()
-        if isinstance(error, OverloadedError):
-            self.rejected.labels(error.reason).inc()
-        elif isinstance(error, ServiceUnavailable):
-            self.rejected.labels("not_ready").inc()

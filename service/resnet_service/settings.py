@@ -144,7 +144,9 @@ class Settings(BaseSettings):
         gt=0,
         description="Memory for all uploads together, in MB (10^6 bytes); more are rejected with 429.",
     )
-    max_upload_mb: float = Field(20.0, gt=0, description="Maximum request body, in MB (10^6 bytes).")
+    max_upload_mb: float = Field(
+        20.0, gt=0, description="Maximum request body, in MB (10^6 bytes), and at most the upload memory."
+    )
     max_megapixels: float = Field(50.0, gt=0, description="Maximum image size in megapixels (10^6).")
     max_images_per_request: int = Field(64, ge=1, description="Maximum number of images in a request.")
     top_k: int = Field(5, ge=1, description="Number of classes in a response if the request does not set it.")
@@ -220,6 +222,11 @@ class Settings(BaseSettings):
         description="OpenTelemetry collector that receives spans (OTLP over HTTP), for example "
         "http://localhost:4318/v1/traces; needs the extra 'traces'.",
     )
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest request body: a larger one could never be held in the upload memory."""
+        return int(min(self.max_upload_mb, self.upload_memory_mb) * 1e6)
 
     @model_validator(mode="before")
     @classmethod

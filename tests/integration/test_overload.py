@@ -73,10 +73,42 @@ def test_slow_uploads_do_not_reach_the_concurrency_limit(five_requests_server: R
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_batch_larger_than_the_queue_succeeds(small_server: Running, jpeg: bytes) -> None:
-    """At most one device batch of a request is queued at a time, so 30 images do not fill the queue."""
-    response = small_server.client.post("/predict/batch", files=files(*[jpeg] * 30))
-    assert [result.get("error") for result in response.json()["results"]] == [None] * 30
+def test_request_with_many_images_has_one_batch_in_the_queue(small_server: Running, jpeg: bytes) -> None:
+    """Of 30 images, four are queued or run and four more are decoded, so that others do not wait for all."""
+    server = small_server
+    with ThreadPoolExecutor(2) as pool, server.runtime.held():
+        batch = pool.submit(server.client.post, "/predict/batch", files=files(*[jpeg] * 30))
+        assert server.runtime.begun.acquire(timeout=30)
+        # The first batch has the images that were decoded first, at least one.
+        server.wait_for(lambda: 0 < server.metric("inference_queue_depth") < 4)
+        server.wait_for(lambda: server.metric("inference_in_flight") == 8)
+        single = pool.submit(server.client.post, "/predict", files=files(jpeg))
+        server.wait_for(lambda: server.metric("inference_in_flight") == 9)
+        assert server.metric("inference_queue_depth") <= 4
+        server.runtime.release()
+        assert single.result().status_code == 200
+        results = batch.result().json()["results"]
+    assert [result.get("error") for result in results] == [None] * 30
+
+
+@pytest.mark.parametrize("count", [8, 30])
+def test_images_of_an_admitted_request_are_not_rejected(
+    small_server: Running, jpeg: bytes, count: int
+) -> None:
+    """If the queue fills up after a request with several images was admitted, all of them are classified."""
+    server = small_server
+    with ThreadPoolExecutor(6) as pool, server.runtime.held():
+        singles = [pool.submit(server.client.post, "/predict", files=files(jpeg))]
+        assert server.runtime.begun.acquire(timeout=30)
+        singles += [pool.submit(server.client.post, "/predict", files=files(jpeg)) for _ in range(3)]
+        server.wait_for(lambda: server.metric("inference_queue_depth") == 3)
+        batch = pool.submit(server.client.post, "/predict/batch", files=files(*[jpeg] * count))
+        server.wait_for(lambda: server.metric("inference_in_flight") == 4 + 8)
+        assert server.client.post("/predict", files=files(jpeg)).status_code == 429
+        server.runtime.release()
+        assert [single.result().status_code for single in singles] == [200] * 4
+        results = batch.result().json()["results"]
+    assert [result.get("error") for result in results] == [None] * count
 
 
 @pytest.fixture(scope="module")

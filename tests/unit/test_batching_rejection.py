@@ -47,18 +47,20 @@ async def test_reservations_count_as_queued() -> None:
 
 
 @run_async
-async def test_further_items_of_a_reservation_take_their_own_slots() -> None:
-    """The first item uses the reserved slot; a second one at the same time needs room in the queue."""
+async def test_further_items_of_a_reservation_are_not_rejected() -> None:
+    """The first item uses the reserved slot; a second one at the same time is queued, however full it is."""
     device = Device()
     async with batching(device, max_queue=1, max_batch=1) as batcher:
         running = await occupy(batcher, device)
         with batcher.reserve() as reservation:
             first = asyncio.create_task(reservation.run(prepared(1)))
             await run_pending_tasks()
+            second = asyncio.create_task(reservation.run(prepared(2)))
+            await run_pending_tasks()
             with pytest.raises(OverloadedError):
-                await reservation.run(prepared(2))
+                batcher.reserve()
             device.gate.set()
-            assert [(await running).result, (await first).result] == [0, 10]
+            assert [(await task).result for task in (running, first, second)] == [0, 10, 20]
             assert (await reservation.run(prepared(3))).result == 30
 
 

@@ -100,8 +100,8 @@ class _ReserveSlot(Protocol):
 class Reservation(Generic[Item, Result]):
     """A slot in the queue and, after `start`, a permit; created by `MicroBatcher.reserve`.
 
-    The first item uses that slot; each further item that runs at the same time takes another one. `deadline`
-    applies to all items.
+    The first item uses that slot; further items that run at the same time need none. `deadline` applies to
+    all items.
 
         with batcher.reserve() as reservation:
             await reservation.start()
@@ -164,19 +164,22 @@ class Reservation(Generic[Item, Result]):
             self._limiter.release()
 
     async def run(self, prepare: Callable[[], Awaitable[Item]]) -> BatchResult[Result]:
-        """Call `prepare` while a slot is held, queue the item that it returns, and wait for its result.
+        """Call `prepare`, queue the item that it returns, and wait for its result.
 
-        Raises what `prepare` raises, what `MicroBatcher.reserve` raises if there is no slot for a further
-        item, DeadlineExceededError if the deadline passes first, InferenceError if the runner fails for this
-        item, and ServiceUnavailable if the batcher is closed first.
+        The first item has the slot of the reservation meanwhile. Further items are not rejected: their
+        request is admitted, and the caller limits how many of them run at the same time.
+
+        Raises what `prepare` raises, DeadlineExceededError if the deadline passes first, InferenceError if
+        the runner fails for this item, and ServiceUnavailable if the batcher is closed first.
         """
-        self.claim()
+        is_first = self.claim()
         try:
             item = await prepare()
         except BaseException:
-            self.drop()
+            if is_first:
+                self.drop()
             raise
-        entry = self.submit(item)
+        entry = self.submit(item, is_first=is_first)
         timer = asyncio.timeout_at(self.deadline)
         try:
             async with timer:
@@ -188,25 +191,23 @@ class Reservation(Generic[Item, Result]):
         finally:
             self._queue.remove(entry)
 
-    def claim(self, *, is_further: bool = False) -> None:
-        """Take a slot for one item, which `submit` or `drop` then returns.
+    def claim(self) -> bool:
+        """Take the slot of the reservation for an item, and return whether it was free.
 
-        The first item gets that of the reservation. Raises what `MicroBatcher.reserve` raises if there is
-        none for a further item; `is_further` leaves that of the reservation to another item.
+        `submit` or `drop` then returns it.
         """
-        if self._has_slot and not is_further:
-            self._has_slot = False
-        else:
-            self._reserve_slot(self.deadline, has_permit=True)
+        had_slot, self._has_slot = self._has_slot, False
+        return had_slot
 
     def drop(self) -> None:
         """Return the slot of an item that will not come."""
         self._queue.release()
 
-    def submit(self, item: Item) -> QueueItem[Item, Result]:
-        """Queue an item in a slot that `claim` took, and return its entry with the future of its result.
+    def submit(self, item: Item, *, is_first: bool) -> QueueItem[Item, Result]:
+        """Queue an item, the first one in the slot that `claim` took; return its entry with its future.
 
         Raises ServiceUnavailable if the batcher is closed.
         """
-        self._queue.release()
+        if is_first:
+            self._queue.release()
         return self._add(item, self.deadline)

@@ -16,7 +16,7 @@ import structlog
 
 from resnet_service import __version__
 from resnet_service.batching import MicroBatcher, QueueItem, Reservation, warm_up
-from resnet_service.errors import DeviceError, ServiceError
+from resnet_service.errors import DeviceError
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop
 from resnet_service.inference.served_model import ImageDecoder, Placement, QueuedCrop, ServedModel
 from resnet_service.inference.worker_pool import WorkerPool
@@ -75,7 +75,9 @@ class Engine:
             len(self.runtimes),
         )
         decoder = decoder or ImageDecoder(model.preprocessing, DEFAULT_MAX_PIXELS, metrics)
-        self.served_model = ServedModel(model.description, placement, max_batch, decoder, metrics)
+        self.served_model = ServedModel(
+            model.description, placement, max_batch, decoder, metrics, lambda: self.largest_batch
+        )
         self._device_threads = {runtime: WorkerPool(1, "device") for runtime in self.runtimes}
         self._device_failure: DeviceError | None = None
         self.max_concurrency = max_concurrency or max(_MIN_CONCURRENCY, 3 * max_batch * len(self.runtimes))
@@ -96,6 +98,11 @@ class Engine:
     def max_batch(self) -> int:
         """The largest batch that fits the device."""
         return self._batcher.max_batch
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch that is formed: one that fits the device and is faster per image."""
+        return self._batcher.largest_batch
 
     @property
     def is_ready(self) -> bool:
@@ -138,7 +145,7 @@ class Engine:
         metrics.queue_depth.set_function(lambda: self._batcher.depth)
         metrics.requests_waiting.set_function(lambda: self._batcher.waiting)
         metrics.queue_wait.set_function(lambda: self._batcher.estimate_wait())
-        metrics.largest_batch.set_function(lambda: self._batcher.largest_batch)
+        metrics.largest_batch.set_function(lambda: self.largest_batch)
         metrics.device_streams.set(len(self.runtimes))
         for labeled in (metrics.device_memory, metrics.device_memory_limit, metrics.model_info):
             labeled.clear()
@@ -188,11 +195,7 @@ class Engine:
         Use the result in a `with` block, which releases it. Raises what `MicroBatcher.reserve` raises.
         """
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        try:
-            return self._batcher.reserve(deadline)
-        except ServiceError as error:
-            self._metrics.count_failure(error)
-            raise
+        return self._batcher.reserve(deadline)
 
     async def run_benchmark_batch(self, batch_size: int) -> None:
         """Run one batch of `batch_size` dummy images on the first device, between the batches of requests."""

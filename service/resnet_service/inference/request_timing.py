@@ -1,8 +1,10 @@
-"""The timing of one request: when each stage began and ended, recorded where the time is spent."""
+"""The record of one request: when each stage began and ended, and the class of its error."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
+
+from resnet_service.errors import ServiceError
 
 Stage = Literal["wait", "read", "decode", "queue", "device"]
 STAGES: Final[tuple[Stage, ...]] = ("wait", "read", "decode", "queue", "device")
@@ -21,10 +23,13 @@ class RequestTiming:
         timing.seconds("read")
     """
 
-    __slots__ = ("_images", "_stages", "started")
+    __slots__ = ("_images", "_stages", "error", "has_result", "rejection_reason", "started")
 
     def __init__(self, started: float | None = None) -> None:
         self.started = time.perf_counter() if started is None else started
+        self.has_result = False
+        self.error: type[BaseException] | None = None
+        self.rejection_reason: str | None = None
         self._stages: dict[Stage, tuple[float, float]] = {}
         self._images: list[RequestTiming] = []
 
@@ -33,6 +38,19 @@ class RequestTiming:
         image = RequestTiming(self.started)
         self._images.append(image)
         return image
+
+    @property
+    def images(self) -> "Sequence[RequestTiming]":
+        """The records of single images; none for a request with one image, or that ended before."""
+        return self._images
+
+    def fail(self, error: BaseException) -> None:
+        """Record the class of an error, and why it is a rejection.
+
+        Not the error itself, because its traceback refers to this record.
+        """
+        self.error = type(error)
+        self.rejection_reason = error.reason if isinstance(error, ServiceError) else None
 
     def record(self, stage: Stage, started: float, ended: float) -> None:
         """Record the start and end of a stage."""

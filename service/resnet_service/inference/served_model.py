@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from resnet_service.batching import BatchResult
 from resnet_service.errors import DeadlineExceededError, InvalidRequestError
 from resnet_service.images import JPEG_SIGNATURE, Crop, Preprocessing, Sandbox, decode_jpeg
+from resnet_service.inference.image_limits import ImageLimits
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.worker_pool import WorkerPool
 from resnet_service.machine import available_cpus
@@ -145,9 +146,14 @@ class ServedModel:
         max_batch: int,
         decoder: ImageDecoder,
         metrics: Metrics,
+        largest_batch: Callable[[], int],
     ) -> None:
-        """Create a model that runs batches of at most `max_batch` images."""
+        """Create a model that runs batches of at most `max_batch` images.
+
+        `largest_batch` returns the size of the batches that are formed, which the warm-up determines.
+        """
         self.model = model
+        self._largest_batch = largest_batch
         self.placement = placement
         self.max_batch = max_batch
         self.decoder = decoder
@@ -165,13 +171,22 @@ class ServedModel:
             raise InvalidRequestError(f"top_k must be from 1 to {classes}, got {requested}")
         return requested
 
+    def image_limits(self) -> ImageLimits:
+        """Return the limits of a request with several images: a batch for each stream of each device."""
+        return ImageLimits(self.decoder.threads.count, self._largest_batch() * self.placement.streams)
+
     async def classify(
-        self, data: bytes | bytearray, top_k: int, reservation: ImageReservation, timing: RequestTiming
+        self,
+        data: bytes | bytearray,
+        top_k: int,
+        reservation: ImageReservation,
+        timing: RequestTiming,
+        limits: ImageLimits | None = None,
     ) -> TopKResult:
         """Classify one encoded image and return its `top_k` best classes, [top_k].
 
-        `top_k` is from 1 to the number of classes. Raises what `resnet_service.images.decode_image` and
-        `Reservation.run` raise.
+        `top_k` is from 1 to the number of classes, and `limits` those of a request with several images.
+        Raises what `resnet_service.images.decode_image` and `Reservation.run` raise.
         """
 
         async def prepare() -> QueuedCrop:
@@ -180,7 +195,7 @@ class ServedModel:
             timing.record("decode", started, time.perf_counter())
             return QueuedCrop(crop, top_k)
 
-        return await self._run(prepare, top_k, reservation, timing)
+        return await self._run(prepare, top_k, reservation, timing, limits)
 
     async def classify_crop(
         self,
@@ -188,6 +203,7 @@ class ServedModel:
         top_k: int,
         reservation: ImageReservation,
         timing: RequestTiming,
+        limits: ImageLimits | None = None,
     ) -> TopKResult:
         """Classify a crop, [S, S, 3] uint8; a function `crop` is called in a decoding thread to create it."""
 
@@ -199,7 +215,7 @@ class ServedModel:
             timing.record("decode", started, time.perf_counter())
             return QueuedCrop(created, top_k)
 
-        return await self._run(prepare, top_k, reservation, timing)
+        return await self._run(prepare, top_k, reservation, timing, limits)
 
     async def _run(
         self,
@@ -207,17 +223,21 @@ class ServedModel:
         top_k: int,
         reservation: ImageReservation,
         timing: RequestTiming,
+        limits: ImageLimits | None,
     ) -> TopKResult:
         self._metrics.in_flight.inc()
         try:
-            output = await reservation.run(prepare)
+            if limits is None:
+                output = await reservation.run(prepare)
+            else:
+                output = await limits.run(prepare, reservation.run, reservation.deadline)
             result = output.result.top(top_k)
         except BaseException as error:
-            self._metrics.count_failure(error)
+            timing.fail(error)
             raise
         finally:
             self._metrics.in_flight.dec()
-        self._metrics.images.labels("ok").inc()
+        timing.has_result = True
         timing.record("queue", output.enqueued_at, output.started_at)
         timing.record("device", output.started_at, output.finished_at)
         return result

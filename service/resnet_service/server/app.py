@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect
 
 from resnet_service import __version__
 from resnet_service.server.exception_handlers import add_exception_handlers
-from resnet_service.server.middleware import CLIENT_CLOSED, HeadMiddleware, ObservabilityMiddleware
+from resnet_service.server.image_counter import CLIENT_CLOSED
+from resnet_service.server.middleware import HeadMiddleware, ObservabilityMiddleware
 from resnet_service.server.routes import admin, management, predict
 from resnet_service.server.state import AppState
 from resnet_service.server.v2 import routes as v2

@@ -13,9 +13,7 @@ async def map_concurrently(
 ) -> list[Result]:
     """Await `work(item)` for each item and return the results in the order of the items.
 
-    At most `limit` items run at the same time. With a limit of one device batch, a request with many images
-    cannot fill the queue and have the requests of other clients rejected. The first exception cancels the
-    remaining items and is raised.
+    At most `limit` items run at the same time. The first exception cancels the remaining items and is raised.
     """
     semaphore = asyncio.Semaphore(limit)
 

@@ -57,12 +57,20 @@ _RETRYABLE: Final = (errors.OverloadedError, errors.TooManyRequests, errors.Serv
 
 def to_problem(error: errors.ServiceError) -> Problem:
     """Return the response body of an error; its message becomes the detail."""
-    kind = next((kind for kind in type(error).__mro__ if kind in PROBLEM_TYPES), errors.InferenceError)
-    return Problem(**_problem_fields(kind), detail=str(error))
+    return Problem(**_problem_fields(type(error)), detail=str(error))
+
+
+def status_of(kind: type[errors.ServiceError]) -> int:
+    """Return the HTTP status of an error class."""
+    return PROBLEM_TYPES[_listed(kind)].status
+
+
+def _listed(kind: type[errors.ServiceError]) -> type[errors.ServiceError]:
+    return next((base for base in kind.__mro__ if base in PROBLEM_TYPES), errors.InferenceError)
 
 
 def _problem_fields(kind: type[errors.ServiceError]) -> dict[str, Any]:
-    status, slug = PROBLEM_TYPES[kind]
+    status, slug = PROBLEM_TYPES[_listed(kind)]
     title = slug.replace("-", " ").capitalize()
     return {"type": f"urn:resnet-service:problem:{slug}", "title": title, "status": status}
 
@@ -111,6 +119,7 @@ def openapi_responses(
 
 def error_response(scope: Scope, error: errors.ServiceError) -> Response:
     """Return the response to a request that failed with `error`, including headers such as Retry-After."""
+    scope["timing"].fail(error)
     response = _respond(scope, to_problem(error))
     if isinstance(error, errors.OverloadedError | errors.TooManyRequests):
         retry_after_s = error.retry_after_s

@@ -107,7 +107,7 @@ class LocalBackend:
             versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
             hardware=hardware_info(),
             limits=RequestLimits(
-                max_upload_bytes=int(settings.max_upload_mb * 1e6),
+                max_upload_bytes=settings.max_body_bytes,
                 max_pixels=int(settings.max_megapixels * 1e6),
                 max_images_per_request=settings.max_images_per_request,
                 max_batch=engine.max_batch,

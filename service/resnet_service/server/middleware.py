@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from resnet_service.inference.request_timing import STAGES, RequestTiming
 from resnet_service.metrics import Metrics
 from resnet_service.server.exception_handlers import app_path
+from resnet_service.server.image_counter import ImageCounter
 from resnet_service.settings import Settings
 from resnet_service.tracing import RequestTracer, trace_id
 
@@ -24,8 +25,6 @@ _MAX_LOGGED_PATH: Final = 200
 _METHODS: Final = frozenset({"GET", "POST", "OPTIONS"})
 _OTHER_METHOD: Final = "_OTHER"
 """The label of all other methods: a client could create a series for each of 34. OpenTelemetry's value."""
-CLIENT_CLOSED: Final = 499
-"""The status recorded for a request whose client disconnected; no client receives it (nginx's number)."""
 
 
 class ObservabilityMiddleware:
@@ -46,6 +45,7 @@ class ObservabilityMiddleware:
         self._metrics = metrics
         # Each call of `labels` takes 1 us.
         self._stage_seconds = {stage: metrics.stage_seconds.labels(stage) for stage in STAGES}
+        self._image_counter = ImageCounter(metrics)
         self._tracer = tracer
         self._access_log = settings.access_log
         self._skipped_paths = frozenset() if settings.access_log_probes else _MONITORING_PATHS
@@ -104,6 +104,7 @@ class ObservabilityMiddleware:
         duration.observe(seconds, None if trace is None else {"trace_id": trace})
         for stage, stage_s in timing.observations():
             self._stage_seconds[stage].observe(stage_s)
+        self._image_counter.count(scope, status, timing)
 
     def _trace(
         self,

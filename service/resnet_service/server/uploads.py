@@ -122,7 +122,7 @@ class Upload:
         self._request = request
         self._account = account
         self._reservation = reservation
-        self._max_bytes = int(settings.max_upload_mb * 1e6)
+        self._max_bytes = settings.max_body_bytes
         self._max_parts = settings.max_images_per_request
         self._timeout_s = settings.read_timeout_s
 

@@ -137,12 +137,13 @@ async def _classify_all(
 
     Raises the first error if all images failed and none of the errors is the image's own.
     """
+    limits = served.image_limits()
     failures: list[errors.ServiceError] = []
 
-    async def classify(image: UploadedFile) -> BatchPredictItem:
-        image_timing = timing.image()
+    async def classify(upload: tuple[UploadedFile, RequestTiming]) -> BatchPredictItem:
+        image, image_timing = upload
         try:
-            result = await served.classify(image.data, top_k, reservation, image_timing)
+            result = await served.classify(image.data, top_k, reservation, image_timing, limits)
         except errors.ServiceError as error:
             failures.append(error)
             return BatchPredictItem(filename=image.filename, error=to_problem(error))
@@ -152,7 +153,8 @@ async def _classify_all(
             timing_ms=_timings(image_timing),
         )
 
-    items = await map_concurrently(classify, images, served.max_batch)
+    uploads = [(image, timing.image()) for image in images]
+    items = await map_concurrently(classify, uploads, limits.total)
     if len(failures) == len(images) and all(isinstance(error, _SERVICE_ERRORS) for error in failures):
         raise failures[0]
     return items

@@ -233,16 +233,19 @@ async def _infer(
     top_k = served.top_k(parsed.parameters.top_k, settings.top_k)
     classes = required_top_k(parsed, served.model, top_k)
 
-    async def classify(indexed_image: tuple[int, ImageInput]) -> TopKResult:
-        index, image = indexed_image
+    limits = served.image_limits()
+
+    async def classify(numbered: tuple[int, ImageInput, RequestTiming]) -> TopKResult:
+        index, image, image_timing = numbered
         try:
             if isinstance(image, bytes):
-                return await served.classify(image, classes, reservation, timing.image())
-            return await served.classify_crop(image, classes, reservation, timing.image())
+                return await served.classify(image, classes, reservation, image_timing, limits)
+            return await served.classify_crop(image, classes, reservation, image_timing, limits)
         except _IMAGE_ERRORS as error:
             raise type(error)(f"{parsed.input_name}[{index}]: {error}") from error
 
-    results = await map_concurrently(classify, list(enumerate(parsed.images)), served.max_batch)
+    numbered = [(index, image, timing.image()) for index, image in enumerate(parsed.images)]
+    results = await map_concurrently(classify, numbered, limits.total)
     is_large = len(results) * classes > _MAX_INLINE_CLASSES
     return await _call(is_large, served, deadline, encode_response, parsed, served.model, top_k, results)
 

@@ -28,13 +28,12 @@ class Kind(IntEnum):
     START = 3  # token, reservation, a: deadline
     SUSPEND = 4  # reservation
     RELEASE = 5  # reservation
-    CLAIM = 6  # token, reservation, a: deadline
-    DROP = 7  # reservation, number: 1 if a CLAIM took the slot
-    RUN = 8  # token, reservation, slot, number: classes, a: deadline, b: 1 if a CLAIM took the slot
-    RUN_UNRESERVED = 9  # token, reservation: generation of the model, slot, number: classes, a: deadline
-    CANCEL = 10  # token
-    CALL = 11  # token, payload: JSON
-    RETIRED = 12  # number: a generation that no request uses any more
+    DROP = 6  # reservation: its slot is not needed any more
+    RUN = 7  # token, reservation, slot, number: classes, a: deadline
+    RUN_UNRESERVED = 8  # token, reservation: generation of the model, slot, number: classes, a: deadline
+    CANCEL = 9  # token
+    CALL = 10  # token, payload: JSON
+    RETIRED = 11  # number: a generation that no request uses any more
 
     # From the main process. A worker whose RESERVE or START is answered with slot 1 has a permit.
     OK = 20

@@ -245,7 +245,14 @@ class RemoteBackend:
     def _update(self, update: ModelUpdate) -> None:
         decoder = self._create_decoder(update.model.preprocessing)
         decoder.bind_metrics()
-        served = ServedModel(update.model, update.placement, update.max_batch, decoder, self._metrics)
+        served = ServedModel(
+            update.model,
+            update.placement,
+            update.max_batch,
+            decoder,
+            self._metrics,
+            lambda: self._memory.largest_batch[0],
+        )
         slots = Slots(self._memory.fd, update.slots, update.model.preprocessing.crop)
         pool = self._slot_pools.setdefault(update.slots.offset, SlotPool(update.slots.count))
         images = RunningImages(slots, pool, update.placement.devices.split(","))

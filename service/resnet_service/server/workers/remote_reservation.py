@@ -181,10 +181,7 @@ class RemoteReservation:
 
     async def run(self, prepare: Callable[[], Awaitable[QueuedCrop]]) -> BatchResult[TopKResult]:
         """See `Reservation`."""
-        is_further = not (self._has_slot or self._is_unreserved)
-        if is_further:
-            await self._ask(Kind.CLAIM)
-        self._has_slot = False
+        has_slot, self._has_slot = self._has_slot, False
         images, slot = self._main.images(self.generation), None
         timer = asyncio.timeout_at(self._deadline)
         try:
@@ -193,11 +190,12 @@ class RemoteReservation:
                 slot = await images.pool.take()
                 token = self._main.new_token()
                 result = images.add(token, slot, queued)
-                self._main.run_image(self._run_frame(token, slot, queued.top_k, is_further), images)
+                self._main.run_image(self._run_frame(token, slot, queued.top_k), images)
                 return await result
         except BaseException as error:
             if slot is None:
-                self._drop(is_further)
+                if has_slot:
+                    self._main.channel.send(Frame(Kind.DROP, reservation=self._number))
             elif result.cancelled():
                 self._main.channel.send(Frame(Kind.CANCEL, token=token))
             if isinstance(error, TimeoutError) and timer.expired():
@@ -205,17 +203,12 @@ class RemoteReservation:
                 raise DeadlineExceededError(message) from error
             raise
 
-    def _run_frame(self, token: int, slot: int, top_k: int, is_further: bool) -> Frame:
+    def _run_frame(self, token: int, slot: int, top_k: int) -> Frame:
         if self._is_unreserved:
             kind, reservation = Kind.RUN_UNRESERVED, self.generation
         else:
             kind, reservation = Kind.RUN, self._number
-        return Frame(kind, slot, token, reservation, top_k, self._deadline, is_further)
-
-    def _drop(self, is_further: bool) -> None:
-        """Return the slot of an image that will not come."""
-        if self._number:
-            self._main.channel.send(Frame(Kind.DROP, reservation=self._number, number=is_further))
+        return Frame(kind, slot, token, reservation, top_k, self._deadline)
 
     async def _reserve(self, generation: int) -> None:
         """Reserve in the main process, on the current model if `generation` is 0."""

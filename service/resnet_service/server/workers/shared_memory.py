@@ -46,6 +46,7 @@ class SharedMemory:
     requests: per worker, the inference requests in progress.
     beats: per worker, when its event loop last ran; see `Heartbeat`.
     open_wait_s: one value, `Engine.open_wait_s`.
+    largest_batch: one value, `Engine.largest_batch`.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -55,6 +56,7 @@ class SharedMemory:
             _allocate(self.fd, 0, _ALIGNMENT)
         state = memoryview(mmap.mmap(self.fd, _ALIGNMENT))
         self.open_wait_s = state[:8].cast("d")
+        self.largest_batch = state[8:16].cast("Q")
         self.upload_bytes = state[64 : 64 + 8 * MAX_WORKERS].cast("Q")
         self.beats = state[64 + 16 * MAX_WORKERS : 64 + 24 * MAX_WORKERS].cast("d")
         self.requests = state[64 + 8 * MAX_WORKERS : 64 + 16 * MAX_WORKERS].cast("Q")

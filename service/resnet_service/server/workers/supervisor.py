@@ -71,6 +71,7 @@ class Supervisor:
         self._listeners = listeners
         self._memory = SharedMemory()
         self._memory.open_wait_s[0] = inf
+        self._memory.largest_batch[0] = backend.engines.current.largest_batch
         self._heartbeats = [Heartbeat(self._memory.beats[i : i + 1]) for i in range(len(listeners))]
         self._generation = 0
         self._update: tuple[Engine, ModelUpdate]
@@ -126,7 +127,11 @@ class Supervisor:
 
     def tick(self) -> None:
         """Do what has to be done several times a second."""
-        self._memory.open_wait_s[0] = self._backend.engines.current.open_wait_s()
+        engine = self._backend.engines.current
+        self._memory.open_wait_s[0], self._memory.largest_batch[0] = (
+            engine.open_wait_s(),
+            engine.largest_batch,
+        )
         self._reap_orphans()
         for index, connection in self._connections.items():
             age_s = self._heartbeats[index].age_s

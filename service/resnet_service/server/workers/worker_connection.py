@@ -68,7 +68,6 @@ class WorkerConnection:
             Kind.START: self._start,
             Kind.SUSPEND: self._suspend,
             Kind.RELEASE: self._release,
-            Kind.CLAIM: self._claim,
             Kind.DROP: self._drop,
             Kind.RUN: self._run,
             Kind.RUN_UNRESERVED: self._run_unreserved,
@@ -155,24 +154,15 @@ class WorkerConnection:
         if reservation is not None:
             reservation.suspend()
 
-    def _claim(self, frame: Frame) -> None:
-        self._answer(frame.token, partial(self._claim_slot, self._reservation(frame)))
-
-    def _claim_slot(self, reservation: EngineReservation) -> Frame:
-        reservation.claim(is_further=True)
-        return Frame(Kind.OK)
-
     def _drop(self, frame: Frame) -> None:
         reservation = self._reservation(frame)
-        if not frame.number:
-            reservation.claim()
-        reservation.drop()
+        if reservation.claim():
+            reservation.drop()
 
     def _run(self, frame: Frame) -> None:
         reservation = self._reservation(frame)
-        if not frame.b:
-            reservation.claim()
-        self._queue(frame, self._requests[frame.reservation].model, reservation.submit)
+        submit = partial(reservation.submit, is_first=reservation.claim())
+        self._queue(frame, self._requests[frame.reservation].model, submit)
 
     def _run_unreserved(self, frame: Frame) -> None:
         model = self._models[frame.reservation]

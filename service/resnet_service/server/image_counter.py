@@ -1,0 +1,71 @@
+"""Count the images of inference requests by outcome, from the responses that their clients get.
+
+Each request is counted once, by construction: when its response has been sent, whatever ended it.
+"""
+
+import asyncio
+from typing import Final
+
+from starlette.types import Scope
+
+from resnet_service.errors import ServiceError
+from resnet_service.inference.request_timing import RequestTiming
+from resnet_service.metrics import IMAGE_OUTCOMES, Metrics
+from resnet_service.server.exception_handlers import status_of
+
+CLIENT_CLOSED: Final = 499
+"""The status recorded for a request whose client disconnected; no client receives it (nginx's number)."""
+_ROUTES: Final = frozenset({"predict", "predict_batch", "infer"})
+"""The names of the routes that classify images."""
+
+
+class ImageCounter:
+    """Counts `inference_images_total` and `inference_rejected_total`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        # Each call of `labels` takes 1 us.
+        self._outcomes = {outcome: metrics.images.labels(outcome) for outcome in IMAGE_OUTCOMES}
+        self._rejected = metrics.rejected
+
+    def count(self, scope: Scope, status: int, timing: RequestTiming) -> None:
+        """Count the images of a request, if it is one for inference; `status` is that of its response.
+
+        A request with several images counts each of them by its own result. One that ends before its images
+        are known counts as one image.
+        """
+        if scope["method"] != "POST" or getattr(scope.get("route"), "name", None) not in _ROUTES:
+            return
+        if not timing.images:
+            self._count_one(status, timing)
+        for image in timing.images:
+            self._count_one(_image_status(image), image)
+
+    def _count_one(self, status: int, timing: RequestTiming) -> None:
+        if timing.rejection_reason is not None and status != 200:
+            self._rejected.labels(timing.rejection_reason).inc()
+        self._outcomes[_outcome(status)].inc()
+
+
+def _image_status(image: RequestTiming) -> int:
+    """Return the status of one image of several; 499 if it was cancelled, as by another's failure."""
+    if image.has_result:
+        return 200
+    if image.error is None or issubclass(image.error, asyncio.CancelledError):
+        return CLIENT_CLOSED
+    return status_of(image.error) if issubclass(image.error, ServiceError) else 500
+
+
+def _outcome(status: int) -> str:
+    match status:
+        case 200:
+            return "ok"
+        case 429 | 503:
+            return "rejected"
+        case 504:
+            return "expired"
+        case 499:
+            return "cancelled"
+        case _ if status < 500:
+            return "invalid"
+        case _:
+            return "failed"
