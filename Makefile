@@ -79,8 +79,9 @@ compare-peers: $(VENV)/.installed-dev  ## Compare with other servers on IMAGE, o
 container-test: $(VENV)/.installed-dev  ## Build both container images (buildah, root) and run their containers
 	$(BIN)/pytest -m container
 
-dashboards: $(VENV)/.installed-dev  ## Generate Grafana's dashboards from monitoring/dashboards.py
+dashboards: $(VENV)/.installed-dev  ## Generate Grafana's dashboards and the PrometheusRule from monitoring/
 	$(BIN)/python -m monitoring.dashboards
+	$(BIN)/python -m monitoring.prometheus_rule
 
 bundled-model: install  ## Train the bundled model on CIFAR (default: downloaded); resumes an interrupted run
 	$(BIN)/resnet-service train --data "$(CIFAR)" --network resnet18 --store fp16 --output runs/bundled --resume

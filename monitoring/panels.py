@@ -1,6 +1,7 @@
 """The panels of the Grafana dashboards: titles, descriptions and PromQL queries, as data.
 
-`monitoring.dashboards` builds Grafana's JSON from them.
+`monitoring.dashboards` builds Grafana's JSON from them. Rates use `$__rate_interval`, which is at least four
+scrape intervals of the data source, or series that `prometheus/rules.yml` records over 5 minutes.
 """
 
 from typing import Final, NamedTuple
@@ -9,6 +10,7 @@ SELECTED: Final = 'job="resnet-service", instance=~"$instance"'
 """Selects the instances that are chosen at the top of the dashboard."""
 
 _PREDICTIONS: Final = f'{SELECTED}, route=~"/predict.*|/v2/.*/infer"'
+_SUCCEEDED: Final = f'{_PREDICTIONS}, status="200"'
 
 
 class Series(NamedTuple):
@@ -51,13 +53,26 @@ def _mean(histogram: str, by: str = "") -> str:
     return f"sum{by}({_rate(f'{histogram}_sum')}) / sum{by}({_rate(f'{histogram}_count')} > 0)"
 
 
+def _quantile(quantile: float, histogram: str, labels: str = "le", selector: str = SELECTED) -> str:
+    return f"histogram_quantile({quantile}, sum by ({labels}) ({_rate(f'{histogram}_bucket', selector)}))"
+
+
 def _by_instance(metric: str, suffix: str = "") -> Series:
     return Series(f"{metric}{{{SELECTED}}}", f"{{{{instance}}}} {suffix}".rstrip())
+
+
+def _utilization(busy_seconds: str, capacity: str, legend: str) -> Series:
+    return Series(f"max({_rate(busy_seconds)} / {capacity}{{{SELECTED}}})", legend)
 
 
 def _per_instance(record: str) -> str:
     return f"{record}{{{SELECTED}}}"
 
+
+_REQUESTS: Final = "instance:inference_requests:rate5m"
+_ERRORS: Final = "instance:inference_request_errors:rate5m"
+_DEVICE: Final = _utilization("inference_batch_seconds_sum", "inference_device_streams", "device")
+_QUEUE: Final = Series(f"max({_per_instance('instance:inference_queue:ratio')})", "queue")
 
 _STATS: Final = (
     Panel(
@@ -68,42 +83,36 @@ _STATS: Final = (
     ),
     Panel(
         "Predictions",
-        "Requests per second to /predict, /predict/batch and /v2.",
+        "Requests per second to /predict, /predict/batch and /v2, over 5 minutes.",
         "reqps",
-        (Series(f"sum({_per_instance('instance:inference_requests:rate1m')})", "requests"),),
+        (Series(f"sum({_per_instance(_REQUESTS)})", "requests"),),
     ),
     Panel(
         "Errors",
-        "Share of predictions with a 5xx response. The alert fires above 1 %.",
+        "Share of predictions with a 5xx response over 5 minutes. The alert fires above 1 %.",
         "percentunit",
-        (
-            Series(
-                f"sum({_per_instance('instance:inference_request_errors:rate1m')})"
-                f" / sum({_per_instance('instance:inference_requests:rate1m')} > 0)",
-                "errors",
-            ),
-        ),
+        (Series(f"sum({_per_instance(_ERRORS)}) / sum({_per_instance(_REQUESTS)} > 0)", "errors"),),
         limit=0.01,
     ),
     Panel(
         "p99",
-        "p99 latency of the slowest instance. The alert fires above 1 s.",
+        "p99 latency of the slowest instance over 5 minutes. The alert fires above 1 s.",
         "s",
-        (Series(f"max({_per_instance('instance:inference_request_seconds:p99_1m')})", "p99"),),
+        (Series(f"max({_per_instance('instance:inference_request_seconds:p99_5m')})", "p99"),),
         limit=1,
     ),
     Panel(
         "Queue",
         "Estimated wait at the fullest instance, in relation to its limit. At 1, requests are rejected.",
         "percentunit",
-        (Series(f"max({_per_instance('instance:inference_queue:ratio')})", "queue"),),
+        (_QUEUE,),
         limit=0.8,
     ),
     Panel(
         "Device",
         "Utilization of the busiest device: share of the time in which it runs a batch.",
         "percentunit",
-        (Series(f"max({_per_instance('instance:inference_device:utilization_rate1m')})", "device"),),
+        (_DEVICE,),
         limit=0.95,
     ),
 )
@@ -121,16 +130,19 @@ _OVERVIEW: Final = {
             "Responses with status 200, from the request headers to the end of the response.",
             "s",
             tuple(
-                Series(f"max({_per_instance(f'instance:inference_request_seconds:p{part}_1m')})", f"p{part}")
+                Series(
+                    f"max({_quantile(part / 100, 'inference_request_seconds', 'instance, le', _SUCCEEDED)})",
+                    f"p{part}",
+                )
                 for part in (50, 95, 99)
             ),
             limit=1,
         ),
         Panel(
             "Errors",
-            "Share of predictions with a 5xx response, by instance.",
+            "Share of predictions with a 5xx response over 5 minutes, by instance.",
             "percentunit",
-            (_by_instance("instance:inference_request_errors:ratio_rate1m"),),
+            (_by_instance("instance:inference_request_errors:ratio_rate5m"),),
             limit=0.01,
         ),
         Panel(
@@ -146,9 +158,11 @@ _OVERVIEW: Final = {
             "The resource at 1 is the bottleneck: the device or the decoding threads. They fill the queue.",
             "percentunit",
             (
-                Series(f"max({_per_instance('instance:inference_device:utilization_rate1m')})", "device"),
-                Series(f"max({_per_instance('instance:inference_decode:utilization')})", "decoding threads"),
-                Series(f"max({_per_instance('instance:inference_queue:ratio')})", "queue"),
+                _DEVICE,
+                _utilization(
+                    "inference_decode_busy_seconds_total", "inference_decode_workers", "decoding threads"
+                ),
+                _QUEUE,
             ),
             top=1,
         ),
@@ -179,23 +193,19 @@ _OVERVIEW: Final = {
 }
 
 
-def _stage(quantile: float) -> str:
-    return f"histogram_quantile({quantile}, sum by (stage, le) ({_rate('inference_stage_seconds_bucket')}))"
-
-
 _DETAIL: Final = {
     "Stages": (
         Panel(
             "Stage durations, p99",
             "If the p99 latency rises, the stage that rises with it is the cause.",
             "s",
-            (Series(_stage(0.99), "{{stage}}"),),
+            (Series(_quantile(0.99, "inference_stage_seconds", "stage, le"), "{{stage}}"),),
         ),
         Panel(
             "Stage durations, median",
             "Median duration of each stage.",
             "s",
-            (Series(_stage(0.5), "{{stage}}"),),
+            (Series(_quantile(0.5, "inference_stage_seconds", "stage, le"), "{{stage}}"),),
         ),
         Panel(
             "Stage durations, mean",
@@ -209,14 +219,7 @@ _DETAIL: Final = {
             "Batch duration",
             "Time of a batch on the device. A slower model or device is visible here first.",
             "s",
-            tuple(
-                Series(
-                    f"histogram_quantile({part / 100}, sum by (le) "
-                    f"({_rate('inference_batch_seconds_bucket')}))",
-                    f"p{part}",
-                )
-                for part in (50, 99)
-            ),
+            tuple(Series(_quantile(part / 100, "inference_batch_seconds"), f"p{part}") for part in (50, 99)),
         ),
         Panel(
             "Batches per second",
@@ -262,12 +265,7 @@ _DETAIL: Final = {
         ),
     ),
     "Clients": (
-        Panel(
-            "Connections",
-            "Open connections, active or idle.",
-            "short",
-            (_by_instance("inference_connections"),),
-        ),
+        Panel("Connections", "Open, active or idle.", "short", (_by_instance("inference_connections"),)),
         Panel(
             "Rejected connections",
             "Connections that the server rejected or closed, by reason.",

@@ -2,28 +2,41 @@
 
 import shutil
 import subprocess
-from typing import Final
+from typing import Any, Final
 
 import kubernetes_validate
 import pytest
 import yaml
 
 from tests.support import REPOSITORY
+from tests.support.prometheus import RULES_FILE
 
 VERSION: Final = "1.31"
 MANIFESTS: Final = REPOSITORY / "deploy/kubernetes"
+
+
+def kustomize(folder: str) -> list[dict[str, Any]]:
+    """Return the manifests that `kubectl apply -k` sends."""
+    command = ["kubectl", "kustomize", str(MANIFESTS / folder)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return list(yaml.safe_load_all(output))
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
 @pytest.mark.parametrize("folder", ["base", "gpu"])
 def test_kustomize_output_is_valid(folder: str) -> None:
     """The output of kubectl kustomize is valid, and the GPU variant has one GPU for each replica."""
-    command = ["kubectl", "kustomize", str(MANIFESTS / folder)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for manifest in yaml.safe_load_all(output):
-        if manifest["kind"] != "ServiceMonitor":
-            kubernetes_validate.validate(manifest, VERSION, strict=True)
+    for manifest in kustomize(folder):
+        kubernetes_validate.validate(manifest, VERSION, strict=True)
         if manifest["kind"] == "Deployment":
             [only] = manifest["spec"]["template"]["spec"]["containers"]
             assert only["image"] == ("resnet-service:cuda" if folder == "gpu" else "resnet-service:cpu")
             assert only["resources"]["limits"].get("nvidia.com/gpu") == ("1" if folder == "gpu" else None)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+def test_the_folder_for_the_prometheus_operator_is_complete() -> None:
+    """It has the scrapes and the rules, with the text of the expressions unchanged."""
+    manifests = {manifest["kind"]: manifest for manifest in kustomize("monitoring")}
+    assert set(manifests) == {"ServiceMonitor", "PrometheusRule"}
+    assert manifests["PrometheusRule"]["spec"] == yaml.safe_load(RULES_FILE.read_text(encoding="utf-8"))

@@ -1,15 +1,19 @@
 """deploy/kubernetes: manifests are valid by the Kubernetes schemas and consistent with the service."""
 
 import re
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Self
 
 import kubernetes_validate
 import pytest
 import yaml
+from pydantic import BaseModel, Field, model_validator
 
+from monitoring import prometheus_rule
 from resnet_service.metrics import Metrics
 from resnet_service.settings import Settings
 from tests.support import REPOSITORY
+from tests.support.prometheus import assert_promtool
 from tests.support.server import Running
 
 MANIFESTS: Final = REPOSITORY / "deploy/kubernetes"
@@ -19,6 +23,40 @@ BASE: Final = {
     if path.stem != "kustomization"
 }
 VERSION: Final = "1.31"
+OPERATOR_KINDS: Final = {"servicemonitor", "prometheusrule"}
+"""Manifests whose kinds only the Prometheus Operator defines."""
+_DURATION: Final = r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"
+
+
+class Rule(BaseModel, extra="forbid", strict=True):
+    """The fields of a rule in a PrometheusRule that Prometheus' oldest supported versions know."""
+
+    record: str | None = None
+    alert: str | None = None
+    expr: str
+    duration: str | None = Field(None, alias="for", pattern=_DURATION)
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def has_one_name(self) -> Self:
+        """Only alerts have a duration and annotations."""
+        assert (self.record is None) != (self.alert is None)
+        assert self.alert is not None or (self.duration is None and not self.annotations)
+        return self
+
+
+class Group(BaseModel, extra="forbid", strict=True):
+    """A group of rules."""
+
+    name: str = Field(min_length=1)
+    rules: list[Rule]
+
+
+class RuleSpec(BaseModel, extra="forbid", strict=True):
+    """The field `spec` of a PrometheusRule."""
+
+    groups: list[Group]
 
 
 def pod() -> dict[str, Any]:
@@ -31,7 +69,7 @@ def container() -> dict[str, Any]:
     return dict(only)
 
 
-@pytest.mark.parametrize("name", sorted(set(BASE) - {"servicemonitor"}))
+@pytest.mark.parametrize("name", sorted(set(BASE) - OPERATOR_KINDS))
 def test_manifests_match_the_kubernetes_schemas(name: str) -> None:
     """Each manifest of a built-in kind is valid by its schema, without unknown fields."""
     kubernetes_validate.validate(BASE[name], VERSION, strict=True)
@@ -57,6 +95,42 @@ def test_selectors_ports_and_names_match() -> None:
     }
     target = BASE["autoscaling"]["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
+
+
+def test_the_prometheus_rule_has_the_rules_of_prometheus() -> None:
+    """The manifest is generated from rules.yml."""
+    assert prometheus_rule.MANIFEST.read_text(encoding="utf-8") == prometheus_rule.manifest(), (
+        "run: make dashboards"
+    )
+
+
+def test_the_prometheus_rule_is_valid(tmp_path: Path) -> None:
+    """Its fields are those of the operator's definition, and promtool accepts the groups."""
+    manifest = BASE["prometheusrule"]
+    assert (manifest["apiVersion"], manifest["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+    names = [group.name for group in RuleSpec.model_validate(manifest["spec"]).groups]
+    assert len(set(names)) == len(names)
+    rules = tmp_path / "rules.yml"
+    rules.write_text(yaml.safe_dump(manifest["spec"]))
+    assert_promtool("check", "rules", rules)
+
+
+def test_the_rules_select_the_job_of_the_service_monitor() -> None:
+    """The Prometheus Operator names the job after the Service, unless a ServiceMonitor says otherwise."""
+    assert "jobLabel" not in BASE["servicemonitor"]["spec"]
+    jobs = set(re.findall(r'job="([^"]+)"', yaml.safe_dump(BASE["prometheusrule"]["spec"])))
+    assert jobs == {BASE["service"]["metadata"]["name"]}
+
+
+def test_only_one_folder_needs_the_prometheus_operator() -> None:
+    """The other manifests can be applied to a cluster that does not have its kinds."""
+    folder = yaml.safe_load((MANIFESTS / "monitoring/kustomization.yaml").read_text(encoding="utf-8"))
+    assert {Path(name).stem for name in folder["resources"]} == OPERATOR_KINDS
+    kinds = {
+        name for name, manifest in BASE.items() if manifest["apiVersion"].startswith("monitoring.coreos.com/")
+    }
+    assert kinds == OPERATOR_KINDS
 
 
 def test_probes_metrics_and_settings_exist_in_the_service(server: Running) -> None:

@@ -1,0 +1,318 @@
+"""Test when each alert fires, and when none does, with promtool at scrape intervals of 5 and 60 s.
+
+A series is a function of the seconds since the start. Each situation begins healthy and changes after 600 s.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+import yaml
+
+from monitoring import panels
+from tests.support.prometheus import RULES, RULES_FILE, assert_promtool
+
+Value = Callable[[int], float | None]
+"""Seconds to the value of a sample; None if the target is not scraped any more."""
+
+Inputs = Mapping[str, Value]
+
+INTERVALS_S: Final = (5, 60)
+CHANGE_S: Final = 600
+END_S: Final = 2400
+TARGET: Final = 'job="resnet-service", instance="a"'
+OTHER_TARGET: Final = 'job="resnet-service", instance="b"'
+PREDICTIONS: Final = f'{TARGET}, route="/predict", method="POST"'
+REQUESTS: Final = f'inference_request_seconds_count{{{PREDICTIONS}, status="200"}}'
+FAILURES: Final = f'inference_request_seconds_count{{{PREDICTIONS}, status="500"}}'
+PROBES: Final = f'inference_request_seconds_count{{{TARGET}, route="/healthz", method="GET", status="200"}}'
+
+
+def before_and_after(before: float | None, after: float | None) -> Value:
+    """Return a gauge that changes once."""
+    return lambda t: before if t < CHANGE_S else after
+
+
+def for_a_minute(before: float, during: float) -> Value:
+    """Return a gauge that changes for a minute: one sample at the longest interval."""
+    return lambda t: during if CHANGE_S <= t < CHANGE_S + 60 else before
+
+
+def counter(per_second: float, per_second_after: float | None = None, start: float = 0) -> Value:
+    """Return a counter whose rate changes once."""
+    after = per_second if per_second_after is None else per_second_after
+    return lambda t: start + per_second * min(t, CHANGE_S) + after * max(0, t - CHANGE_S)
+
+
+def latency_bucket(le: str) -> str:
+    return f'inference_request_seconds_bucket{{{PREDICTIONS}, status="200", le="{le}"}}'
+
+
+class Firing(NamedTuple):
+    """A situation in which one alert fires: not yet `silent_s` after the change, but `fires_s` after it."""
+
+    alert: str
+    labels: str
+    silent_s: int
+    fires_s: int
+    inputs: Inputs
+
+
+FIRING: Final = (
+    Firing(
+        "InferenceDown",
+        f'{TARGET}, severity="critical"',
+        60,
+        180,
+        {f"up{{{TARGET}}}": before_and_after(1, 0)},
+    ),
+    Firing(
+        "InferenceAbsent",
+        'job="resnet-service", severity="critical"',
+        60,
+        180,
+        {f"up{{{TARGET}}}": before_and_after(1, None), 'up{job="other"}': lambda _: 1},
+    ),
+    Firing(
+        "InferenceInstancesLost",
+        'job="resnet-service", severity="warning"',
+        60,
+        240,
+        {f"up{{{TARGET}}}": lambda _: 1, f"up{{{OTHER_TARGET}}}": before_and_after(1, None)},
+    ),
+    Firing(
+        "InferenceInstancesLost",  # all of one of two namespaces
+        'job="resnet-service", namespace="x", severity="warning"',
+        60,
+        240,
+        {
+            f'up{{{TARGET}, namespace="x"}}': before_and_after(1, None),
+            f'up{{{TARGET}, namespace="y"}}': lambda _: 1,
+        },
+    ),
+    Firing(
+        "InferenceNotReady",
+        f'{TARGET}, severity="critical"',
+        60,
+        240,
+        {f"inference_ready{{{TARGET}}}": before_and_after(1, 0)},
+    ),
+    Firing(
+        "InferenceErrors",  # of 2 % of the predictions; probes never fail and do not count
+        f'{TARGET}, severity="critical"',
+        120,
+        420,
+        {REQUESTS: counter(20, 19.6), FAILURES: counter(0, 0.4), PROBES: counter(200)},
+    ),
+    Firing(
+        "InferenceSlow",  # half of the responses
+        f'{TARGET}, severity="warning"',
+        240,
+        480,
+        {
+            latency_bucket("1"): counter(10, 5),
+            latency_bucket("2.5"): counter(10),
+            latency_bucket("+Inf"): counter(10),
+        },
+    ),
+    Firing(
+        "InferenceQueueFilling",
+        f'{TARGET}, severity="warning"',
+        60,
+        180,
+        {
+            f"inference_queue_wait_seconds{{{TARGET}}}": before_and_after(2, 18),
+            f"inference_queue_wait_limit_seconds{{{TARGET}}}": lambda _: 20,
+            f"inference_queue_wait_seconds{{{OTHER_TARGET}}}": lambda _: 2,
+            f"inference_queue_wait_limit_seconds{{{OTHER_TARGET}}}": lambda _: 20,
+        },
+    ),
+    Firing(
+        "InferenceRejecting",
+        f'{TARGET}, reason="queue_full", severity="warning"',
+        240,
+        480,
+        {
+            f'inference_rejected_total{{{TARGET}, reason="queue_full"}}': counter(0, 0.1),
+            f'inference_rejected_total{{{TARGET}, reason="deadline"}}': counter(0),
+        },
+    ),
+    Firing(
+        "InferenceDeviceMemory",  # b is a CPU, which has no memory of its own
+        f'{TARGET}, severity="warning"',
+        240,
+        420,
+        {
+            f"inference_device_memory_bytes{{{TARGET}}}": before_and_after(50, 95),
+            f"inference_device_memory_limit_bytes{{{TARGET}}}": lambda _: 100,
+            f"inference_device_memory_bytes{{{OTHER_TARGET}}}": lambda _: 0,
+            f"inference_device_memory_limit_bytes{{{OTHER_TARGET}}}": lambda _: 0,
+        },
+    ),
+    Firing(
+        "InferenceDecoderRestarts",
+        f'{TARGET}, reason="crashed", severity="warning"',
+        60,
+        300,
+        {
+            f'inference_sandbox_restarts_total{{{TARGET}, reason="crashed"}}': counter(0, 1 / 30),
+            f'inference_sandbox_restarts_total{{{TARGET}, reason="timeout"}}': before_and_after(0, 1),
+        },
+    ),
+    Firing(
+        "InferenceWorkerRestarts",
+        f'{TARGET}, severity="warning"',
+        60,
+        240,
+        {
+            f"inference_worker_restarts_total{{{TARGET}}}": lambda t: (
+                5 + (t >= CHANGE_S) + (t >= CHANGE_S + 90)
+            ),
+            f"inference_worker_restarts_total{{{OTHER_TARGET}}}": before_and_after(5, 6),
+        },
+    ),
+)
+
+SILENT: Final[dict[str, Inputs]] = {
+    "a failed scrape": {f"up{{{TARGET}}}": for_a_minute(1, 0)},
+    "a start": {f"inference_ready{{{TARGET}}}": for_a_minute(1, 0)},
+    "a rollout": {
+        f"up{{{TARGET}}}": lambda t: 1 if t < CHANGE_S + 60 else None,
+        f"up{{{OTHER_TARGET}}}": lambda t: 1 if t < CHANGE_S + 180 else None,
+        'up{job="resnet-service", instance="c"}': before_and_after(None, 1),
+        'up{job="resnet-service", instance="d"}': lambda t: 1 if t >= CHANGE_S + 120 else None,
+    },
+    "an added instance": {
+        f"up{{{TARGET}}}": lambda _: 1,
+        f"up{{{OTHER_TARGET}}}": before_and_after(None, 1),
+    },
+    "no requests": {REQUESTS: counter(0), FAILURES: counter(0), latency_bucket("+Inf"): counter(0)},
+    "0.5 % failures": {REQUESTS: counter(19.9), FAILURES: counter(0.1)},
+    "a restart, which resets the counters": {
+        REQUESTS: lambda t: 20 * (t % CHANGE_S),
+        FAILURES: lambda t: 0.1 * (t % CHANGE_S),
+    },
+    "a peak of the queue": {
+        f"inference_queue_wait_seconds{{{TARGET}}}": for_a_minute(2, 18),
+        f"inference_queue_wait_limit_seconds{{{TARGET}}}": lambda _: 20,
+    },
+    "a single rejection": {
+        f'inference_rejected_total{{{TARGET}, reason="deadline"}}': before_and_after(5, 6),
+    },
+    "three decoder restarts": {
+        f'inference_sandbox_restarts_total{{{TARGET}, reason="killed"}}': before_and_after(5, 8),
+    },
+    "a worker restart": {f"inference_worker_restarts_total{{{TARGET}}}": before_and_after(5, 6)},
+}
+
+
+def samples(value: Value, interval_s: int) -> str:
+    """Return a series in promtool's notation, with one sample or `_` for each second.
+
+    Scrapes are half an interval away from the evaluations of rules: at the same moments, a window of one
+    minute would have two samples with an interval of a minute. A target that is gone leaves a stale series.
+    """
+    texts = ["_"] * END_S
+    previous: float | None = None
+    for t in range(interval_s // 2, END_S, interval_s):
+        now = value(t)
+        texts[t] = str(now) if now is not None else "_" if previous is None else "stale"
+        previous = now
+    return " ".join(texts)
+
+
+def expect(expression: str, at_s: int, *expected: tuple[str, float]) -> dict[str, Any]:
+    """Return a test of promtool: the samples of an expression at a time."""
+    exp_samples = [{"labels": labels, "value": value} for labels, value in expected]
+    return {"expr": expression, "eval_time": f"{at_s}s", "exp_samples": exp_samples}
+
+
+def check(folder: Path, interval_s: int, inputs: Inputs, expectations: list[dict[str, Any]]) -> None:
+    """Run promtool with the shipped rules, on inputs that are scraped every `interval_s`."""
+    series = [{"series": name, "values": samples(value, interval_s)} for name, value in inputs.items()]
+    test = {"interval": "1s", "input_series": series, "promql_expr_test": expectations}
+    file = folder / "test.yml"
+    rules = {
+        "rule_files": [str(RULES_FILE)],
+        "evaluation_interval": f"{max(15, interval_s)}s",
+        "tests": [test],
+    }
+    file.write_text(yaml.safe_dump(rules))
+    assert_promtool("test", "rules", file)
+
+
+@pytest.mark.parametrize("interval_s", INTERVALS_S)
+@pytest.mark.parametrize("situation", FIRING, ids=lambda situation: situation.alert)
+def test_alert_fires_when_it_must(situation: Firing, interval_s: int, tmp_path: Path) -> None:
+    """Each alert is silent at first and fires later, whatever the scrape interval."""
+    alert = f'alertname="{situation.alert}", alertstate="firing"'
+    firing = f"ALERTS{{{alert}}}"
+    expectations = [
+        expect(firing, CHANGE_S + situation.silent_s),
+        expect(firing, CHANGE_S + situation.fires_s, (f"ALERTS{{{alert}, {situation.labels}}}", 1)),
+    ]
+    check(tmp_path, interval_s, situation.inputs, expectations)
+
+
+@pytest.mark.parametrize("interval_s", INTERVALS_S)
+@pytest.mark.parametrize("name", SILENT)
+def test_no_alert_fires_without_a_reason(name: str, interval_s: int, tmp_path: Path) -> None:
+    """What passes by itself, or happens on every rollout, raises no alert."""
+    inputs = {'up{job="resnet-service", instance="z"}': lambda _: 1.0, **SILENT[name]}
+    firing = 'ALERTS{alertstate="firing"}'
+    check(tmp_path, interval_s, inputs, [expect(firing, t) for t in range(0, END_S, 60)])
+
+
+@pytest.mark.parametrize("interval_s", INTERVALS_S)
+def test_recorded_series_do_not_depend_on_the_interval(interval_s: int, tmp_path: Path) -> None:
+    """Each recording rule returns the true value."""
+    inputs: Inputs = {
+        f"up{{{TARGET}}}": lambda _: 1,
+        REQUESTS: counter(19),
+        FAILURES: counter(1),
+        latency_bucket("0.1"): counter(9),
+        latency_bucket("+Inf"): counter(19),
+        f"inference_queue_wait_seconds{{{TARGET}}}": lambda _: 5,
+        f"inference_queue_wait_limit_seconds{{{TARGET}}}": lambda _: 20,
+    }
+    values = {
+        "instance:inference_requests:rate5m": 20,
+        "instance:inference_request_errors:rate5m": 1,
+        "instance:inference_request_errors:ratio_rate5m": 0.05,
+        "instance:inference_request_seconds:p99_5m": 0.1,
+        "instance:inference_queue:ratio": 0.25,
+        "job:inference_instances:count": 1,
+    }
+    assert set(values) == {rule["record"] for rule in RULES if "record" in rule}
+    expectations = []
+    for name, value in values.items():
+        labels = 'job="resnet-service"' if name.startswith("job:") else TARGET
+        expectations.append(expect(name, CHANGE_S, (f"{name}{{{labels}}}", value)))
+    check(tmp_path, interval_s, inputs, expectations)
+
+
+@pytest.mark.parametrize("interval_s", INTERVALS_S)
+def test_each_panel_has_data_at_each_interval(interval_s: int, tmp_path: Path) -> None:
+    """Grafana makes `$__rate_interval` four scrape intervals; panels have no other windows."""
+    queries = [series.expr for _, series in panels.queries()]
+    expressions = [*queries, *(rule["expr"] for rule in RULES)]
+    names = {name for text in expressions for name in re.findall(r"\b(?:inference|process)_\w+", text)}
+    labels = f'{TARGET}, route="/predict", status="200", stage="decode", reason="limit"'
+    inputs = {
+        f"{name}{{{labels}{le}}}": counter(10)
+        for name in names
+        for le in ((', le="0.1"', ', le="+Inf"') if name.endswith("_bucket") else ("",))
+    }
+    expectations = []
+    for query in queries:
+        expression = query.replace("$__rate_interval", f"{4 * interval_s}s").replace("$instance", ".*")
+        assert set(re.findall(r"\[(.*?)\]", query)) <= {"$__rate_interval"}
+        expectations.append(expect(f"count({expression}) > bool 0", CHANGE_S, ("{}", 1)))
+    check(tmp_path, interval_s, inputs, expectations)
+
+
+def test_every_alert_is_tested() -> None:
+    """Each alert has a situation in which it fires."""
+    assert {situation.alert for situation in FIRING} == {rule["alert"] for rule in RULES if "alert" in rule}
