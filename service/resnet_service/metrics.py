@@ -5,7 +5,7 @@ Dashboards and alerts depend on the names. Units are base units: seconds and byt
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,14 +26,28 @@ IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "canc
 _REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "rate_limit", "not_ready")
 _DECODE_POOLS: Final = ("threads", "sandbox")
 _RESTART_REASONS: Final = ("crashed", "killed", "timeout")
-_CONNECTION_REASONS: Final = (
-    "limit",
-    "header_timeout",
-    "header_too_large",
-    "malformed",
-    "pipelined",
-    "write_timeout",
-)
+ConnectionReason = Literal[
+    "limit", "header_timeout", "header_too_large", "malformed", "pipelined", "write_timeout"
+]
+_CONNECTION_REASONS: Final = get_args(ConnectionReason)
+
+LABELS: Final = {
+    "route": "The path of a route, such as `/predict` or `/v2/models/{name}/infer`, with the names of its "
+    "parameters; `unmatched` if no route has the path and the method of the request.",
+    "method": "`GET` (also for HEAD), `POST`, `OPTIONS`, or `_OTHER`.",
+    "status": "The status of the response, or 499: the client disconnected.",
+    "stage": "`wait`, `read`, `decode`, `queue`, or `device`.",
+    "pool": f"The decoders of JPEG and of other formats: {', '.join(f'`{pool}`' for pool in _DECODE_POOLS)}.",
+    "outcome": "As listed with the metric.",
+    "reason": "As listed with the metric.",
+    "model": "The name of the model in use.",
+    "device": "A device in use, such as `cpu` or `cuda:0`.",
+    "precision": "That of the model in use.",
+    "runtime": "That of the model in use.",
+    "version": "That of the service.",
+}
+"""The labels of all metrics and their values. No value is one that a client chooses: each new value creates a
+series, which takes memory and time of every scrape until the process ends."""
 
 
 class Metrics:

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import Metric
 
 from resnet_service import cli, errors
-from resnet_service.metrics import Metrics
+from resnet_service.metrics import LABELS, Metrics
 from resnet_service.server.exception_handlers import PROBLEM_TYPES, to_problem
 from resnet_service.settings import ENVIRONMENT_ONLY, Settings
 from resnet_service.training.recipes import FINE_TUNING, FROM_SCRATCH, RECIPES
@@ -79,6 +79,11 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
+def labels_table() -> str:
+    rows = [f"| `{label}` | {values} |" for label, values in LABELS.items()]
+    return "\n".join(["| label | values |", "|---|---|", *rows])
+
+
 def recipes_table() -> str:
     columns = {**RECIPES, "other, from scratch": FROM_SCRATCH, "`--pretrained`, `--weights`": FINE_TUNING}
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -90,7 +95,12 @@ def recipes_table() -> str:
 
 
 TABLES: Final[dict[Path, dict[str, Callable[[], str]]]] = {
-    SERVING: {"settings": settings_table, "errors": errors_table, "metrics": metrics_table},
+    SERVING: {
+        "settings": settings_table,
+        "errors": errors_table,
+        "metrics": metrics_table,
+        "labels": labels_table,
+    },
     TRAINING: {"recipes": recipes_table},
 }
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from resnet_service.metrics import Metrics
+from resnet_service.metrics import ConnectionReason, Metrics
 from resnet_service.server.exception_handlers import PROBLEM_MEDIA_TYPE, http_problem
 
 _MAX_HEADER_BYTES: Final = 65_536
@@ -29,7 +29,7 @@ _MAX_PIPELINED: Final = 100
 _BODY_HEADERS: Final = frozenset((b"content-length", b"transfer-encoding"))
 _LINGER_S: Final = 2.0
 """Time for which a rejected client may still send: an immediate close would reset the unread error."""
-_ERRORS: Final = {
+_ERRORS: Final[dict[ConnectionReason, tuple[int, str]]] = {
     "header_timeout": (408, "request headers were not received in time"),
     "header_too_large": (431, f"request headers exceed {_MAX_HEADER_BYTES:,} bytes or {_MAX_HEADERS} fields"),
     "malformed": (400, "malformed HTTP request, or a protocol upgrade with a body"),
@@ -187,7 +187,7 @@ class HTTPConnection(HttpToolsProtocol):
                 self._registry.body_timeout_s, self._watch_unread, unread
             )
 
-    def _reject(self, reason: str) -> None:
+    def _reject(self, reason: ConnectionReason) -> None:
         """Close the connection: after the responses in progress, after an error response, or at once."""
         if self._is_rejected and reason in _ERRORS:
             return

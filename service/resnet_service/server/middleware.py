@@ -25,6 +25,7 @@ _MAX_LOGGED_PATH: Final = 200
 _METHODS: Final = frozenset({"GET", "POST", "OPTIONS"})
 _OTHER_METHOD: Final = "_OTHER"
 """The label of all other methods: a client could create a series for each of 34. OpenTelemetry's value."""
+_UNMATCHED: Final = "unmatched"
 
 
 class ObservabilityMiddleware:
@@ -182,7 +183,12 @@ class HeadMiddleware:
 
 
 def _route(scope: Scope) -> str:
-    return getattr(scope.get("route"), "path", "unmatched")
+    """Return the path of the route that handles the request, with its parameters not replaced.
+
+    A route that has the path but not the method does not: a client could create a series for each of both.
+    """
+    route = scope.get("route")
+    return route.path if route is not None and scope["method"] in route.methods else _UNMATCHED
 
 
 def _ms(seconds: float) -> float:
