@@ -16,8 +16,10 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 def choose_device(name: str = "auto") -> torch.device:
     """Return the device `name`: auto, cpu, cuda, cuda:N or mps; auto prefers CUDA, then Apple MPS, then CPU.
 
-    Raises DeviceUnavailableError if `name` is unknown or this machine does not have the device.
+    The case does not matter. Raises DeviceUnavailableError if `name` is unknown or this machine does not have
+    the device.
     """
+    name = name.lower()
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)

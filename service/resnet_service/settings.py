@@ -5,15 +5,25 @@ Each field of `Settings` is an environment variable RESNET_SERVICE_<NAME> and, e
 generated from the descriptions. Units are part of the names. An unknown RESNET_SERVICE_ variable is an error.
 """
 
-import difflib
-import os
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from resnet_service import environment
+from resnet_service.hints import input_error
+from resnet_service.origins import normalize_origins
 
 __all__ = ["ENVIRONMENT_ONLY", "PAGE_API_KEY_VARIABLE", "PAGE_URL_VARIABLE", "Settings", "describe_errors"]
 
@@ -24,7 +34,7 @@ PAGE_URL_VARIABLE: Final = "RESNET_SERVICE_URL"
 PAGE_API_KEY_VARIABLE: Final = "RESNET_SERVICE_API_KEY"
 """Variable of `resnet-service ui`, not of the service: API key that the page sends."""
 
-_PREFIX: Final = "RESNET_SERVICE_"
+_Port = Annotated[int, Field(ge=0, le=65535), BeforeValidator(environment.ignore_service_address)]
 _UNKNOWN_VARIABLE: Final = "unknown_variable"
 
 
@@ -38,15 +48,15 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
+        env_prefix=environment.PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free port.")
-    management_port: int = Field(
+    host: Annotated[str, AfterValidator(environment.reject_service_host)] = Field(
+        "127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces."
+    )
+    port: _Port = Field(8000, description="Port to listen on; 0 selects a free port.")
+    management_port: _Port = Field(
         8001,
-        ge=0,
-        le=65535,
         description="Port for probes, metrics and reload, which no load on the main port delays; 0 for none.",
     )
 
@@ -177,7 +187,7 @@ class Settings(BaseSettings):
         gt=0,
         description="Requests per second for each API key that does not set its own rate; then 429.",
     )
-    cors_origins: str = Field(
+    cors_origins: Annotated[str, AfterValidator(normalize_origins)] = Field(
         "", description="Comma-separated origins that browsers may call the API from; * for all."
     )
 
@@ -232,18 +242,24 @@ class Settings(BaseSettings):
     @classmethod
     def _reject_unknown_variables(cls, values: Any) -> Any:
         """Raise ValidationError for misspelled variables, which pydantic would ignore."""
-        fields = {f"{_PREFIX}{name.upper()}" for name in cls.model_fields}
-        known = fields | {PAGE_URL_VARIABLE, PAGE_API_KEY_VARIABLE}
-        errors = [
-            # Without the value, which may be a secret.
-            InitErrorDetails(type=_unknown_variable(name, fields), loc=(name,), input=None)
-            for name in sorted(os.environ)
-            # Upper case, because pydantic accepts the variables in any case.
-            if name.upper().startswith(_PREFIX) and name.upper() not in known
-        ]
-        if errors:
+        others = (PAGE_URL_VARIABLE, PAGE_API_KEY_VARIABLE)
+        messages = environment.unknown_variables(cls.model_fields.keys(), others)
+        if messages:
+            errors = [
+                InitErrorDetails(type=input_error(message, _UNKNOWN_VARIABLE), loc=(name,), input=None)
+                for name, message in messages.items()
+            ]
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return values
+
+    @field_validator(
+        *("device", "runtime", "precision", "workers", "log_level", "log_format", "public_scopes"),
+        mode="before",
+    )
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        """Accept these words in any case, as pydantic accepts those for booleans."""
+        return value.strip().lower() if isinstance(value, str) else value
 
 
 def describe_errors(error: ValidationError, flags: Container[str] = ()) -> list[str]:
@@ -254,20 +270,8 @@ def describe_errors(error: ValidationError, flags: Container[str] = ()) -> list[
     lines = []
     for details in error.errors():
         name = str(details["loc"][0])
-        source = f"--{name.replace('_', '-')} " if name in flags else f"{_PREFIX}{name.upper()}="
+        source = f"--{name.replace('_', '-')} " if name in flags else f"{environment.variable(name)}="
         value = "<hidden>" if name in ENVIRONMENT_ONLY else details["input"]
         is_unknown = details["type"] == _UNKNOWN_VARIABLE  # the message contains the name
         lines.append(details["msg"] if is_unknown else f"{source}{value}: {details['msg']}")
     return lines
-
-
-def _unknown_variable(name: str, known: set[str]) -> PydanticCustomError:
-    """Return the error for a variable, with the most similar known name."""
-    words = sorted(variable.removeprefix(_PREFIX) for variable in known)  # with it, all would be similar
-    similar = difflib.get_close_matches(name.upper().removeprefix(_PREFIX), words, n=1)
-    advice = f"did you mean {_PREFIX}{similar[0]}?" if similar else "see resnet-service serve --help"
-    return PydanticCustomError(
-        _UNKNOWN_VARIABLE,
-        "unknown environment variable {name}; {advice}",
-        {"name": name, "advice": advice},
-    )

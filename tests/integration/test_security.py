@@ -49,7 +49,7 @@ def public_server() -> Iterator[Running]:
         model="bundled",
         api_keys=PREDICT,
         public_scopes="metrics",
-        cors_origins="https://example.org",
+        cors_origins="HTTPS://Example.org:443/",  # browsers send https://example.org
     )
     with serving(settings) as running:
         yield running

@@ -134,6 +134,7 @@ def test_unavailable_device_exits_with_status_3() -> None:
         (["--max-megapixels", "inf"], "--max-megapixels inf: "),
         (["--precision", "int3"], "--precision int3: "),
         (["--unknown-option", "1"], "--unknown-option"),
+        (["--cors-origins", "example.org"], "did you mean 'https://example.org'?"),
         (["--public-scopes", "all"], "public_scopes: 'all'"),
         (["--api-keys-file", "missing"], "cannot read the API keys from missing"),
     ],

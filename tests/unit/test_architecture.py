@@ -16,7 +16,7 @@ PACKAGE: Final = SOURCE_ROOT / "resnet_service"
 LAYERS: Final = [
     {
         *("errors", "settings", "schemas", "log_config", "metrics", "tracing"),
-        *("machine", "files", "figures", "malloc", "healthcheck"),
+        *("machine", "files", "figures", "malloc", "healthcheck", "hints", "origins", "environment"),
     },
     {"devices", "images", "batching", "client"},
     {"models"},

@@ -44,6 +44,14 @@ def help_text(*arguments: str) -> str:
     return result.stdout
 
 
+def test_choices_are_accepted_in_any_case() -> None:
+    """The value is the documented word, for one choice and for a list."""
+    arguments = ["x.jpg", "--precision", "FP32", "--runtime", "OpenVINO"]
+    context = main.commands["classify"].make_context("classify", arguments)
+    assert (context.params["precision"], context.params["runtime"]) == ("fp32", "openvino")
+    assert CommaSeparated(("auto", "fp32")).convert("FP32, Auto", None, None) == ("fp32", "auto")
+
+
 def test_help_lists_the_commands_in_groups() -> None:
     """All commands appear under four headings with complete one-line summaries."""
     text = help_text()

@@ -27,6 +27,12 @@ def test_missing_device_is_rejected_by_name(name: str) -> None:
         choose_device(name)
 
 
+def test_devices_are_accepted_in_any_case() -> None:
+    """`--device CPU` of any command is the CPU."""
+    assert choose_devices(" CPU") == (CPU,)
+    assert choose_device("Auto") == choose_device("auto")
+
+
 def test_auto_selects_an_available_device_and_precision() -> None:
     """Auto selects a device of this machine, and on the CPU bf16 if it is native."""
     assert choose_device("auto").type in ("cuda", "mps", "cpu")

@@ -55,7 +55,7 @@ class CommandGroups(click.Group):
 
 
 class CommaSeparated(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
-    """A comma-separated list of words, choices, or integers from `minimum` on; duplicates are dropped."""
+    """A comma-separated list of words, choices in any case, or integers from `minimum` on; no duplicates."""
 
     name = "list"
 
@@ -69,7 +69,8 @@ class CommaSeparated(click.ParamType):  # type: ignore[type-arg]  # generic in n
         """Return the elements as a tuple; an invalid element is a usage error."""
         if isinstance(value, tuple):
             return value
-        words = tuple(dict.fromkeys(word.strip() for word in str(value).split(",")))
+        text = str(value) if self._choices is None else str(value).lower()
+        words = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
         if "" in words:
             self.fail(f"{value!r} has an empty element", param, ctx)
         if self._minimum is not None:
@@ -116,14 +117,16 @@ def model_option(command: Command) -> Command:
 def execution_options(command: Command) -> Command:
     """Add --device, --precision and --runtime, each with one value."""
     for option in (
-        click.option("--runtime", type=click.Choice(("auto", *RUNTIMES)), default="auto", help=RUNTIME_HELP),
-        click.option(
-            "--precision", type=click.Choice(("auto", *PRECISIONS)), default="auto", help=PRECISION_HELP
-        ),
+        click.option("--runtime", type=_choice("auto", *RUNTIMES), default="auto", help=RUNTIME_HELP),
+        click.option("--precision", type=_choice("auto", *PRECISIONS), default="auto", help=PRECISION_HELP),
         click.option("--device", default="auto", help=DEVICE_HELP),
     ):
         command = option(command)
     return command
+
+
+def _choice(*words: str) -> click.Choice:  # type: ignore[type-arg]  # as above
+    return click.Choice(words, case_sensitive=False)
 
 
 def batch_size_option(default: int) -> Callable[[Command], Command]:

@@ -74,13 +74,13 @@ _SHARE: Final = FiniteFloat(0, 1, max_open=True)
 @click.option("--device", default="auto", help=DEVICE_HELP)
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(["auto", "fp32", "bf16"], case_sensitive=False),
     default="auto",
     help="Precision of autocast; auto is bf16 if the hardware supports it natively.",
 )
 @click.option(
     "--store",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16"], case_sensitive=False),
     default="fp32",
     help="Precision of the weights in the checkpoint.",
 )
