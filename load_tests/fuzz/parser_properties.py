@@ -23,7 +23,9 @@ from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.served_model import QueuedCrop
 from resnet_service.models import ModelDescription
 from resnet_service.runtimes import TopKResult
-from resnet_service.server.uploads import FIELD, Upload, UploadedFile, UploadMemory
+from resnet_service.server.forms import FIELD, UploadedFile
+from resnet_service.server.parameters import TopKParameters
+from resnet_service.server.uploads import Upload, UploadMemory
 from resnet_service.server.v2.codec import parse_request
 from resnet_service.settings import Settings
 
@@ -46,7 +48,7 @@ async def _run_nothing(_: list[QueuedCrop]) -> list[TopKResult]:
 
 
 def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFile]:
-    """Read the images of a request whose body arrives in these chunks; raises as `Upload.images` does."""
+    """Read the images of a request whose body arrives in these chunks; raises as `Upload.form` does."""
     messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     messages.append({"type": "http.request", "body": b"", "more_body": False})
 
@@ -66,7 +68,8 @@ def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFil
         batcher.start()
         try:
             with _MEMORY.account() as account, batcher.reserve() as reservation:
-                return await Upload(Request(scope, receive), SETTINGS, account, reservation).images()
+                upload = Upload(Request(scope, receive), SETTINGS, account, reservation)
+                return (await upload.form(TopKParameters.model_fields)).images
         finally:
             await batcher.close(0)
 
@@ -81,13 +84,13 @@ def chunked_forms() -> st.SearchStrategy[tuple[Form, list[bytes]]]:
 def check_chunked_form(example: tuple[Form, list[bytes]]) -> None:
     """Check that a valid form yields its images, however it is split into chunks."""
     form, chunks = example
-    expected = [part for part in form.parts if part[0] == FIELD]
+    expected = [part[1:] for part in form.parts if part[0] == FIELD]
     try:
         images = read_uploads(form.content_type, chunks)
     except InvalidRequestError:
         assert not expected
         return
-    assert [(part.name, part.filename, bytes(part.data)) for part in images] == expected
+    assert [(image.filename, bytes(image.data)) for image in images] == expected
 
 
 def malformed_forms() -> st.SearchStrategy[tuple[str, list[bytes]]]:

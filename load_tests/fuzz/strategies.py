@@ -78,9 +78,10 @@ _DATA: Final = st.one_of(
 def forms(draw: st.DrawFn) -> Form:
     """Draw a valid form. It has a part named `file`, unless its content contains the boundary."""
     boundary = draw(st.text("abcXYZ019'()+_,-./:=?", min_size=1, max_size=70)).encode()
-    form_parts = st.tuples(st.one_of(st.just("file"), _WORDS), st.none() | _WORDS, _DATA)
-    parts = draw(st.lists(form_parts, max_size=MAX_PARTS - 1))
-    parts.insert(draw(st.integers(0, len(parts))), ("file", draw(st.none() | _WORDS), draw(_DATA)))
+    images = st.tuples(st.just("file"), st.none() | _WORDS, _DATA)
+    parts = draw(st.lists(images, min_size=1, max_size=MAX_PARTS))
+    if draw(st.booleans()):
+        parts.insert(draw(st.integers(0, len(parts))), ("top_k", None, draw(st.binary(max_size=100))))
     parts = [part for part in parts if b"\r\n--" + boundary not in b"\r\n" + part[2]]
     body = b"".join(_encode_part(boundary, *part, typed=draw(st.booleans())) for part in parts)
     return Form(

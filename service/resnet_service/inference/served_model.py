@@ -6,7 +6,7 @@ depend on HTTP.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -159,17 +159,21 @@ class ServedModel:
         self.decoder = decoder
         self._metrics = metrics
 
-    def top_k(self, requested: int | None, default: int) -> int:
-        """Return the number of classes to return: `requested`, or `default` if it is None.
+    def top_k(self, values: Iterable[int | None], default: int) -> int:
+        """Return the number of classes to return: the only value in `values`, or `default` if all are None.
 
-        Raises InvalidRequestError if the model has fewer classes than requested.
+        A request may have the value in several places. Raises InvalidRequestError if the values differ, or if
+        the model has fewer classes.
         """
         classes = len(self.model.labels)
-        if requested is None:
+        requested = sorted({value for value in values if value is not None})
+        if not requested:
             return min(default, classes)
-        if requested > classes:
-            raise InvalidRequestError(f"top_k must be from 1 to {classes}, got {requested}")
-        return requested
+        if len(requested) > 1:
+            raise InvalidRequestError(f"top_k is {requested[0]} and {requested[1]} in the same request")
+        if requested[0] > classes:
+            raise InvalidRequestError(f"top_k must be from 1 to {classes}, got {requested[0]}")
+        return requested[0]
 
     def image_limits(self) -> ImageLimits:
         """Return the limits of a request with several images: a batch for each stream of each device."""

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from resnet_service import errors
+from resnet_service.hints import summarize_errors
 from resnet_service.schemas import Problem, V2Error
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
@@ -141,8 +142,7 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    return error_response(request.scope, errors.InvalidRequestError(details))
+    return error_response(request.scope, errors.InvalidRequestError(summarize_errors(error.errors())))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

@@ -1,24 +1,20 @@
 """Receive what the client of an inference request sends: its body, the images in it, and its disconnect.
 
-A body over its limit is rejected while it is being read. Everything stays in memory: Starlette's form parser
-writes parts over 1 MB to temporary files, which a read-only container does not have, and its limit on bodies
-responds with plain text instead of a problem.
+A body over its limit is rejected while it is being read. Everything stays in memory. Starlette's limit on
+bodies responds with plain text instead of a problem.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableSequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableSequence
 from functools import partial
 from typing import Final, Self, TypeVar
 
 from fastapi import Request
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
 from resnet_service.errors import (
-    InvalidRequestError,
     OverloadedError,
     PayloadTooLarge,
     RequestTimeout,
@@ -26,6 +22,7 @@ from resnet_service.errors import (
 )
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.served_model import ImageReservation
+from resnet_service.server.forms import FIELD, Form, FormParser, UploadedFile
 from resnet_service.settings import Settings
 
 Result = TypeVar("Result")
@@ -36,9 +33,6 @@ _MIN_WAIT_S: Final = 0.001
 """A shorter wait is not recorded: without overload, `start` returns at once."""
 _MAX_RECEIVE_S: Final = 0.5
 """Time for which a request counts as concurrent while its body is received."""
-
-FIELD: Final = "file"
-"""The form field that images are uploaded in."""
 
 
 class UploadMemory:
@@ -94,22 +88,13 @@ class UploadAccount:
         self.used += size
 
 
-@dataclass
-class UploadedFile:
-    """One part of a form: the name of its field, the client's file name (never opened), and its bytes."""
-
-    name: str = ""
-    filename: str | None = None
-    data: bytearray = field(default_factory=bytearray)
-
-
 class Upload:
     """The body of one request, read once the limit on concurrent requests allows it.
 
     Until then, the body stays in the socket. Its bytes count as upload memory until the end of the request.
     The wait is the stage `wait`, and the time to read it the stage `read`.
 
-        images = await Upload(request, settings, account, reservation).images()
+        form = await Upload(request, settings, account, reservation).form({"top_k"})
     """
 
     def __init__(
@@ -123,29 +108,23 @@ class Upload:
         self._account = account
         self._reservation = reservation
         self._max_bytes = settings.max_body_bytes
-        self._max_parts = settings.max_images_per_request
+        self._max_images = settings.max_images_per_request
         self._timeout_s = settings.read_timeout_s
 
-    async def images(self) -> list[UploadedFile]:
-        """Return the `file` parts of a form, or the body as one image if its content type is an image's.
+    async def form(self, fields: Collection[str]) -> Form:
+        """Return the form, or the body as one image if its content type is an image's.
 
-        Raises UnsupportedMediaType for any other content type, InvalidRequestError if the form is malformed
-        or has no `file` part, and what `body` raises.
+        `fields` has the names of the fields that the form may have beside `file`. Raises UnsupportedMediaType
+        for any other content type, and what `FormParser` and `body` raise.
         """
         content_type, options = parse_options_header(self._request.headers.get("content-type"))
         if content_type == b"multipart/form-data":
-            parts = await self._receive(partial(self._form, options.get(b"boundary", b"")))
-        elif content_type.startswith(b"image/") or content_type == b"application/octet-stream":
-            parts = [UploadedFile(name=FIELD, data=await self.body())]
-        else:
-            raise UnsupportedMediaType(
-                f"send multipart/form-data with the field {FIELD!r}, or an image with an image/* content type"
-            )
-        images = [part for part in parts if part.name == FIELD]
-        if not images:
-            fields = ", ".join(sorted({repr(part.name) for part in parts})) or "no fields"
-            raise InvalidRequestError(f"the form has no field {FIELD!r}; it has {fields}")
-        return images
+            return await self._receive(partial(self._form, options.get(b"boundary", b""), fields))
+        if content_type.startswith(b"image/") or content_type == b"application/octet-stream":
+            return Form([UploadedFile(data=await self.body())])
+        raise UnsupportedMediaType(
+            f"send multipart/form-data with the field {FIELD!r}, or an image with an image/* content type"
+        )
 
     async def body(self) -> bytearray:
         """Return the complete request body.
@@ -200,30 +179,11 @@ class Upload:
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"the request body is larger than {self._max_bytes:,} bytes")
 
-    async def _form(self, boundary: bytes) -> list[UploadedFile]:
-        if not boundary:
-            raise InvalidRequestError("the content type multipart/form-data has no boundary")
-        form = _Form(self._max_parts)
-        try:
-            parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": form.begin_part,
-                    "on_part_data": form.add_data,
-                    "on_header_field": form.add_header_name,
-                    "on_header_value": form.add_header_value,
-                    "on_header_end": form.end_header,
-                    "on_end": form.end,
-                },
-            )
-            async for chunk in self._chunks():
-                parser.write(chunk)
-            parser.finalize()
-        except FormParserError as error:
-            raise InvalidRequestError(f"malformed form: {error}") from error
-        if not form.is_complete:
-            raise InvalidRequestError("the form is empty or ends before its closing boundary")
-        return form.parts
+    async def _form(self, boundary: bytes, fields: Collection[str]) -> Form:
+        parser = FormParser(boundary, self._max_images, fields)
+        async for chunk in self._chunks():
+            parser.write(chunk)
+        return parser.finish()
 
 
 def request_timing(request: Request) -> RequestTiming:
@@ -261,40 +221,3 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Res
         timer.cancel()
         for watcher in watchers:
             watcher.cancel()
-
-
-class _Form:
-    """Collects the parts of a form from the callbacks of the parser."""
-
-    def __init__(self, max_parts: int) -> None:
-        self.parts: list[UploadedFile] = []
-        self.is_complete = False
-        self._max_parts = max_parts
-        self._header_name = bytearray()
-        self._header_value = bytearray()
-
-    def begin_part(self) -> None:
-        if len(self.parts) == self._max_parts:
-            raise PayloadTooLarge(f"the form has more than {self._max_parts} parts")
-        self.parts.append(UploadedFile())
-
-    def add_data(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1].data += memoryview(data)[start:end]
-
-    def add_header_name(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
-
-    def add_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
-
-    def end_header(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            _, options = parse_options_header(bytes(self._header_value))
-            self.parts[-1].name = options.get(b"name", b"").decode("utf-8", "replace")
-            if b"filename" in options:
-                self.parts[-1].filename = options[b"filename"].decode("utf-8", "replace")
-        self._header_name.clear()
-        self._header_value.clear()
-
-    def end(self) -> None:
-        self.is_complete = True

@@ -4,12 +4,15 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, HTTPException, Query, Request, Security
 from fastapi.responses import RedirectResponse
+from pydantic import Field
 
 from resnet_service import errors
 from resnet_service.benchmark.timing import WARMUP_BATCHES
+from resnet_service.hints import StrictModel
 from resnet_service.schemas import BenchResponse, InfoResponse
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses
+from resnet_service.server.parameters import NO_PARAMETERS
 from resnet_service.server.state import AppState, StateDep
 from resnet_service.server.uploads import cancel_on_disconnect
 
@@ -18,6 +21,15 @@ router = APIRouter(tags=["operations"])
 _DEFAULT_BATCH_SIZES: Final = (1, 4, 8, 16, 32)
 _MAX_DIGITS: Final = 5
 """More than the largest batch has; int() raises ValueError from 4,301 digits on."""
+
+
+class BenchParameters(StrictModel):
+    """The query of /bench."""
+
+    batch_sizes: str | None = Field(
+        None, description="Comma-separated batch sizes; by default 1,4,8,16,32, up to the maximum."
+    )
+    iterations: int = Field(20, ge=1, le=1000, description="Number of timed batches of each size.")
 
 
 @router.get("/", include_in_schema=False)
@@ -31,7 +43,8 @@ async def root(request: Request, state: StateDep) -> RedirectResponse:
 @router.get(
     "/info",
     summary="Model, device, versions, machine and limits",
-    responses=openapi_responses(*AUTH_ERRORS),
+    responses=openapi_responses(errors.InvalidRequestError, *AUTH_ERRORS),
+    dependencies=[NO_PARAMETERS],
 )
 async def info(state: Annotated[AppState, Security(api_key_auth, scopes=["predict"])]) -> InfoResponse:
     """Return the loaded model, the device, the versions, the machine and the request limits."""
@@ -49,26 +62,20 @@ async def info(state: Annotated[AppState, Security(api_key_auth, scopes=["predic
 async def bench(
     request: Request,
     state: Annotated[AppState, Security(api_key_auth, scopes=["bench"])],
-    batch_sizes: Annotated[
-        str | None,
-        Query(description="Comma-separated batch sizes; by default 1,4,8,16,32, up to the maximum."),
-    ] = None,
-    iterations: Annotated[
-        int, Query(ge=1, le=1000, description="Number of timed batches of each size.")
-    ] = 20,
+    query: Annotated[BenchParameters, Query()],
 ) -> BenchResponse:
     """Time batches of random pixels on the first device, between the batches of other requests.
 
     Only one benchmark can run at a time; another one gets 409.
     """
-    sizes = _batch_sizes(batch_sizes, state.backend.served_model.max_batch)
-    image_count = sum(sizes) * (iterations + WARMUP_BATCHES)
+    sizes = _batch_sizes(query.batch_sizes, state.backend.served_model.max_batch)
+    image_count = sum(sizes) * (query.iterations + WARMUP_BATCHES)
     if image_count > state.settings.bench_max_images:
         raise errors.InvalidRequestError(
             f"the benchmark would run {image_count} images, the limit is {state.settings.bench_max_images}; "
             "reduce iterations or batch_sizes"
         )
-    return await cancel_on_disconnect(request, state.backend.benchmark(sizes, iterations))
+    return await cancel_on_disconnect(request, state.backend.benchmark(sizes, query.iterations))
 
 
 def _batch_sizes(text: str | None, max_batch: int) -> list[int]:

@@ -9,6 +9,7 @@ from resnet_service import errors
 from resnet_service.schemas import HealthResponse, InfoResponse
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses
+from resnet_service.server.parameters import NO_PARAMETERS
 from resnet_service.server.state import AppState, StateDep
 
 router = APIRouter(tags=["operations"])
@@ -52,7 +53,10 @@ async def metrics(
 @router.post(
     "/reload",
     summary="Reload the model and the API keys",
-    responses=openapi_responses(errors.Conflict, errors.ReloadError, *AUTH_ERRORS),
+    responses=openapi_responses(
+        errors.InvalidRequestError, errors.Conflict, errors.ReloadError, *AUTH_ERRORS
+    ),
+    dependencies=[NO_PARAMETERS],
 )
 async def reload(state: Annotated[AppState, Security(api_key_auth, scopes=["admin"])]) -> InfoResponse:
     """Load the model, its weights and the API keys again, and use them once the model is warmed up.

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Request, Security
+from fastapi import APIRouter, Request, Security
 from fastapi.responses import Response
 
 from resnet_service import errors
@@ -12,8 +12,10 @@ from resnet_service.schemas import BatchPredictItem, BatchPredictResponse, Predi
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses, to_problem
+from resnet_service.server.forms import Form, UploadedFile
+from resnet_service.server.parameters import TopKParameters, TopKQuery, parse_fields
 from resnet_service.server.state import AppState
-from resnet_service.server.uploads import Upload, UploadedFile, cancel_on_disconnect, request_timing
+from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
 
 router = APIRouter(tags=["predict"])
 
@@ -36,18 +38,15 @@ _SERVICE_ERRORS: Final = (
     errors.InferenceError,
 )
 
-TopKParam = Annotated[
-    int | None,
-    Query(
-        ge=1,
-        description="Number of classes to return, up to the number of the model's classes; the default is a "
-        "setting of the service.",
-    ),
-]
+_FIELDS: Final = TopKParameters.model_fields.keys()
+"""Fields of a form beside the images."""
+_TOP_K: Final = TopKParameters.model_json_schema()["properties"]["top_k"]
 
 
 def _form(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"schema": {"type": "object", "required": ["file"], "properties": {"file": schema}}}
+    return {
+        "schema": {"type": "object", "required": ["file"], "properties": {"file": schema, "top_k": _TOP_K}}
+    }
 
 
 @router.post(
@@ -62,7 +61,7 @@ def _form(schema: dict[str, Any]) -> dict[str, Any]:
         }
     },
 )
-async def predict(request: Request, state: Authorized, top_k: TopKParam = None) -> Response:
+async def predict(request: Request, state: Authorized, query: TopKQuery) -> Response:
     """Classify an image, sent as the form field `file` or as the body with an image/* content type.
 
     Supported formats are JPEG, PNG, WebP, AVIF, GIF (first frame), BMP and TIFF, and HEIC with the extra
@@ -71,11 +70,13 @@ async def predict(request: Request, state: Authorized, top_k: TopKParam = None) 
     settings, timing = state.settings, request_timing(request)
     async with state.backend.admit(settings.request_timeout_s) as (served, reservation):
         with state.upload_memory.account() as account:
-            images = await Upload(request, settings, account, reservation).images()
-            if len(images) > 1:
-                raise errors.InvalidRequestError(f"expected one image, got {len(images)}; use /predict/batch")
-            classes = served.top_k(top_k, settings.top_k)
-            work = served.classify(images[0].data, classes, reservation, timing)
+            form = await Upload(request, settings, account, reservation).form(_FIELDS)
+            if len(form.images) > 1:
+                raise errors.InvalidRequestError(
+                    f"expected one image, got {len(form.images)}; use /predict/batch"
+                )
+            classes = served.top_k(_top_k_values(query, form), settings.top_k)
+            work = served.classify(form.images[0].data, classes, reservation, timing)
             result = await cancel_on_disconnect(request, work)
             return _json(
                 PredictResponse(
@@ -106,7 +107,7 @@ async def predict(request: Request, state: Authorized, top_k: TopKParam = None) 
         }
     },
 )
-async def predict_batch(request: Request, state: Authorized, top_k: TopKParam = None) -> Response:
+async def predict_batch(request: Request, state: Authorized, query: TopKQuery) -> Response:
     """Classify several images, each sent as a form field `file`.
 
     The results are in the order of the request; an image that cannot be classified has its own error. If the
@@ -115,15 +116,20 @@ async def predict_batch(request: Request, state: Authorized, top_k: TopKParam = 
     settings, timing = state.settings, request_timing(request)
     async with state.backend.admit(settings.request_timeout_s) as (served, reservation):
         with state.upload_memory.account() as account:
-            images = await Upload(request, settings, account, reservation).images()
-            classes = served.top_k(top_k, settings.top_k)
-            work = _classify_all(served, images, classes, reservation, timing)
+            form = await Upload(request, settings, account, reservation).form(_FIELDS)
+            classes = served.top_k(_top_k_values(query, form), settings.top_k)
+            work = _classify_all(served, form.images, classes, reservation, timing)
             results = await cancel_on_disconnect(request, work)
             return _json(
                 BatchPredictResponse(
                     results=results, model=served.model.name, device=served.placement.devices
                 )
             )
+
+
+def _top_k_values(query: TopKParameters, form: Form) -> list[int | None]:
+    """Return the values of `top_k` in the query and in the form."""
+    return [query.top_k, parse_fields(form.texts()).top_k] if form.fields else [query.top_k]
 
 
 async def _classify_all(

@@ -15,6 +15,7 @@ from resnet_service.schemas import V2Error
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.exception_handlers import AUTH_ERRORS, V2_PREFIX, openapi_responses
+from resnet_service.server.parameters import NO_PARAMETERS, TopKQuery
 from resnet_service.server.routes import management
 from resnet_service.server.state import AppState, StateDep
 from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
@@ -42,6 +43,7 @@ _MAX_INLINE_CLASSES: Final = 10_000
 """Results with more classes, over all images, are encoded in a decoding thread."""
 
 _NOT_READY: Final = openapi_responses(errors.ServiceUnavailable, protocol=True)
+_INVALID: Final = openapi_responses(errors.InvalidRequestError, protocol=True)
 _AUTH: Final = openapi_responses(*AUTH_ERRORS, protocol=True)
 _NOT_FOUND: Final[dict[int | str, dict[str, Any]]] = _AUTH | {
     404: {"description": "Unknown model or version", "model": V2Error},
@@ -83,10 +85,16 @@ ModelDep = Annotated[AppState, Depends(_check_model)]
 
 _MODEL: Final = "/models/{name}"
 _VERSION: Final = _MODEL + "/versions/{version}"
-_CHECK_VERSION: Final = [Depends(_check_version)]
+_CHECK_VERSION: Final = Depends(_check_version)
 
 
-@router.get("", operation_id="v2_server", summary="Server metadata", responses=_AUTH)
+@router.get(
+    "",
+    operation_id="v2_server",
+    summary="Server metadata",
+    responses=_AUTH | _INVALID,
+    dependencies=[NO_PARAMETERS],
+)
 async def server_metadata(_: Authorized) -> ServerMetadata:
     """Return the name and version of the server and the protocol extensions that it supports."""
     return ServerMetadata(
@@ -112,15 +120,16 @@ async def ready(state: StateDep) -> ServerReady:
     _VERSION,
     operation_id="v2_version",
     summary="Metadata of a model version",
-    responses=_NOT_FOUND,
-    dependencies=_CHECK_VERSION,
+    responses=_NOT_FOUND | _INVALID,
+    dependencies=[_CHECK_VERSION, NO_PARAMETERS],
     response_model_exclude_none=True,
 )
 @router.get(
     _MODEL,
     operation_id="v2_model",
     summary="Model metadata",
-    responses=_NOT_FOUND,
+    responses=_NOT_FOUND | _INVALID,
+    dependencies=[NO_PARAMETERS],
     response_model_exclude_none=True,
 )
 async def model_metadata(state: ModelDep) -> ModelMetadata:
@@ -141,7 +150,7 @@ async def model_metadata(state: ModelDep) -> ModelMetadata:
     operation_id="v2_version_ready",
     summary="Readiness of a model version",
     responses=_NOT_FOUND | _NOT_READY,
-    dependencies=_CHECK_VERSION,
+    dependencies=[_CHECK_VERSION],
 )
 @router.get(
     f"{_MODEL}/ready",
@@ -186,20 +195,21 @@ _INFER: Final[dict[str, Any]] = {
 }
 
 
-@router.post(f"{_VERSION}/infer", operation_id="v2_version_infer", dependencies=_CHECK_VERSION, **_INFER)
+@router.post(f"{_VERSION}/infer", operation_id="v2_version_infer", dependencies=[_CHECK_VERSION], **_INFER)
 @router.post(f"{_MODEL}/infer", operation_id="v2_infer", **_INFER)
-async def infer(request: Request, state: ModelDep) -> Response:
+async def infer(request: Request, state: ModelDep, query: TopKQuery) -> Response:
     """Classify the images of one input, in batches shared with other requests.
 
-    If one image cannot be classified, the request fails. The request parameter `top_k` sets the number of
-    classes in the outputs `class_id`, `label` and `probability`.
+    If one image cannot be classified, the request fails. The parameter `top_k` (of the request, its input,
+    its outputs, or the query) sets the number of classes in `class_id`, `label` and `probability`.
     """
     json_length = _json_length(request)
     settings = state.settings
     async with state.backend.admit(settings.request_timeout_s) as (served, reservation):
         with state.upload_memory.account() as account:
             body = await Upload(request, settings, account, reservation).body()
-            work = _infer(settings, served, reservation, request_timing(request), body, json_length)
+            timing = request_timing(request)
+            work = _infer(settings, served, reservation, timing, body, json_length, query.top_k)
             content, content_json_length = await cancel_on_disconnect(request, work)
     if content_json_length is None:
         return Response(content, media_type="application/json")
@@ -225,12 +235,13 @@ async def _infer(
     timing: RequestTiming,
     body: bytearray,
     json_length: int | None,
+    query_top_k: int | None,
 ) -> tuple[bytes, int | None]:
     """Return the body of the response and the length of its JSON; None if all of it is JSON."""
     deadline, limit = reservation.deadline, settings.max_images_per_request
     is_long = (len(body) if json_length is None else json_length) > _MAX_INLINE_JSON_BYTES
     parsed = await _call(is_long, served, deadline, parse_request, body, json_length, served.model, limit)
-    top_k = served.top_k(parsed.parameters.top_k, settings.top_k)
+    top_k = served.top_k([query_top_k, *parsed.top_k], settings.top_k)
     classes = required_top_k(parsed, served.model, top_k)
 
     limits = served.image_limits()

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
+from resnet_service.hints import StrictModel
 from resnet_service.models import ModelDescription
 
 MODEL_VERSION: Final = "1"
@@ -19,11 +20,28 @@ LABEL_OUTPUT: Final = "label"
 PROBABILITY_OUTPUT: Final = "probability"
 
 
+_IGNORED_PARAMETERS: Final = frozenset(
+    {"content_type", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout"}
+)
+"""Parameters that Triton reserves, and `content_type` of MLServer, which clients send to any server."""
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, protected_namespaces=())
 
 
-class _Parameters(_Message):
+class _RequestMessage(_Message, StrictModel):
+    kind = "field"
+
+
+class _Parameters(_Message, StrictModel):
+    model_config = ConfigDict(extra="ignore")
+
+    @classmethod
+    def ignores(cls, name: str) -> bool:
+        """Return whether clients of other servers send this parameter, which does not change the result."""
+        return name in _IGNORED_PARAMETERS or name.startswith("triton_")
+
     @model_validator(mode="before")
     @classmethod
     def _reject_shared_memory(cls, value: Any) -> Any:
@@ -36,6 +54,7 @@ class InputParameters(_Parameters):
     """Parameters of an input: the size of its binary data after the JSON; null if its data is in the JSON."""
 
     binary_data_size: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=1)
 
 
 class OutputParameters(_Parameters):
@@ -43,6 +62,7 @@ class OutputParameters(_Parameters):
 
     binary_data: bool | None = None
     classification: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=1)
 
 
 class RequestParameters(_Parameters):
@@ -52,7 +72,7 @@ class RequestParameters(_Parameters):
     top_k: int | None = Field(None, ge=1)
 
 
-class RequestInput(_Message):
+class RequestInput(_RequestMessage):
     """An input tensor; `data` is flat or nested, in row-major order."""
 
     name: str
@@ -62,14 +82,14 @@ class RequestInput(_Message):
     data: Any = None
 
 
-class RequestOutput(_Message):
+class RequestOutput(_RequestMessage):
     """A requested output."""
 
     name: str
     parameters: OutputParameters = OutputParameters()
 
 
-class InferRequest(_Message):
+class InferRequest(_RequestMessage):
     """The JSON of an inference request. Without `outputs`, the response contains all outputs."""
 
     id: str | None = None

@@ -1,0 +1,145 @@
+"""Parse forms (multipart/form-data) in memory, while they arrive.
+
+Starlette's form parser writes parts over 1 MB to temporary files, which a read-only container does not have.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from resnet_service.errors import InvalidRequestError, PayloadTooLarge
+from resnet_service.hints import describe_unknown
+
+FIELD: Final = "file"
+"""The form field that images are uploaded in."""
+_MAX_FIELD_BYTES: Final = 100
+"""Of the other fields, which are numbers."""
+
+
+@dataclass
+class UploadedFile:
+    """One image: the client's file name (never opened), and its bytes."""
+
+    filename: str | None = None
+    data: bytearray = field(default_factory=bytearray)
+
+
+@dataclass
+class Form:
+    """The images of a request and the other fields, each of which occurs once."""
+
+    images: list[UploadedFile] = field(default_factory=list)
+    fields: dict[str, bytearray] = field(default_factory=dict)
+
+    def texts(self) -> dict[str, str]:
+        """Return the other fields as text."""
+        return {name: data.decode("utf-8", "replace") for name, data in self.fields.items()}
+
+
+class FormParser:
+    """Collects the parts of one form: up to `max_images` images, and fields with the names `fields`.
+
+        parser = FormParser(boundary, 64, {"top_k"})
+        parser.write(chunk)
+        form = parser.finish()
+
+    `write` and `finish` raise InvalidRequestError if the form is malformed or has an unknown field, and
+    PayloadTooLarge if it exceeds a limit.
+    """
+
+    def __init__(self, boundary: bytes, max_images: int, fields: Collection[str]) -> None:
+        if not boundary:
+            raise InvalidRequestError("the content type multipart/form-data has no boundary")
+        self._form = Form()
+        self._max_images = max_images
+        self._fields = fields
+        self._is_complete = False
+        self._is_image = False
+        self._data = bytearray()
+        self._options: dict[bytes, bytes] = {}
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        with _form_errors():
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin_part,
+                    "on_part_data": self._add_data,
+                    "on_header_field": self._add_header_name,
+                    "on_header_value": self._add_header_value,
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._begin_data,
+                    "on_end": self._end,
+                },
+            )
+
+    def write(self, chunk: bytes) -> None:
+        """Parse the next bytes of the body."""
+        with _form_errors():
+            self._parser.write(chunk)
+
+    def finish(self) -> Form:
+        """Return the form; raises InvalidRequestError also if it is incomplete or has no image."""
+        with _form_errors():
+            self._parser.finalize()
+        if not self._is_complete:
+            raise InvalidRequestError("the form is empty or ends before its closing boundary")
+        if not self._form.images:
+            fields = ", ".join(sorted(map(repr, self._form.fields))) or "no fields"
+            raise InvalidRequestError(f"the form has no field {FIELD!r}; it has {fields}")
+        return self._form
+
+    def _begin_part(self) -> None:
+        self._options = {}
+
+    def _add_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _add_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            _, self._options = parse_options_header(bytes(self._header_value))
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _begin_data(self) -> None:
+        """Take a part by its name, before its data arrives."""
+        name = self._options.get(b"name", b"").decode("utf-8", "replace")
+        self._is_image = name == FIELD
+        if self._is_image:
+            if len(self._form.images) == self._max_images:
+                raise PayloadTooLarge(f"the form has more than {self._max_images} images")
+            filename = self._options.get(b"filename")
+            image = UploadedFile(None if filename is None else filename.decode("utf-8", "replace"))
+            self._form.images.append(image)
+            self._data = image.data
+        elif name not in self._fields:
+            raise InvalidRequestError(describe_unknown("form field", name, [FIELD, *self._fields]))
+        elif name in self._form.fields:
+            raise InvalidRequestError(f"the form has the field {name!r} twice")
+        else:
+            self._data = self._form.fields[name] = bytearray()
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        self._data += memoryview(data)[start:end]
+        if not self._is_image and len(self._data) > _MAX_FIELD_BYTES:
+            raise PayloadTooLarge(
+                f"a form field other than {FIELD!r} is larger than {_MAX_FIELD_BYTES} bytes"
+            )
+
+    def _end(self) -> None:
+        self._is_complete = True
+
+
+@contextmanager
+def _form_errors() -> Iterator[None]:
+    try:
+        yield
+    except FormParserError as error:
+        raise InvalidRequestError(f"malformed form: {error}") from error

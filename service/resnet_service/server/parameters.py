@@ -1,0 +1,48 @@
+"""Parameters of requests, in the query and in forms.
+
+Every route rejects query parameters that it does not have, except the probes and /metrics: a probe must not
+fail because of its query, and Prometheus configurations may add parameters.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Final
+
+from fastapi import Depends, Query
+from pydantic import Field, ValidationError
+
+from resnet_service.errors import InvalidRequestError
+from resnet_service.hints import StrictModel, summarize_errors
+
+
+class TopKParameters(StrictModel):
+    """The parameters of requests that classify images."""
+
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        description="Number of classes to return, up to the number of the model's classes; the default is a "
+        "setting of the service.",
+    )
+
+
+TopKQuery = Annotated[TopKParameters, Query()]
+"""The query of a route that classifies images."""
+
+
+async def _no_parameters(_: Annotated[StrictModel, Query()]) -> None:
+    """Raise FastAPI's validation error if the query has a parameter."""
+
+
+NO_PARAMETERS: Final = Depends(_no_parameters)
+"""Dependency of routes without query parameters."""
+
+
+def parse_fields(fields: Mapping[str, str]) -> TopKParameters:
+    """Validate the fields of a form as the query; an empty field, which browsers send, is not set.
+
+    Raises InvalidRequestError.
+    """
+    try:
+        return TopKParameters.model_validate({name: value for name, value in fields.items() if value})
+    except ValidationError as error:
+        raise InvalidRequestError(f"form.{summarize_errors(error.errors())}") from error
