@@ -85,7 +85,7 @@ class Metrics:
         )
         self.largest_batch = gauge(
             "inference_largest_batch",
-            "Batch size limit: larger batches do not fit the device or are not faster per image.",
+            "Batch size limit: `max_batch`, or what fits the device if that is less.",
         )
         self.batch_seconds = histogram(
             "inference_batch_seconds",

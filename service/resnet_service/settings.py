@@ -94,12 +94,12 @@ class Settings(BaseSettings):
     )
     cuda_graphs: bool = Field(True, description="Run the network as CUDA graphs on an NVIDIA GPU.")
 
-    max_batch: int = Field(
-        32,
+    max_batch: int | None = Field(
+        None,
         ge=1,
         le=4096,
-        description="Maximum batch size; the service uses less if larger batches are not faster or do not "
-        "fit into memory.",
+        description="Maximum batch size; by default 32, or less on a CPU that a few images keep busy. The "
+        "service uses less if a batch does not fit into memory.",
     )
     max_wait_ms: float = Field(
         0.0,

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Any
 
-from resnet_service.batching import BatchResult, MicroBatcher, WarmupResult
+from resnet_service.batching import BatchResult, MicroBatcher
 
 
 def run_async(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -37,12 +37,10 @@ class Device:
 
 
 @asynccontextmanager
-async def batching(
-    *devices: Any, warmup: WarmupResult | None = None, **options: Any
-) -> AsyncIterator[MicroBatcher[int, int]]:
+async def batching(*devices: Any, **options: Any) -> AsyncIterator[MicroBatcher[int, int]]:
     """Yield a started batcher for these devices; max_batch is 4 unless the options set it."""
     batcher: MicroBatcher[int, int] = MicroBatcher(devices, **{"max_batch": 4, "max_queue": 100, **options})
-    batcher.start(warmup)
+    batcher.start()
     try:
         yield batcher
     finally:

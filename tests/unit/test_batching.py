@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from resnet_service.batching import WarmupResult
 from resnet_service.errors import DeadlineExceededError
 from tests.support.batching import Device, batching, occupy, run_async, run_pending_tasks, submit
 
@@ -60,10 +59,10 @@ async def test_batches_do_not_exceed_max_batch() -> None:
 
 
 @run_async
-async def test_batches_do_not_exceed_the_useful_size() -> None:
-    """If batches above 2 are not useful, three items run as batches of 2 and 1; max_batch stays 4."""
+async def test_batches_do_not_exceed_the_largest_batch() -> None:
+    """If the largest batch is 2, three items run as batches of 2 and 1; max_batch stays 4."""
     device = Device(open_gate=True)
-    async with batching(device, warmup=WarmupResult({}, largest_useful_batch=2)) as batcher:
+    async with batching(device, largest_batch=2) as batcher:
         await asyncio.gather(*submit(batcher, 1, 2, 3))
         assert device.batches == [[1, 2], [3]]
         assert (batcher.largest_batch, batcher.max_batch) == (2, 4)

@@ -4,9 +4,9 @@ Its contract, each line of which has tests (test_batching.py, test_batching_erro
 test_batching_rejection.py in tests/unit):
 
 1. Work-conserving. As soon as a runner is idle it gets the items that wait, up to the batch size limit: what
-   fits the device, or the size above which larger batches are no faster per item. The next batch fills while
-   one runs. Several runners share one queue; each takes a batch when it is idle. `max_wait_s` lets a batch
-   wait for more items, counted from its oldest item; it is 0 by default.
+   fits the device, or `largest_batch` if that is smaller. The next batch fills while one runs. Several
+   runners share one queue; each takes a batch when it is idle. `max_wait_s` lets a batch wait for more
+   items, counted from its oldest item; it is 0 by default.
 2. First in, first out. No polling, no timer while idle, no busy loop.
 3. An item whose caller was cancelled or whose deadline has passed is dropped before the batch is formed.
    The other items of the batch are not affected.
@@ -20,13 +20,13 @@ test_batching_rejection.py in tests/unit):
 6. `close` rejects new items, finishes the accepted ones, and returns within a time limit.
 
 `queue` implements lines 1 to 3 (which item runs when), `batcher` lines 4 to 6 (how each item ends),
-`reservation` the place of a request, `cost_model` the measured rate, and `warmup` the largest
-useful batch size. The package depends on asyncio and the error classes only: not on HTTP, torch or metrics.
+`reservation` the place of a request, `cost_model` the measured rate, and `warmup` the first
+batches. The package depends on asyncio and the error classes only: not on HTTP, torch or metrics.
 """
 
 from resnet_service.batching.batcher import MicroBatcher, Runner
 from resnet_service.batching.queue import BatchResult, QueueItem
 from resnet_service.batching.reservation import Reservation
-from resnet_service.batching.warmup import WarmupResult, warm_up
+from resnet_service.batching.warmup import warm_up
 
-__all__ = ["BatchResult", "MicroBatcher", "QueueItem", "Reservation", "Runner", "WarmupResult", "warm_up"]
+__all__ = ["BatchResult", "MicroBatcher", "QueueItem", "Reservation", "Runner", "warm_up"]

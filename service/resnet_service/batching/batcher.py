@@ -3,13 +3,12 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic
 
 from resnet_service.batching.cost_model import BatchCostModel, RunningBatch
 from resnet_service.batching.queue import BatchResult, Item, Queue, QueueItem, Result, fail
 from resnet_service.batching.reservation import ConcurrencyLimiter, Reservation
-from resnet_service.batching.warmup import WarmupResult
 from resnet_service.errors import (
     DeviceError,
     DeviceOutOfMemoryError,
@@ -40,6 +39,7 @@ class MicroBatcher(Generic[Item, Result]):
         runners: Sequence[Runner[Item, Result]],
         *,
         max_batch: int,
+        largest_batch: int | None = None,
         max_queue: float = math.inf,
         max_queue_wait_s: float = math.inf,
         max_concurrency: float = math.inf,
@@ -48,6 +48,8 @@ class MicroBatcher(Generic[Item, Result]):
         on_failure: Callable[[BaseException, int], None] | None = None,
     ) -> None:
         """Create a batcher with one worker per runner.
+
+        Batches have at most `max_batch` items, or `largest_batch` if it is set and smaller.
 
         An item is rejected if `max_queue` items wait or are reserved, or if the estimated time until it is
         finished exceeds `max_queue_wait_s`. At most `max_concurrency` reservations
@@ -61,7 +63,8 @@ class MicroBatcher(Generic[Item, Result]):
                 "a runner, max_batch, max_queue and max_concurrency >= 1, and max_wait_s >= 0 are required"
             )
         self._runners = tuple(runners)
-        self._max_batch = self._configured_max_batch = self._useful_max_batch = max_batch
+        self._max_batch = self._configured_max_batch = max_batch
+        self._useful_max_batch = largest_batch or max_batch
         self._grow_after_s, self._shrunk_at = grow_after_s, 0.0
         self._max_queue = max_queue
         self._max_queue_wait_s = max_queue_wait_s
@@ -93,15 +96,13 @@ class MicroBatcher(Generic[Item, Result]):
 
     @property
     def largest_batch(self) -> int:
-        """The largest batch that is formed: `max_batch` or the largest useful size, whichever is smaller."""
+        """The largest batch that is formed: what fits the device, or the limit if that is smaller."""
         return min(self._max_batch, self._useful_max_batch)
 
-    def start(self, warmup: WarmupResult | None = None) -> None:
-        """Start the workers and accept items; `warmup` provides the first estimates of batch times."""
-        if warmup is not None:
-            self._useful_max_batch = warmup.largest_useful_batch
-            for size, seconds in warmup.seconds.items():
-                self._cost_model.observe(size, seconds)
+    def start(self, seconds_by_size: Mapping[int, float] | None = None) -> None:
+        """Start the workers and accept items, with these first estimates of batch times."""
+        for size, seconds in (seconds_by_size or {}).items():
+            self._cost_model.observe(size, seconds)
         self._unavailable_reason = None
         self._workers = [asyncio.create_task(self._worker_loop(runner)) for runner in self._runners]
 

@@ -91,9 +91,7 @@ def _print_summary(summary: "ModelSummary") -> None:
         "parameters": "unknown (quantized model)" if parameters is None else f"{parameters:,}",
         "memory": None if summary.memory_bytes is None else f"{summary.memory_bytes / 1e6:.1f} MB in fp32",
         "file": "not downloaded" if summary.file_bytes is None else f"{summary.file_bytes / 1e6:.1f} MB",
-        "operations": None
-        if operations is None
-        else f"{operations / 2e9:.2f} G multiply-adds per image ({operations / 1e9:.2f} GFLOPs)",
+        "operations": f"{operations / 2e9:.2f} G multiply-adds per image ({operations / 1e9:.2f} GFLOPs)",
         "input": f"[N, 3, {side}, {side}]",
         "outputs": f"[N, {len(summary.labels)}]: {labels}",
         "preprocessing": f"resize the short side to {preprocessing.resize} ({preprocessing.interpolation}), "

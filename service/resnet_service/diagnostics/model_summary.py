@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_service.images import Preprocessing
 from resnet_service.models import Model, catalog, load_model, weights_path
@@ -26,8 +24,7 @@ class ModelSummary:
         parameters: their number, None for a quantized model.
         buffers: number of values that are stored but not trained, None for a quantized model.
         layers: number of modules without submodules by type, None for a quantized model.
-        operations: floating-point operations for one image; a multiply-add counts as two. None for a
-            quantized model.
+        operations: floating-point operations for one image; a multiply-add counts as two.
         file_bytes: size of the weights' file, None for published weights that are not downloaded.
         labels: of the classes.
         preprocessing: of the input.
@@ -39,7 +36,7 @@ class ModelSummary:
     parameters: int | None
     buffers: int | None
     layers: Mapping[str, int] | None
-    operations: int | None
+    operations: int
     file_bytes: int | None
     labels: tuple[str, ...]
     preprocessing: Preprocessing
@@ -69,7 +66,7 @@ def summarize_model(name: str, weights_source: str | None = None) -> ModelSummar
         parameters=None if network is None else sum(value.numel() for value in network.parameters()),
         buffers=None if network is None else sum(value.numel() for value in network.buffers()),
         layers=None if network is None else _layers(network),
-        operations=None if network is None else _operations(network, model.preprocessing.crop),
+        operations=model.operations,
         file_bytes=_file_bytes(weights_path(name, weights_source)),
         labels=model.labels,
         preprocessing=model.preprocessing,
@@ -79,14 +76,6 @@ def summarize_model(name: str, weights_source: str | None = None) -> ModelSummar
 def _layers(network: nn.Module) -> Mapping[str, int]:
     leaves = (module for module in network.modules() if not any(module.children()))
     return dict(Counter(type(module).__name__ for module in leaves).most_common())
-
-
-@torch.inference_mode()
-def _operations(network: nn.Module, side: int) -> int:
-    counter = FlopCounterMode(display=False)
-    with counter:
-        network(torch.zeros(1, 3, side, side))
-    return counter.get_total_flops()
 
 
 def _file_bytes(path: Path) -> int | None:

@@ -23,6 +23,7 @@ from resnet_service.inference.worker_pool import WorkerPool
 from resnet_service.metrics import Metrics
 from resnet_service.models import Model
 from resnet_service.runtimes import Runtime, TopKResult
+from resnet_service.runtimes.sizing import DEFAULT_MAX_BATCH, BatchLimit
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -52,7 +53,8 @@ class Engine:
         runtimes: Sequence[Runtime],
         metrics: Metrics,
         *,
-        max_batch: int = 32,
+        max_batch: int = DEFAULT_MAX_BATCH,
+        batch_limit: BatchLimit | None = None,
         max_concurrency: int | None = None,
         max_queue: float = math.inf,
         max_queue_wait_s: float = math.inf,
@@ -64,6 +66,7 @@ class Engine:
         self.model = model
         self.runtimes = tuple(runtimes)
         self._metrics = metrics
+        self._batch_limit = batch_limit or BatchLimit(max_batch, "max_batch is set")
         self._stall_timeout_s = stall_timeout_s
         self._max_queue, self._max_queue_wait_s = max_queue, max_queue_wait_s
         self._closing = False
@@ -85,6 +88,7 @@ class Engine:
         self._batcher: MicroBatcher[QueuedCrop, TopKResult] = MicroBatcher(
             [partial(self._run_batch, runtime) for runtime in self.runtimes],
             max_batch=max_batch,
+            largest_batch=self._batch_limit.size,
             max_queue=max_queue,
             max_queue_wait_s=max_queue_wait_s,
             max_concurrency=self.max_concurrency - workers * self.unreserved_per_worker,
@@ -218,10 +222,9 @@ class Engine:
 
     async def _warm_up(self) -> None:
         started = time.perf_counter()
-        warmup = await warm_up(self._time_batch, self.max_batch)
-        self._batcher.start(warmup)
-        seconds = round(time.perf_counter() - started, 2)
-        _log.info("ready", largest_batch=warmup.largest_useful_batch, seconds=seconds)
+        self._batcher.start(await warm_up(self._time_batch, self._batch_limit.size))
+        seconds, limit = round(time.perf_counter() - started, 2), self._batch_limit
+        _log.info("ready", largest_batch=limit.size, reason=limit.reason, seconds=seconds)
 
     async def _run_batch(self, runtime: Runtime, batch: list[QueuedCrop]) -> list[TopKResult]:
         self._metrics.batch_size.observe(len(batch))

@@ -16,6 +16,7 @@ from ray.serve import Application
 
 from resnet_service.devices import choose_device
 from resnet_service.log_config import configure_logging
+from resnet_service.runtimes.sizing import DEFAULT_MAX_BATCH
 from resnet_service.server.app import create_app
 from resnet_service.server.state import build_app_state
 from resnet_service.settings import Settings
@@ -71,7 +72,7 @@ def app(arguments: Arguments) -> Application:
             "min_replicas": arguments.min_replicas,
             "max_replicas": max(arguments.min_replicas, arguments.max_replicas),
             # Two batches: one on the device and one being filled; more would wait in the queue.
-            "target_ongoing_requests": 2 * settings.max_batch,
+            "target_ongoing_requests": 2 * (settings.max_batch or DEFAULT_MAX_BATCH),
         },
         ray_actor_options={"num_gpus": arguments.gpus_per_replica, "num_cpus": arguments.cpus_per_replica},
         graceful_shutdown_timeout_s=settings.drain_timeout_s,

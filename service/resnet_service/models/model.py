@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Self
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from resnet_service.errors import ModelLoadError, UnsupportedModelError
 from resnet_service.images import Preprocessing
+from resnet_service.models.operations import count_network_operations, count_openvino_operations
 
 _TOPOLOGY: Final = "openvino.xml"
 _WEIGHTS: Final = "openvino.bin"
@@ -86,6 +88,13 @@ class Model:
                 f"the model {self.name!r} is quantized; use the model that it was quantized from"
             )
         return self.program
+
+    @cached_property
+    def operations(self) -> int:
+        """Floating-point operations for one image; a multiply-add counts as two."""
+        if isinstance(self.program, OpenVINOModel):
+            return count_openvino_operations(self.program.topology)
+        return count_network_operations(self.program, self.preprocessing.crop)
 
     @property
     def openvino_model(self) -> OpenVINOModel | None:

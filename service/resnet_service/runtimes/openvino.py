@@ -26,6 +26,7 @@ from resnet_service.files import app_cache_dir
 from resnet_service.images import Crop, Preprocessing
 from resnet_service.models import Model, OpenVINOModel
 from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, normalization, stack_crops
+from resnet_service.runtimes.sizing import describe_operations, has_small_images
 
 # Disables telemetry: converting a network sends usage data unless the user has opted out in a file.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None blocks the import
@@ -36,8 +37,6 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__
 
 _PRECISION_HINTS: Final[dict[str, str]] = {"fp32": "f32", "bf16": "bf16"}
 _OUT_OF_MEMORY_TEXTS: Final = ("bad_alloc", "allocate")
-_FAST_MODEL_S: Final = 0.005
-"""Models that take less time per image get one stream by default."""
 _EXCLUSIVE_AFTER_S: Final = 0.2
 """A batch gets all cores if no two batches ran at the same time for this long."""
 
@@ -123,8 +122,8 @@ def compile_model(
     """Compile `model` and return `streams` runtimes, which use `threads` threads in total.
 
     The defaults of both are OpenVINO's. A batch that runs alone uses all threads, for the lowest latency.
-    Concurrent batches use a share of the threads each, for the highest throughput. By default, a model faster
-    than `_FAST_MODEL_S` per image gets one stream, because there Python's cost per batch dominates.
+    Concurrent batches use a share of the threads each, for the highest throughput. By default, a model
+    with little work per image gets one stream: see `has_small_images`.
 
     Converted and compiled models are cached in the user's cache directory for later starts. Raises
     DeviceUnavailableError if the CPU does not support the precision, ModelLoadError if the OpenVINO model
@@ -144,12 +143,17 @@ def compile_model(
     }
     compiler = _Compiler(core, model)
     exclusive_request = compiler.compile({**options, "NUM_STREAMS": 1}).create_infer_request()
-    # Always run here: if the first inferences of a process come from two threads at once, they can deadlock
-    # on the GIL and a C++ static of OpenVINO's Python binding.
-    seconds = _time_one_image(exclusive_request, model.preprocessing.crop)
-    if streams is None and seconds < _FAST_MODEL_S:
-        streams = 1
+    # If the first inferences of a process come from two threads at once, they can deadlock on the GIL and a
+    # C++ static of OpenVINO's Python binding.
+    size = model.preprocessing.crop
+    exclusive_request.infer([np.zeros((1, size, size, 3), np.uint8)])
+    reason = "streams_per_device is set"
+    if streams is None:
+        is_small = has_small_images(model, threads)
+        streams = 1 if is_small else None
+        reason = f"{describe_operations(model)}, {'too few for several' if is_small else 'OpenVINO decides'}"
     if streams == 1:
+        _log.info("streams_selected", streams=1, reason=reason)
         return [OpenVINORuntime(precision, _StreamArbiter(exclusive_request), exclusive_request)]
     if streams is None:
         shared = compiler.compile({**options, "PERFORMANCE_HINT": "THROUGHPUT"})
@@ -157,18 +161,8 @@ def compile_model(
         shared = compiler.compile({**options, "NUM_STREAMS": streams})
     arbiter = _StreamArbiter(exclusive_request)
     count = int(shared.get_property("NUM_STREAMS"))
+    _log.info("streams_selected", streams=count, reason=reason)
     return [OpenVINORuntime(precision, arbiter, shared.create_infer_request()) for _ in range(count)]
-
-
-def _time_one_image(request: ov.InferRequest, size: int) -> float:
-    """Return the fastest of three inferences of one image, in seconds."""
-    image = np.zeros((1, size, size, 3), np.uint8)
-    seconds = []
-    for _ in range(3):  # the first includes one-time work
-        started = time.perf_counter()
-        request.infer([image])
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 def convert(network: nn.Module, preprocessing: Preprocessing) -> ov.Model:

@@ -20,6 +20,7 @@ from resnet_service.metrics import Metrics
 from resnet_service.models import load_model
 from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.selection import check_options, create_runtimes
+from resnet_service.runtimes.sizing import DEFAULT_MAX_BATCH, limit_batches
 from resnet_service.server.auth import APIKeys
 from resnet_service.server.backend import Backend
 from resnet_service.server.engine_manager import EngineManager
@@ -121,7 +122,8 @@ def _create_engine(
         model,
         [wrap_runtime(runtime) for runtime in runtimes],
         metrics,
-        max_batch=settings.max_batch,
+        max_batch=settings.max_batch or DEFAULT_MAX_BATCH,
+        batch_limit=limit_batches(model, runtimes, settings.max_batch, settings.model_threads),
         max_concurrency=settings.max_concurrency,
         max_queue=settings.max_queue or math.inf,
         max_queue_wait_s=settings.max_queue_wait_s,
