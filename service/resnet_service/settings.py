@@ -149,6 +149,12 @@ class Settings(BaseSettings):
     header_timeout_s: float = Field(
         10.0, gt=0, description="Time to receive the request headers from the client; then 408."
     )
+    half_close_s: float = Field(
+        0.5,
+        ge=0,
+        description="Time after a request in which a client may stop sending and still get its response; "
+        "later, this is a disconnect, which cancels the request.",
+    )
     upload_memory_mb: float = Field(
         1000.0,
         gt=0,

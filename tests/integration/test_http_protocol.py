@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from resnet_service.settings import Settings
-from tests.support.http import connected, post
+from tests.support.http import connected, post, reset, send_only
 from tests.support.server import Running, serving
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -175,9 +175,9 @@ def test_disconnect_during_inference_counts_as_cancelled(server: Running, jpeg: 
     """If the client disconnects, its image on the device is finished, and the next image is classified."""
     cancelled = server.metric("inference_images_total", outcome="cancelled")
     with server.runtime.held():
-        with connected(server.url) as client:
-            client.send(post(jpeg))
-            assert server.runtime.begun.acquire(timeout=30)
+        connection = send_only(server, jpeg)
+        assert server.runtime.begun.acquire(timeout=30)
+        reset(connection)
         server.wait_for(lambda: server.metric("inference_images_total", outcome="cancelled") == cancelled + 1)
         server.runtime.release()
     assert server.client.post("/predict", files={"file": jpeg}).status_code == 200

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.support.http import assert_problem, files, send_only
+from tests.support.http import assert_problem, files, reset, send_only
 from tests.support.images import encode, make_image
 from tests.support.server import Running
 
@@ -109,7 +109,7 @@ def test_image_of_a_disconnected_client_is_not_run(server: Running, jpeg: bytes)
         connection = send_only(server, jpeg)
         second = pool.submit(server.client.post, "/predict", files=files(jpeg))
         server.wait_for(lambda: server.metric("inference_queue_depth") == 2)
-        connection.close()
+        reset(connection)
         server.wait_for(lambda: server.metric("inference_images_total", outcome="cancelled") == cancelled + 1)
         server.runtime.release()
         assert first.result().status_code == second.result().status_code == 200

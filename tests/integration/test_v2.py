@@ -15,7 +15,7 @@ import tritonclient.http
 
 from resnet_service.settings import Settings
 from tests.support import REPOSITORY
-from tests.support.http import files, oversized, send_only
+from tests.support.http import files, oversized, reset, send_only
 from tests.support.images import encode, make_image
 from tests.support.server import Running, serving
 from tests.support.v2 import (
@@ -152,7 +152,7 @@ def test_images_of_disconnected_client_are_not_run(server: Running) -> None:
         assert server.runtime.begun.acquire(timeout=30)
         connection = send_only(server, json.dumps(MESSAGE).encode(), INFER_PATH)
         server.wait_for(lambda: server.metric("inference_queue_depth") == 3)
-        connection.close()
+        reset(connection)
         server.wait_for(lambda: server.metric("inference_images_total", outcome="cancelled") == cancelled + 3)
         server.runtime.release()
         assert first.result().status_code == 200

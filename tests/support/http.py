@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -46,6 +47,12 @@ def send_only(
     headers = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
     connection.sendall(f"{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body[:length])
     return connection
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection with a reset, which the service cannot take for a half-close."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 def oversized(server: Running, headers: str, chunk: bytes, chunks: int) -> bytes:

@@ -17,6 +17,7 @@ BODY_TIMEOUT_S = 30.0
 KEEP_ALIVE_S = 60.0
 LIMIT = 4
 LINGER_S = 2.0
+HALF_CLOSE_S = 0.25
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -66,7 +67,7 @@ class MemoryServer:
     def __init__(self, loop: ManualClockLoop) -> None:
         self.loop = loop
         self.app = App()
-        self.registry = ConnectionRegistry(Metrics(), LIMIT, HEADER_TIMEOUT_S, BODY_TIMEOUT_S)
+        self.registry = ConnectionRegistry(Metrics(), LIMIT, HEADER_TIMEOUT_S, BODY_TIMEOUT_S, HALF_CLOSE_S)
         self._config = uvicorn.Config(
             self.app, lifespan="off", log_config=None, ws="none", timeout_keep_alive=int(KEEP_ALIVE_S)
         )

@@ -74,6 +74,7 @@ class MemoryTransport(asyncio.Transport):
         self._unread = bytearray()
         self._received = bytearray()
         self._is_paused = False
+        self._has_incoming_eof = False
         self._is_closing = False
         protocol.connection_made(self)
         loop.settle()
@@ -83,6 +84,12 @@ class MemoryTransport(asyncio.Transport):
     def send(self, data: bytes) -> None:
         """Send data, which arrives in pieces of at most 64 KiB; a closed connection ignores it."""
         self._incoming += data
+        self._deliver()
+        self._loop.settle()
+
+    def half_close(self) -> None:
+        """Stop sending, and continue to read."""
+        self._has_incoming_eof = True
         self._deliver()
         self._loop.settle()
 
@@ -120,6 +127,9 @@ class MemoryTransport(asyncio.Transport):
             data = bytes(self._incoming[:_READ_BYTES])
             del self._incoming[:_READ_BYTES]
             self._protocol.data_received(data)
+        is_eof = self._has_incoming_eof and not (self._is_paused or self._is_closing)
+        if is_eof and not self._protocol.eof_received():
+            self.close()
 
     def _lose(self, error: Exception | None) -> None:
         self._is_closing = True

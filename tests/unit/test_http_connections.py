@@ -6,7 +6,9 @@ import pytest
 
 from tests.support.memory_server import (
     BODY_TIMEOUT_S,
+    CHUNKED,
     GET,
+    HALF_CLOSE_S,
     HEADER_TIMEOUT_S,
     KEEP_ALIVE_S,
     LIMIT,
@@ -186,6 +188,123 @@ def test_disconnect_reaches_application_and_frees_connection(
     assert not server.registry.idle
     server.loop.advance(1_000)
     assert sum(server.rejected(reason) for reason in ("header_timeout", "write_timeout")) == 0
+
+
+# Clients that stop sending, and still read
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [GET, post(b"", "/wait"), post(bytes(200_000)), post(bytes(200_000), "/wait"), CHUNKED + b"0\r\n\r\n"],
+    ids=["GET", "wait", "large body", "large body later", "chunked"],
+)
+def test_half_closed_client_gets_its_response(
+    server: MemoryServer, client: MemoryTransport, request_: bytes
+) -> None:
+    """A client that stops sending right after its request gets the response, and then the end."""
+    client.send(request_)
+    client.half_close()
+    server.app.release.set()
+    server.loop.settle()
+    [response] = client.responses()
+    assert response.status == 200
+    assert client.is_lost
+
+
+def test_half_closed_client_gets_response_that_takes_long(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """The response may begin long after the client has stopped sending."""
+    client.send(post(b"", "/wait"))
+    server.loop.advance(HALF_CLOSE_S - 0.01)
+    client.half_close()
+    server.loop.advance(20)
+    assert not client.is_lost
+    server.app.release.set()
+    server.loop.settle()
+    [response] = client.responses()
+    assert response.headers["connection"] == "close"
+    assert client.is_lost
+
+
+def test_half_closed_client_gets_responses_to_pipelined_requests(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """All complete requests get their responses, also if a part of another one follows them."""
+    client.send(post(b"", "/wait") + GET + GET)
+    client.send(b"GET")
+    client.half_close()
+    server.app.release.set()
+    server.loop.settle()
+    assert [response.status for response in client.responses()] == [200] * 3
+    assert client.is_lost
+
+
+def test_half_close_during_response_does_not_cut_it_off(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """A client that stops sending while it reads its response receives all of it."""
+    client.client_reads = False
+    client.send(post(b"", "/large"))
+    server.loop.advance(10)
+    client.half_close()
+    client.read(2_000_000)
+    [response] = client.responses()
+    assert len(response.body) == 1_000_000
+    assert client.is_lost
+
+
+def test_late_half_close_is_a_disconnect(server: MemoryServer, client: MemoryTransport) -> None:
+    """A client that stops sending while it waits has given up: the application learns of it."""
+    client.send(post(b"", "/wait"))
+    server.loop.advance(HALF_CLOSE_S + 0.01)
+    client.half_close()
+    assert client.is_lost
+    server.app.release.set()
+    server.loop.settle()
+    assert server.app.disconnects == 1
+
+
+def test_half_close_after_body_that_was_left_unread_is_a_disconnect(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """A client whose body waited in the socket may have given up meanwhile."""
+    client.send(post(bytes(200_000), "/wait"))
+    server.loop.advance(HALF_CLOSE_S + 0.01)
+    client.half_close()
+    server.app.release.set()
+    server.loop.settle()
+    assert client.is_lost
+    assert not client.responses()
+
+
+def test_slow_upload_before_half_close_gets_its_response(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """The time that the client takes to send its body does not count, and neither do earlier requests."""
+    client.send(post(bytes(200_000), "/wait"))
+    server.loop.advance(HALF_CLOSE_S + 0.01)
+    server.app.release.set()
+    server.loop.settle()
+    client.send(post(bytes(5))[:-5])
+    for _ in range(5):
+        server.loop.advance(5)
+        client.send(b"x")
+    client.half_close()
+    assert [response.status for response in client.responses()] == [200, 200]
+    assert client.is_lost
+
+
+@pytest.mark.parametrize("data", [b"", GET[:10], post(bytes(10))[:-5], CHUNKED + b"5\r\n"])
+def test_half_close_before_end_of_request_closes_connection(
+    server: MemoryServer, client: MemoryTransport, data: bytes
+) -> None:
+    """A request that can never be complete is dropped at once."""
+    client.send(data)
+    client.half_close()
+    assert client.is_lost
+    assert not client.responses()
+    assert server.registry.open == 0
 
 
 # The number of connections

@@ -2,9 +2,9 @@
 
 `HTTPConnection` overrides undocumented methods of uvicorn's class and uses these attributes: `flow`,
 `headers`, `loop`, `parser`, `pipeline`, `server_state.default_headers`, `timeout_keep_alive`, `transport`,
-`url`, and of `cycle`, the last request with complete headers, `keep_alive`, `more_body` and
-`response_complete`. Minor versions may change them, so pyproject.toml pins one. This module must not depend
-on routes or on the engine.
+`url`, and of `cycle`, the last request with complete headers, `keep_alive`, `more_body`,
+`response_complete` and `response_started`. Minor versions may change them, so pyproject.toml pins one. This
+module must not depend on routes or on the engine.
 """
 
 import asyncio
@@ -43,15 +43,20 @@ class ConnectionRegistry:
 
     If more than `limit` are open, the one that has waited longest for a complete request is closed, so that
     idle and slow clients cannot keep others out; if none waits, the new one is. `body_timeout_s` limits
-    the rest of a body after its response, and the time in which a client reads nothing of a response.
+    the rest of a body after its response, and the time in which a client reads nothing of a response. A
+    client that stops sending within `half_close_s` after its request gets its response.
 
-    Usage: `uvicorn.Config(app, http=partial(HTTPConnection, ConnectionRegistry(metrics, 1000, 10, 30)))`.
+        registry = ConnectionRegistry(
+            metrics, limit=1000, header_timeout_s=10, body_timeout_s=30, half_close_s=0.5
+        )
+        config = uvicorn.Config(app, http=partial(HTTPConnection, registry))
     """
 
     metrics: Metrics
     limit: int
     header_timeout_s: float
     body_timeout_s: float
+    half_close_s: float
     open: int = 0
     idle: "OrderedDict[HTTPConnection, None]" = field(default_factory=OrderedDict)
     """Connections without a complete request, longest waiting first."""
@@ -66,8 +71,12 @@ class HTTPConnection(HttpToolsProtocol):
         self._header_bytes = 0  # received since request headers were complete or a part of a body arrived
         self._is_rejected = False
         self._has_new_request = False  # in the bytes of this read
+        self._received_at = 0.0
+        self._is_body_late = False  # it was left in the socket for longer than a half-close may take
+        self._is_half_closed = False
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Override because uvicorn accepts any number of connections, and silent ones for any time."""
@@ -84,7 +93,7 @@ class HTTPConnection(HttpToolsProtocol):
         super().connection_lost(None)  # with an error, uvicorn would not cancel its keep-alive timer
         self._registry.open -= 1
         self._registry.idle.pop(self, None)
-        for timer in (self._read_timer, self._write_timer):
+        for timer in (self._read_timer, self._write_timer, self._unread_timer):
             if timer is not None:
                 timer.cancel()
 
@@ -96,15 +105,32 @@ class HTTPConnection(HttpToolsProtocol):
         """
         if self._is_rejected:
             return
+        self._received_at = self.loop.time()
         self._header_bytes += len(data)
         self._has_new_request = False
         super().data_received(data)
         if self._has_new_request and self.cycle.more_body:
             self.flow.pause_reading()  # until the application reads the body
+            if self._unread_timer is not None:
+                self._unread_timer.cancel()
+            self._unread_timer = self.loop.call_later(self._registry.half_close_s, self._check_unread_body)
         if self._header_bytes > _MAX_HEADER_BYTES or len(self.headers or ()) > _MAX_HEADERS:
             self._reject("header_too_large")
         elif self._header_bytes and not self._read_timer and (not self.cycle or self.cycle.response_complete):
             self._start_read_timer(self._registry.header_timeout_s, self.timeout_keep_alive_handler)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Override because uvicorn closes the connection, also if the client still waits for its response.
+
+        TCP cannot tell a client that only stops sending from one that closes the connection. The first does
+        so right after its request, the second gives up later. Once the response has begun, it is finished.
+        """
+        if self.cycle and not (self.cycle.more_body or self.cycle.response_complete):
+            silent_s = self.loop.time() - self._received_at
+            is_early = silent_s < self._registry.half_close_s and not self._is_body_late
+            self._is_half_closed |= is_early or self.cycle.response_started
+            self.cycle.keep_alive = False  # this is the last request
+        return self._is_half_closed
 
     def on_headers_complete(self) -> None:
         """Override because uvicorn limits neither the size of headers nor the number of pipelined requests.
@@ -122,6 +148,7 @@ class HTTPConnection(HttpToolsProtocol):
         if self._is_rejected:
             raise HttpParserError  # stops the parser
         self._header_bytes = 0
+        self._is_body_late = False
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
@@ -174,6 +201,9 @@ class HTTPConnection(HttpToolsProtocol):
         if self._read_timer is not None:
             self._read_timer.cancel()
         self._read_timer = self.loop.call_later(seconds, callback)
+
+    def _check_unread_body(self) -> None:
+        self._is_body_late = self.flow.read_paused
 
     def _watch_unread(self, unread_before: float = math.inf) -> None:
         """Abort the connection once the client has read nothing of its response for the body timeout."""

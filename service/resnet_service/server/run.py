@@ -59,7 +59,7 @@ def uvicorn_config(state: AppState, **options: Any) -> uvicorn.Config:
     """Return uvicorn's configuration of the main port; `options` override single values, such as `port`."""
     settings = state.settings
     limit = _connection_limit(settings.max_connections)
-    registry = ConnectionRegistry(state.metrics, limit, settings.header_timeout_s, settings.read_timeout_s)
+    registry = _registry(state, limit)
     state.metrics.report(state.metrics.connections, lambda: registry.open)
     defaults: dict[str, Any] = {
         "host": settings.host,
@@ -72,13 +72,17 @@ def uvicorn_config(state: AppState, **options: Any) -> uvicorn.Config:
 
 def management_server(state: AppState, sockets: Sequence[socket.socket]) -> ManagementServer:
     """Return the server of the management port, which is not started, for sockets that do not listen."""
-    settings = state.settings
-    registry = ConnectionRegistry(
-        state.metrics, _MANAGEMENT_CONNECTIONS, settings.header_timeout_s, settings.read_timeout_s
-    )
+    registry = _registry(state, _MANAGEMENT_CONNECTIONS)
     # It is stopped when the main port has drained: a request that is left is not worth waiting for.
     config = _config(create_management_app(state), registry, lifespan="off", timeout_graceful_shutdown=1)
     return ManagementServer(config, sockets)
+
+
+def _registry(state: AppState, limit: int) -> ConnectionRegistry:
+    settings = state.settings
+    return ConnectionRegistry(
+        state.metrics, limit, settings.header_timeout_s, settings.read_timeout_s, settings.half_close_s
+    )
 
 
 def _config(app: FastAPI, registry: ConnectionRegistry, **options: Any) -> uvicorn.Config:
