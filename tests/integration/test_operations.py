@@ -3,11 +3,17 @@
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
+from fastapi import FastAPI
+from starlette.routing import Route
 
 from resnet_service.models import load_model
+from resnet_service.server.app import create_app, create_management_app
+from resnet_service.server.listener import bind_sockets
+from resnet_service.server.run import management_server
 from tests.support.http import PROBLEM_MEDIA_TYPE, assert_problem, files
-from tests.support.server import DEFAULT_WORKERS, Running
+from tests.support.server import DEFAULT_WORKERS, Running, in_this_process
 
 
 def test_probes_succeed_on_a_ready_service(server: Running) -> None:
@@ -24,17 +30,62 @@ def test_root_redirects_to_the_api_page(server: Running) -> None:
     assert "swagger-ui" in response.text
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/", "/healthz", "/readyz", "/info", "/metrics", "/docs", "/openapi.json", "/v2", "/v2/health/live"],
-)
-def test_head_gets_the_headers_of_get_without_the_body(server: Running, path: str) -> None:
-    """HAProxy, `wget --spider` and `curl -I` check with HEAD."""
-    head, get = server.client.head(path), server.client.get(path)
-    assert head.status_code == get.status_code < 400
+def get_paths(app: FastAPI) -> list[str]:
+    """Return the paths of all GET routes of an application, with their parameters filled in."""
+    documented = {path for path, operations in app.openapi()["paths"].items() if "get" in operations}
+    others = {route.path for route in app.routes if isinstance(route, Route) and "GET" in route.methods}
+    return [path.format(name="bundled", version=1) for path in sorted(documented | others)]
+
+
+def check_head(client: httpx.Client, path: str) -> None:
+    """Check that HEAD gets the status and the headers of GET, no body, and leaves the connection in step."""
+    query = "?batch_sizes=1&iterations=1" if path == "/bench" else ""
+    head, get = client.head(path + query), client.get(path + query)
+    assert head.status_code == get.status_code < 400, path
     assert head.headers.get("content-type") == get.headers.get("content-type")
+    assert head.headers.keys() == get.headers.keys()
     assert head.content == b""
-    assert server.client.get("/healthz").json() == {"status": "ok"}  # the connection is still in step
+    assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_head_gets_the_headers_of_get_on_every_route(server: Running) -> None:
+    """HAProxy, `wget --spider` and `curl -I` check with HEAD."""
+    paths = get_paths(create_app(server.service))
+    assert {"/docs", "/openapi.json", "/v2/models/bundled/versions/1/ready", "/metrics"} <= set(paths)
+    for path in [*paths, "/", "/static-offline-docs/swagger-ui.css"]:
+        check_head(server.client, path)
+
+
+def test_head_gets_the_headers_of_get_on_the_management_port(server: Running) -> None:
+    """The routes of the management port handle HEAD as well."""
+    sockets = bind_sockets("127.0.0.1", 0)
+    management = management_server(server.service, sockets)
+    management.start()
+    try:
+        host, port = sockets[0].getsockname()
+        with httpx.Client(base_url=f"http://{host}:{port}", timeout=30) as client:
+            paths = get_paths(create_management_app(server.service))
+            assert set(paths) == {"/healthz", "/readyz", "/metrics"}
+            for path in paths:
+                check_head(client, path)
+    finally:
+        management.stop()
+
+
+@in_this_process
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_unexpected_error_has_request_id(
+    server: Running, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The response to a request that failed with an unexpected exception has the id of its traceback."""
+
+    async def fail() -> None:
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr(server.service.backend, "info", fail)
+    response = server.client.request(method, "/info", headers={"X-Request-ID": "client-id"})
+    assert response.status_code == 500
+    assert response.headers["x-request-id"] == "client-id"
 
 
 def test_head_is_not_allowed_where_get_is_not(server: Running) -> None:
@@ -42,10 +93,13 @@ def test_head_is_not_allowed_where_get_is_not(server: Running) -> None:
     assert server.client.head("/predict").status_code == 405
 
 
-@pytest.mark.parametrize("path", ["/predict/", "/healthz/", "/v2/"])
-def test_path_with_another_slash_is_404_and_no_redirect(server: Running, path: str) -> None:
+def test_path_with_another_slash_is_404_and_no_redirect(server: Running) -> None:
     """A redirect would lead out of the prefix of a proxy, and lose a body that is a stream."""
-    assert server.client.post(path, content=b"x").status_code == 404
+    paths = [*get_paths(create_app(server.service)), "/predict", "/reload", "/v2/models/bundled/infer"]
+    for path in [*paths, "/static-offline-docs"]:
+        assert server.client.post(f"{path}/", content=b"x").status_code in (404, 405), path
+        response = server.client.get(f"{path}/")
+        assert (response.status_code, response.headers.get("location")) == (404, None), path
 
 
 def test_info_describes_the_service(server: Running) -> None:

@@ -177,9 +177,14 @@ class HeadMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # a copy: the server reads the method from its own
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}  # a copy: the server reads the method from its own
+        try:
+            await self._app(as_get, receive, send)
+        finally:
+            scope["request_id"] = as_get.get("request_id", "")  # for the response to an unexpected exception
 
 
 def _route(scope: Scope) -> str:
