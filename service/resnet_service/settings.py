@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from resnet_service import environment
 from resnet_service.hints import input_error
 from resnet_service.origins import normalize_origins
+from resnet_service.proxies import ROOT_PATH_PATTERN, check_networks
 
 __all__ = ["ENVIRONMENT_ONLY", "PAGE_API_KEY_VARIABLE", "PAGE_URL_VARIABLE", "Settings", "describe_errors"]
 
@@ -58,6 +59,17 @@ class Settings(BaseSettings):
     management_port: _Port = Field(
         8001,
         description="Port for probes, metrics and reload, which no load on the main port delays; 0 for none.",
+    )
+
+    root_path: str = Field(
+        "",
+        pattern=ROOT_PATH_PATTERN,
+        description="Prefix of all paths behind a proxy, such as /resnet; the proxy may remove it or not.",
+    )
+    trusted_proxies: Annotated[str, AfterValidator(check_networks)] = Field(
+        "",
+        description="Comma-separated addresses and networks of the proxies whose X-Forwarded-For, -Proto and "
+        "-Prefix headers are used; by default none.",
     )
 
     model: str = Field(

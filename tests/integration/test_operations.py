@@ -33,7 +33,9 @@ def test_root_redirects_to_the_api_page(server: Running) -> None:
 def get_paths(app: FastAPI) -> list[str]:
     """Return the paths of all GET routes of an application, with their parameters filled in."""
     documented = {path for path, operations in app.openapi()["paths"].items() if "get" in operations}
-    others = {route.path for route in app.routes if isinstance(route, Route) and "GET" in route.methods}
+    others = {
+        route.path for route in app.routes if isinstance(route, Route) and "GET" in (route.methods or ())
+    }
     return [path.format(name="bundled", version=1) for path in sorted(documented | others)]
 
 

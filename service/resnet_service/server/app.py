@@ -13,9 +13,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from resnet_service import __version__
+from resnet_service.proxies import parse_networks
 from resnet_service.server.exception_handlers import add_exception_handlers
 from resnet_service.server.image_counter import CLIENT_CLOSED
 from resnet_service.server.middleware import HeadMiddleware, ObservabilityMiddleware
+from resnet_service.server.proxy_headers import ProxyMiddleware
 from resnet_service.server.routes import admin, management, predict
 from resnet_service.server.state import AppState
 from resnet_service.server.v2 import routes as v2
@@ -92,6 +94,9 @@ def _add_observability(app: FastAPI, state: AppState) -> None:
         ObservabilityMiddleware, metrics=state.metrics, tracer=state.tracer, settings=state.settings
     )
     app.add_middleware(HeadMiddleware)
+    root_path, trusted = state.settings.root_path, parse_networks(state.settings.trusted_proxies)
+    if root_path or trusted:
+        app.add_middleware(ProxyMiddleware, root_path=root_path, trusted=trusted)
 
 
 async def _client_disconnected(_: Request, __: Exception) -> Response:

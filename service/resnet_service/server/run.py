@@ -93,7 +93,7 @@ def _config(app: FastAPI, registry: ConnectionRegistry, **options: Any) -> uvico
         access_log=False,
         server_header=False,
         headers=list(_SECURITY_HEADERS),
-        proxy_headers=False,  # the access log has the peer's address
+        proxy_headers=False,  # `ProxyMiddleware` handles them, for trusted proxies only
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_S,
         **options,
