@@ -49,6 +49,63 @@ def test_request_without_a_content_type_is_415(server: Running) -> None:
     assert "'file'" in assert_problem(response, 415, "unsupported-media-type")
 
 
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "",
+        "IMAGE/JPEG; name=x",
+        "application/octet-stream",
+        "binary/octet-stream",
+        "application/x-www-form-urlencoded",
+    ],
+)
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_whole_body_is_an_image(server: Running, jpeg: bytes, path: str, content_type: str) -> None:
+    """Clients send images without a content type, with that of S3, or with the one that curl sets."""
+    headers = f"Content-Type: {content_type}\r\n" if content_type else ""
+    with connected(server.url) as client:
+        client.send(
+            f"POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(jpeg)}\r\n\r\n".encode() + jpeg
+        )
+        assert client.answer()[0] == 200
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/json", "multipart/mixed; boundary=x"])
+def test_other_content_type_is_415(server: Running, jpeg: bytes, content_type: str) -> None:
+    """The response says what to send instead."""
+    response = server.client.post("/predict", content=jpeg, headers={"content-type": content_type})
+    assert "image/*" in assert_problem(response, 415, "unsupported-media-type")
+
+
+def test_text_around_the_parts_of_a_form_is_ignored(server: Running, jpeg: bytes) -> None:
+    """A form may have a preamble and an epilogue (RFC 2046), and file names in UTF-8 (RFC 5987)."""
+    part = b'\r\n--x\r\nContent-Disposition: form-data; name="file"; filename%b\r\n\r\n' + jpeg
+    names = [b'="a.jpg"', b"*=UTF-8''%e2%82%ac.jpg", b"=\"b.jpg\"; FileName*=iso-8859-1'en'%e9.jpg"]
+    form = (
+        b"preamble with --x in it"
+        + b"".join(part.replace(b"%b", name) for name in names)
+        + b"\r\n--x--\r\nend"
+    )
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    response = server.client.post("/predict/batch", content=form, headers=headers)
+    assert response.status_code == 200
+    assert [result["filename"] for result in response.json()["results"]] == [
+        "a.jpg",
+        "\u20ac.jpg",
+        "\u00e9.jpg",
+    ]
+    with connected(server.url) as client:
+        client.send(
+            b"POST /predict/batch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        )
+        for byte in form:
+            client.send(b"1\r\n%c\r\n" % byte)
+        client.send(b"0\r\n\r\n")
+        status, _, body = client.answer()
+        assert (status, len(body["results"])) == (200, 3)
+
+
 def test_form_without_the_file_field_is_422(server: Running, jpeg: bytes) -> None:
     """The response to a form without the field `file` lists the fields that it has."""
     response = server.client.post("/predict", files={"image": jpeg})

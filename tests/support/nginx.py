@@ -26,7 +26,7 @@ def documented_configuration(page: Path) -> str:
 
 def _write_certificate(folder: Path) -> None:
     subject = ["-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST},IP:127.0.0.1"]
-    output = ["-keyout", folder / "example.com.key", "-out", folder / "example.com.pem"]
+    output = ["-keyout", f"{folder}/example.com.key", "-out", f"{folder}/example.com.pem"]
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     subprocess.run([*command, "-nodes", "-days", "2", *subject, *output], check=True, capture_output=True)
 

@@ -1,5 +1,6 @@
 """Requests of the Open Inference Protocol that do not match the protocol or the model."""
 
+import base64
 import json
 from typing import Any
 
@@ -89,6 +90,8 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "too many images": {"inputs": [json_input(shape=[2])]},
     "not base64": {"inputs": [json_input(data=["!", "", ""])]},
     "incomplete base64": {"inputs": [json_input(data=["abc", "", ""])]},
+    "data URL without base64": {"inputs": [json_input(data=["data:,abcd", "", ""])]},
+    "data URL in base64": {"inputs": [json_input(data=["AAAAdata:;base64,AAAA", "", ""])]},
     "base64 beyond ASCII": {"inputs": [json_input(data=["ä", "", ""])]},
     "numbers for images": {"inputs": [json_input(data=[1, 2, 3])]},
     "too few numbers": {"inputs": [json_input("pixels", data=[0] * (COUNT - 1))]},
@@ -202,6 +205,14 @@ def test_binary_and_json_images_are_equal() -> None:
         parse(json.dumps({"inputs": [column]}).encode()),
     ):
         assert list(request.images) == IMAGES
+
+
+def test_base64_may_have_line_breaks_or_be_a_data_url() -> None:
+    """Programs break lines after 76 characters or end with a line break, and browsers make data URLs."""
+    strings = [base64.encodebytes(IMAGES[0]).decode(), *json_input()["data"][1:]]
+    strings[1] = "data:image/jpeg;charset=x;base64," + strings[1]
+    strings[2] = " \r\nDATA:;BASE64,\r\n" + base64.encodebytes(IMAGES[2]).decode().replace("\n", "\r\n")
+    assert list(parse(json.dumps({"inputs": [json_input(data=strings)]}).encode()).images) == IMAGES
 
 
 def test_normalized_input_is_rounded_to_gray_levels() -> None:

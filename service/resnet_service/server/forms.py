@@ -3,10 +3,12 @@
 Starlette's form parser writes parts over 1 MB to temporary files, which a read-only container does not have.
 """
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -18,6 +20,10 @@ FIELD: Final = "file"
 """The form field that images are uploaded in."""
 _MAX_FIELD_BYTES: Final = 100
 """Of the other fields, which are numbers."""
+_EXTENDED_FILENAME: Final = re.compile(
+    rb"""; *filename\* *= *"?(utf-8|iso-8859-1)'[^';]*'([^;" ]*)""", re.IGNORECASE
+)
+"""The parameter `filename*` of RFC 5987, which the parser leaves out."""
 
 
 @dataclass
@@ -47,8 +53,9 @@ class FormParser:
         parser.write(chunk)
         form = parser.finish()
 
-    `write` and `finish` raise InvalidRequestError if the form is malformed or has an unknown field, and
-    PayloadTooLarge if it exceeds a limit.
+    Text before the first part and after the last one is ignored. `write` and `finish` raise
+    InvalidRequestError if the form is malformed or has an unknown field, and PayloadTooLarge if it exceeds a
+    limit.
     """
 
     def __init__(self, boundary: bytes, max_images: int, fields: Collection[str]) -> None:
@@ -57,6 +64,8 @@ class FormParser:
         self._form = Form()
         self._max_images = max_images
         self._fields = fields
+        self._delimiter = b"\r\n--" + boundary
+        self._preamble: bytearray | None = bytearray(b"\r\n")  # the form may begin with its boundary
         self._is_complete = False
         self._is_image = False
         self._data = bytearray()
@@ -79,6 +88,13 @@ class FormParser:
 
     def write(self, chunk: bytes) -> None:
         """Parse the next bytes of the body."""
+        if self._preamble is not None:
+            self._preamble += chunk
+            start = self._preamble.find(self._delimiter)
+            if start < 0:
+                del self._preamble[: -len(self._delimiter)]
+                return
+            chunk, self._preamble = bytes(self._preamble[start + 2 :]), None
         with _form_errors():
             self._parser.write(chunk)
 
@@ -105,6 +121,10 @@ class FormParser:
     def _end_header(self) -> None:
         if self._header_name.lower() == b"content-disposition":
             _, self._options = parse_options_header(bytes(self._header_value))
+            if extended := _EXTENDED_FILENAME.search(self._header_value):
+                charset = "latin-1" if extended[1].lower() == b"iso-8859-1" else "utf-8"
+                filename = unquote_to_bytes(bytes(extended[2])).decode(charset, "replace")
+                self._options[b"filename"] = filename.encode()
         self._header_name.clear()
         self._header_value.clear()
 

@@ -31,6 +31,10 @@ _WATCH_AFTER_S: Final = 0.05
 """Shorter work is not watched for a disconnect: the task for it costs more than it could save."""
 _MIN_WAIT_S: Final = 0.001
 """A shorter wait is not recorded: without overload, `start` returns at once."""
+_RAW_BODY: Final = frozenset(
+    (b"", b"application/octet-stream", b"binary/octet-stream", b"application/x-www-form-urlencoded")
+)
+"""Content types of images beside image/*: of clients that set none, of S3, and of `curl --data-binary`."""
 _MAX_RECEIVE_S: Final = 0.5
 """Time for which a request counts as concurrent while its body is received."""
 
@@ -112,16 +116,19 @@ class Upload:
         self._timeout_s = settings.read_timeout_s
 
     async def form(self, fields: Collection[str]) -> Form:
-        """Return the form, or the body as one image if its content type is an image's.
+        """Return the form, or the body as one image if its content type is one of `_RAW_BODY` or an image's.
 
         `fields` has the names of the fields that the form may have beside `file`. Raises UnsupportedMediaType
-        for any other content type, and what `FormParser` and `body` raise.
+        for any other content type, and if there is neither a content type nor a body; and what `FormParser`
+        and `body` raise.
         """
         content_type, options = parse_options_header(self._request.headers.get("content-type"))
         if content_type == b"multipart/form-data":
             return await self._receive(partial(self._form, options.get(b"boundary", b""), fields))
-        if content_type.startswith(b"image/") or content_type == b"application/octet-stream":
-            return Form([UploadedFile(data=await self.body())])
+        if content_type.startswith(b"image/") or content_type in _RAW_BODY:
+            body = await self.body()
+            if body or content_type:
+                return Form([UploadedFile(data=body)])
         raise UnsupportedMediaType(
             f"send multipart/form-data with the field {FIELD!r}, or an image with an image/* content type"
         )

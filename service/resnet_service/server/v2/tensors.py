@@ -4,6 +4,7 @@ This module must not depend on the model or on HTTP.
 """
 
 import base64
+import re
 import struct
 from collections.abc import Sequence
 from itertools import chain
@@ -24,6 +25,8 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 _DATATYPES: Final = {"u": "UINT8", "i": "INT64", "f": "FP32", "O": "BYTES"}
 _JSON_TYPES: Final[dict[str, set[type]]] = {"UINT8": {int}, "FP32": {int, float}}
+_DATA_URL: Final = re.compile(r"\A\s*data:[^,]{0,200};base64,", re.IGNORECASE)
+_LINE_BREAKS: Final = dict.fromkeys(map(ord, " \t\r\n"))
 _LENGTH_PREFIX: Final = struct.Struct("<I")
 """Precedes each element of a BYTES tensor in binary."""
 
@@ -93,15 +96,25 @@ def numbers_from_json(data: object, datatype: str, shape: Sequence[int]) -> list
 def strings_from_json(data: object, shape: Sequence[int]) -> list[bytes]:
     """Return the bytes of a tensor of base64 strings, from nested or flat lists.
 
-    Raises InvalidRequestError if `data` does not match the shape or is not base64.
+    The strings may have line breaks, or be data URLs. Raises InvalidRequestError if `data` does not match the
+    shape or is not base64.
     """
     strings = []
     for index, value in enumerate(_flatten(data, shape if _is_nested(data) else [prod(shape)])):
         try:
-            strings.append(base64.b64decode(value, validate=True))
+            strings.append(_decode_base64(value))
         except (TypeError, ValueError) as error:  # TypeError: not a string
             raise InvalidRequestError(f"element {index} is not a base64 string") from error
     return strings
+
+
+def _decode_base64(value: str) -> bytes:
+    """Return the bytes; raises TypeError or ValueError."""
+    try:
+        return base64.b64decode(value, validate=True)  # of most clients: without a copy of the text
+    except ValueError:
+        text = _DATA_URL.sub("", value).translate(_LINE_BREAKS)
+        return base64.b64decode(text, validate=True)
 
 
 def _is_nested(data: object) -> bool:
