@@ -7,6 +7,8 @@ ServiceError
 │   ├── UnsupportedMediaType
 │   ├── PayloadTooLarge
 │   ├── RequestTimeout
+│   ├── MalformedRequest
+│   ├── HeadersTooLarge
 │   ├── Conflict
 │   ├── OverloadedError             carries reason and retry_after_s
 │   ├── TooManyRequests             carries retry_after_s
@@ -65,6 +67,14 @@ class PayloadTooLarge(ServiceError):
 
 class RequestTimeout(ServiceError):
     """The client took too long to send the request."""
+
+
+class MalformedRequest(ServiceError):
+    """The data is not a valid HTTP request; the connection is closed."""
+
+
+class HeadersTooLarge(ServiceError):
+    """The request headers are too large; the connection is closed."""
 
 
 class Conflict(ServiceError):

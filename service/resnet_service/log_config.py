@@ -11,6 +11,11 @@ from typing import Final, Literal
 import structlog
 from structlog.typing import EventDict, Processor
 
+_UVICORN_CLIENT_LINES: Final = (
+    "Invalid HTTP request",
+    "Unsupported upgrade request",
+    "No supported WebSocket library",
+)
 _STAGES: Final = ("wait", "read", "decode", "queue", "device")
 
 
@@ -48,6 +53,7 @@ def configure_logging(level: str = "info", style: Literal["auto", "json", "conso
     logging.root.setLevel(level.upper())
     # Uvicorn's start and stop lines repeat those of `resnet_service.server.run`.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_not_of_a_client)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -58,6 +64,11 @@ def configure_logging(level: str = "info", style: Literal["auto", "json", "conso
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _is_not_of_a_client(record: logging.LogRecord) -> bool:
+    """Return False for lines that each client can cause without a limit; `RejectionLog` replaces them."""
+    return not str(record.msg).startswith(_UVICORN_CLIENT_LINES)
 
 
 def _shorten_access_line(_: object, __: str, event: EventDict) -> EventDict:

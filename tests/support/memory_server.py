@@ -1,6 +1,7 @@
 """The server's HTTP protocol class and a small ASGI application in memory; see memory_transport."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,6 +91,9 @@ class MemoryServer:
         assert response.status == response.problem["status"] == status
         assert response.headers["content-type"] == "application/problem+json"
         assert response.headers["connection"] == "close"
+        assert re.fullmatch("[0-9a-f]{16}", response.headers["x-request-id"])
+        kind = {400: "malformed-request", 408: "request-timeout", 431: "headers-too-large"}[status]
+        assert response.problem["type"] == f"urn:resnet-service:problem:{kind}"
         assert client.has_eof
         assert not client.is_lost  # the client can still read the response
         self.loop.advance(LINGER_S)

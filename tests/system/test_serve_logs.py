@@ -4,7 +4,9 @@ import gzip
 import http.server
 import json
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -159,3 +161,33 @@ def test_api_keys_do_not_appear_in_logs_and_responses(jpeg: bytes) -> None:
         assert process.wait(30) == 0
     assert any('"route": "/predict"' in text for text in texts)
     assert not any(key in text for key in (all_scopes, predict) for text in texts)
+
+
+def test_rejected_connections_have_one_line_per_second() -> None:
+    """The line has the client's address and the id of its response; TLS on the HTTP port is named."""
+    with started() as (_, log, url):
+        port = int(url.rpartition(":")[2])
+
+        def send(data: bytes, address: str) -> bytes:
+            with socket.create_connection(("127.0.0.1", port), source_address=(address, 0)) as connection:
+                connection.sendall(data)
+                return connection.makefile("rb").read()
+
+        send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), "127.0.0.2")
+        line = until(log, "connection_rejected")
+        assert (line["reason"], line["client"], line["level"]) == ("malformed", "127.0.0.2", "warning")
+        assert "TLS" in line["detail"]
+        for _ in range(20):
+            send(b"rubbish\r\n\r\n", "127.0.0.3")
+        next_line_at = time.monotonic() + 1
+        while time.monotonic() < next_line_at:
+            httpx.get(f"{url}/healthz", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
+        response = send(b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", "127.0.0.4")
+        lines = [next(log)]
+        while lines[-1].get("client") != "127.0.0.4":
+            lines.append(next(log))
+        assert {line["event"] for line in lines} == {"connection_rejected"}  # uvicorn's lines have no limit
+        assert sum(1 + line.get("omitted", 0) for line in lines) == 21
+        assert len(lines) < 10
+        assert response.startswith(b"HTTP/1.1 400 ")
+        assert f"x-request-id: {lines[-1]['request_id']}\r\n".encode() in response

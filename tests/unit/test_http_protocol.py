@@ -93,14 +93,23 @@ def test_body_in_same_packet_as_headers_does_not_count_as_headers(client: Memory
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nX-Smuggled\x00: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nhost: x\r\n\r\n",
     ],
-    ids=["TLS", "words", "version", "length", "both lengths", "CONNECT", "field name"],
+    ids=["TLS", "words", "version", "length", "both lengths", "CONNECT", "field name", "two hosts"],
 )
 def test_malformed_request_gets_400(server: MemoryServer, client: MemoryTransport, data: bytes) -> None:
     """A malformed request gets 400 as a problem, and the connection is closed."""
     client.send(data)
     client.send(GET)  # data after it is ignored
     assert server.check_rejected(client, "malformed", 400).startswith("malformed")
+
+
+def test_error_below_v2_has_the_format_of_the_protocol(client: MemoryTransport) -> None:
+    """As far as the path is known, an error before the request is complete has the format of its API."""
+    client.send(b"GET /v2/models HTTP/1.1\r\nX-Large: " + b"x" * 70_000)
+    [response] = client.responses()
+    assert response.status == 431
+    assert list(response.problem) == ["error"]
 
 
 def test_malformed_next_request_keeps_previous_response(

@@ -36,6 +36,8 @@ PROBLEM_TYPES: Final[dict[type[errors.ServiceError], ProblemType]] = {
     errors.UnsupportedMediaType: ProblemType(415, "unsupported-media-type"),
     errors.PayloadTooLarge: ProblemType(413, "payload-too-large"),
     errors.RequestTimeout: ProblemType(408, "request-timeout"),
+    errors.MalformedRequest: ProblemType(400, "malformed-request"),
+    errors.HeadersTooLarge: ProblemType(431, "headers-too-large"),
     errors.Unauthorized: ProblemType(401, "unauthorized"),
     errors.Forbidden: ProblemType(403, "forbidden"),
     errors.Conflict: ProblemType(409, "conflict"),
@@ -133,6 +135,11 @@ def error_response(scope: Scope, error: errors.ServiceError) -> Response:
     elif isinstance(error, errors.Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def connection_error(path: str, error: errors.ServiceError) -> Response:
+    """Return the response to a request that is not complete; `path` is empty if it is unknown."""
+    return _respond({"path": path}, to_problem(error))
 
 
 async def _service_error(request: Request, error: Exception) -> Response:

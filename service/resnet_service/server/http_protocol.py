@@ -1,8 +1,8 @@
 """HTTP connections: uvicorn's protocol class with the limits that an open port needs.
 
-`HTTPConnection` overrides undocumented methods of uvicorn's class and uses these attributes: `flow`,
-`headers`, `loop`, `parser`, `pipeline`, `server_state.default_headers`, `timeout_keep_alive`, `transport`,
-`url`, and of `cycle`, the last request with complete headers, `keep_alive`, `more_body`,
+`HTTPConnection` overrides undocumented methods of uvicorn's class and uses these attributes: `client`,
+`flow`, `headers`, `loop`, `parser`, `pipeline`, `server_state.default_headers`, `timeout_keep_alive`,
+`transport`, `url`, and of `cycle`, the last request with complete headers, `keep_alive`, `more_body`,
 `response_complete` and `response_started`. Minor versions may change them, so pyproject.toml pins one. This
 module must not depend on routes or on the engine.
 """
@@ -12,7 +12,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from itertools import chain
 from typing import Any, Final
 
@@ -20,21 +19,21 @@ from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from resnet_service.metrics import ConnectionReason, Metrics
-from resnet_service.server.exception_handlers import PROBLEM_MEDIA_TYPE, http_problem
+from resnet_service.server.connection_errors import (
+    ERRORS,
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    RejectionLog,
+    encode_error,
+    new_request_id,
+    starts_tls,
+)
 
-_MAX_HEADER_BYTES: Final = 65_536
-_MAX_HEADERS: Final = 100
 _MAX_PIPELINED: Final = 100
 """Requests of one connection that may wait for earlier ones; uvicorn reads on after each response."""
 _BODY_HEADERS: Final = frozenset((b"content-length", b"transfer-encoding"))
 _LINGER_S: Final = 2.0
 """Time for which a rejected client may still send: an immediate close would reset the unread error."""
-_ERRORS: Final[dict[ConnectionReason, tuple[int, str]]] = {
-    "header_timeout": (408, "request headers were not received in time"),
-    "header_too_large": (431, f"request headers exceed {_MAX_HEADER_BYTES:,} bytes or {_MAX_HEADERS} fields"),
-    "malformed": (400, "malformed HTTP request, or a protocol upgrade with a body"),
-}
-"""Error responses by reason. The other reasons (limit, pipelined, write_timeout) abort the connection."""
 
 
 @dataclass(eq=False)
@@ -60,6 +59,7 @@ class ConnectionRegistry:
     open: int = 0
     idle: "OrderedDict[HTTPConnection, None]" = field(default_factory=OrderedDict)
     """Connections without a complete request, longest waiting first."""
+    log: RejectionLog = field(default_factory=RejectionLog)
 
 
 class HTTPConnection(HttpToolsProtocol):
@@ -71,6 +71,7 @@ class HTTPConnection(HttpToolsProtocol):
         self._header_bytes = 0  # received since request headers were complete or a part of a body arrived
         self._is_rejected = False
         self._has_new_request = False  # in the bytes of this read
+        self._is_tls = False
         self._received_at = 0.0
         self._is_body_late = False  # it was left in the socket for longer than a half-close may take
         self._is_half_closed = False
@@ -105,6 +106,8 @@ class HTTPConnection(HttpToolsProtocol):
         """
         if self._is_rejected:
             return
+        if self.headers is None:
+            self._is_tls = starts_tls(data)
         self._received_at = self.loop.time()
         self._header_bytes += len(data)
         self._has_new_request = False
@@ -114,7 +117,7 @@ class HTTPConnection(HttpToolsProtocol):
             if self._unread_timer is not None:
                 self._unread_timer.cancel()
             self._unread_timer = self.loop.call_later(self._registry.half_close_s, self._check_unread_body)
-        if self._header_bytes > _MAX_HEADER_BYTES or len(self.headers or ()) > _MAX_HEADERS:
+        if self._header_bytes > MAX_HEADER_BYTES or len(self.headers or ()) > MAX_HEADERS:
             self._reject("header_too_large")
         elif self._header_bytes and not self._read_timer and (not self.cycle or self.cycle.response_complete):
             self._start_read_timer(self._registry.header_timeout_s, self.timeout_keep_alive_handler)
@@ -135,15 +138,16 @@ class HTTPConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Override because uvicorn limits neither the size of headers nor the number of pipelined requests.
 
-        It also takes the body of a request for an upgrade, which it declines, for another request.
+        It accepts several Host fields, and takes the body of a request for an upgrade, which it declines, for
+        another request.
         """
-        if self._header_bytes > _MAX_HEADER_BYTES:  # perhaps a body arrived with them
+        if self._header_bytes > MAX_HEADER_BYTES:  # perhaps a body arrived with them
             self._header_bytes = len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
-        if self._header_bytes > _MAX_HEADER_BYTES or len(self.headers) > _MAX_HEADERS:
+        if self._header_bytes > MAX_HEADER_BYTES or len(self.headers) > MAX_HEADERS:
             self._reject("header_too_large")
         elif len(self.pipeline) >= _MAX_PIPELINED:
             self._reject("pipelined")
-        elif self.parser.should_upgrade() and not _BODY_HEADERS.isdisjoint(dict(self.headers)):
+        elif self._has_several_hosts() or self._is_upgrade_with_body():
             self._reject("malformed")
         if self._is_rejected:
             raise HttpParserError  # stops the parser
@@ -202,6 +206,12 @@ class HTTPConnection(HttpToolsProtocol):
             self._read_timer.cancel()
         self._read_timer = self.loop.call_later(seconds, callback)
 
+    def _has_several_hosts(self) -> bool:
+        return [name for name, _ in self.headers].count(b"host") > 1  # a proxy may use another one
+
+    def _is_upgrade_with_body(self) -> bool:
+        return self.parser.should_upgrade() and not _BODY_HEADERS.isdisjoint(dict(self.headers))
+
     def _check_unread_body(self) -> None:
         self._is_body_late = self.flow.read_paused
 
@@ -219,24 +229,24 @@ class HTTPConnection(HttpToolsProtocol):
 
     def _reject(self, reason: ConnectionReason) -> None:
         """Close the connection: after the responses in progress, after an error response, or at once."""
-        if self._is_rejected and reason in _ERRORS:
+        if self._is_rejected and reason in ERRORS:
             return
         self._is_rejected = True
         self._registry.metrics.connections_rejected.labels(reason).inc()
-        if reason not in _ERRORS or (self.cycle and self.cycle.more_body):
+        request_id = None
+        if reason not in ERRORS or (self.cycle and self.cycle.more_body):
             self.transport.abort()  # an error in a body could be taken for the response to another request
         elif self.cycle and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         else:
-            self._send_error(*_ERRORS[reason])
+            request_id = new_request_id()
+            self._send_error(reason, request_id)
+        address = self.client[0] if self.client else None
+        self._registry.log.write(reason, address, request_id, is_tls=self._is_tls)
 
-    def _send_error(self, status: int, detail: str) -> None:
-        body = http_problem(status, detail).model_dump_json(exclude_none=True).encode()
-        headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body))]
-        headers += [(b"connection", b"close"), *self.server_state.default_headers]
-        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        phrase = HTTPStatus(status).phrase.encode()
-        self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, phrase, lines, body))
+    def _send_error(self, reason: ConnectionReason, request_id: str) -> None:
+        path = self.url.decode("latin-1") if self.headers is not None else ""
+        self.transport.write(encode_error(reason, path, request_id, self.server_state.default_headers))
         self.transport.write_eof()
         if self.headers:
             self.headers.clear()  # a single read can contain 60,000, which take 4 MB

@@ -2,7 +2,6 @@
 
 import re
 import time
-from random import getrandbits
 from typing import Final
 
 import structlog
@@ -11,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resnet_service.inference.request_timing import STAGES, RequestTiming
 from resnet_service.metrics import Metrics
+from resnet_service.server.connection_errors import new_request_id
 from resnet_service.server.exception_handlers import app_path
 from resnet_service.server.image_counter import ImageCounter
 from resnet_service.settings import Settings
@@ -58,7 +58,7 @@ class ObservabilityMiddleware:
             return
         headers = Headers(scope=scope)
         client_id = headers.get("x-request-id", "")
-        request_id = client_id if _SAFE_ID.fullmatch(client_id) else f"{getrandbits(64):016x}"
+        request_id = client_id if _SAFE_ID.fullmatch(client_id) else new_request_id()
         scope["request_id"] = request_id
         ids = {"request_id": request_id}
         if "traceparent" in headers and (trace := trace_id(headers)) is not None:
