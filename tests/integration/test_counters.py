@@ -187,6 +187,7 @@ def test_disconnect_cancels_all_images_of_a_request(small: Running, jpeg: bytes,
             headers = "".join(f"{name}: {value}\r\n" for name, value in content.headers.items())
             client.send(f"POST {NAMES[route]} HTTP/1.1\r\n{headers}\r\n".encode() + content.read())
             assert small.runtime.begun.acquire(timeout=30)
+            client.reset()
         seen.add(499, *["cancelled"] * count)
         small.wait_for(lambda: small.metric("inference_in_flight") == 0)
 

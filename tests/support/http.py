@@ -123,6 +123,11 @@ class Client:
         self._file.close()
         self.socket.close()
 
+    def reset(self) -> None:
+        """Close the connection with a reset."""
+        self._file.close()
+        reset(self.socket)
+
 
 @contextmanager
 def connected(url: str, **options: int) -> Iterator[Client]:
