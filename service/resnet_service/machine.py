@@ -10,8 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-CGROUP: Final = Path("/sys/fs/cgroup")
-"""The limits of the container (control groups, version 2)."""
+from resnet_service import cgroups
+
+ROOT: Final = Path("/")
+"""The folder that contains `proc` and the mount points of control groups."""
 
 _NATIVE_BF16_FLAGS: Final = {"avx512_bf16", "amx_bf16", "bf16"}
 _RELEVANT_FLAGS: Final = _NATIVE_BF16_FLAGS | {
@@ -35,7 +37,7 @@ def instruction_sets() -> tuple[str, ...]:
 class HardwareInfo:
     """The hardware and software that a measurement depends on; stored with every result.
 
-    Memory is in GiB; `cores` is the number of cores that this process may use.
+    Memory is in GiB; `cores` and `memory_gib` are what this process may use.
     """
 
     os: str
@@ -81,22 +83,19 @@ def hardware_info() -> HardwareInfo:
 
 
 def available_cpus() -> int:
-    """Return the number of logical cores that the CPU affinity and the container's quota allow."""
+    """Return the number of logical cores that the CPU affinity and the quota allow."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(count, cpu_quota() or count)
 
 
 def cpu_quota() -> int | None:
-    """Return the container's CPU quota in cores (`docker run --cpus`), rounded up; None if unlimited.
+    """Return the CPU quota in cores (`docker run --cpus`, systemd's CPUQuota), rounded up; None if unlimited.
 
     Libraries start one thread per visible core. With more threads than the quota, the kernel stops all of
     them in every period once the quota is used up.
     """
-    limit = CGROUP / "cpu.max"
-    if not limit.exists():
-        return None
-    quota, period = limit.read_text(encoding="ascii").split()
-    return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
+    limit = cgroups.cpu_limit(ROOT)
+    return None if limit is None else max(1, math.ceil(limit))
 
 
 def schedule_this_thread(*, for_throughput: bool) -> None:
@@ -115,17 +114,15 @@ def schedule_this_thread(*, for_throughput: bool) -> None:
 def available_memory() -> int | None:
     """Return the bytes of memory that this process can still allocate, or None if unknown (macOS).
 
-    The limit of the container is included.
+    The limits of the container or service are included.
     """
-    meminfo = Path("/proc/meminfo")
+    meminfo = ROOT / "proc/meminfo"
     if not meminfo.exists():
         return None
     lines = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and (limit_bytes := limit.read_text(encoding="ascii").strip()) != "max":
-        free = min(free, int(limit_bytes) - int(used.read_text(encoding="ascii")))
-    return free
+    in_groups = cgroups.free_memory(ROOT)
+    return free if in_groups is None else min(free, in_groups)
 
 
 def _operating_system() -> str:
@@ -165,4 +162,5 @@ def _cpuinfo() -> dict[str, str]:
 def _memory_gib() -> float | None:
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return round(min(installed, cgroups.memory_limit(ROOT) or installed) / 2**30, 1)

@@ -16,7 +16,7 @@ PACKAGE: Final = SOURCE_ROOT / "resnet_service"
 LAYERS: Final = [
     {
         *("errors", "settings", "schemas", "log_config", "metrics", "tracing"),
-        *("machine", "files", "figures", "malloc", "healthcheck"),
+        *("machine", "cgroups", "files", "figures", "malloc", "healthcheck"),
         *("environment", "hints", "origins", "proxies"),
     },
     {"devices", "images", "batching", "client"},

@@ -20,6 +20,7 @@ from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.batch_norm import fold_batch_norms
 from resnet_service.runtimes.pytorch import TorchRuntime
 from resnet_service.runtimes.selection import RuntimeName, create_runtimes
+from tests.support.cgroups import write_cgroups
 from tests.support.runtimes import CPU, create_runtime, probabilities
 
 Runtimes = dict[tuple[RuntimeName, Precision], Runtime]
@@ -103,8 +104,8 @@ def test_cpu_quota_limits_threads(
     model: Model, crops: list[Crop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a cgroup quota of half a CPU, one thread computes, however many CPUs the machine has."""
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    quota = write_cgroups(tmp_path, {"/": {"cpu.max": "50000 100000"}}) / "cpu.max"
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
     assert available_cpus() == 1
     runtime = create_runtime(model, "torch", "fp32")
 
@@ -114,7 +115,7 @@ def test_cpu_quota_limits_threads(
 
     with ThreadPoolExecutor(1) as pool:  # PyTorch stores the number per calling thread
         assert pool.submit(count_threads).result() == 1
-    (tmp_path / "cpu.max").write_text("max 100000\n")
+    quota.write_text("max 100000\n")
     assert cpu_quota() is None
 
 

@@ -1,0 +1,70 @@
+"""Control groups for tests: trees of files like those of the kernel, and real groups."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+Files = Mapping[str, Mapping[str, str]]
+"""The files of groups, by the path of the group from the mount point."""
+
+_MOUNT: Final = Path("/sys/fs/cgroup")
+
+
+def write_cgroups(
+    root: Path, files: Files, *, path: str = "/", top: str = "/", controller: str = "", mount: str = ""
+) -> Path:
+    """Write the files of one hierarchy and its lines in /proc/self below `root`; return the mount point.
+
+    `path` is the group of the process and `top` the group at the mount point, as the kernel names them.
+    `controller` is that of version 1; without it, the hierarchy has version 2. Can be called several times.
+    """
+    proc = root / "proc/self"
+    proc.mkdir(parents=True, exist_ok=True)
+    point = f"/sys/fs/cgroup{mount}"
+    kind, options = ("cgroup", f"rw,{controller}") if controller else ("cgroup2", "rw,nsdelegate")
+    with (proc / "cgroup").open("a") as file:
+        file.write(f"{7 if controller else 0}:{controller}:{path}\n")
+    with (proc / "mountinfo").open("a") as file:
+        place = point.replace(" ", r"\040")
+        file.write(f"31 23 0:28 {top} {place} rw,nosuid shared:4 master:2 - {kind} {kind} {options}\n")
+    folder = root / point[1:]
+    for group, texts in files.items():
+        (folder / group[1:]).mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / group[1:] / name).write_text(f"{text}\n")
+    return folder
+
+
+@contextmanager
+def real_cgroup(controller: str, *, v1: Mapping[str, str], v2: Mapping[str, str]) -> Iterator[Path]:
+    """Create a real group with limits, and yield the folder of a group below it, which has none.
+
+    `v1` and `v2` are the files to write, depending on the version of the machine. Raises OSError if this
+    process may not do it.
+    """
+    folder = _MOUNT / controller
+    is_v1 = folder.is_dir()
+    parent = (folder if is_v1 else _MOUNT) / f"resnet-service-test-{uuid4().hex}"
+    with ExitStack() as stack:
+        for group in (parent, parent / "below"):
+            group.mkdir()
+            stack.callback(group.rmdir)
+        for name, value in (v1 if is_v1 else v2).items():
+            (parent / name).write_text(value)
+        yield parent / "below"
+
+
+def output_in_cgroup(group: Path, program: str) -> str:
+    """Return what a Python program prints in a process of a group."""
+
+    def join() -> None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    return subprocess.run(
+        [sys.executable, "-c", program], preexec_fn=join, capture_output=True, text=True, check=True
+    ).stdout.strip()
