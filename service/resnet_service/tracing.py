@@ -4,10 +4,13 @@ A request is not instrumented while it runs. Its spans are created afterwards fr
 need the extra `traces`.
 """
 
+import socket
+import threading
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
+import structlog
 from opentelemetry.trace import (
     SpanKind,
     Status,
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
 
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
+
+_RESOLVE_TIMEOUT_S: Final = 2.0
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
 
@@ -32,6 +38,25 @@ def trace_id(headers: Mapping[str, str]) -> str | None:
     """Return the trace id, 32 hexadecimal digits, of a request's `traceparent`; None without a valid one."""
     context = get_current_span(_PROPAGATOR.extract(headers)).get_span_context()
     return format_trace_id(context.trace_id) if context.is_valid else None
+
+
+def check_collector(endpoint: str) -> None:
+    """Log a warning if the host of a collector cannot be resolved now; waits at most two seconds."""
+    host = urlsplit(endpoint).hostname
+    errors: list[OSError | UnicodeError] = []
+    lookup = threading.Thread(target=_resolve, args=(host, errors), name="resolve collector", daemon=True)
+    lookup.start()
+    lookup.join(_RESOLVE_TIMEOUT_S)
+    if errors or lookup.is_alive():
+        reason = str(errors[0]) if errors else "no response from the name server"
+        _log.warning("collector_not_resolved", host=host, reason=reason)
+
+
+def _resolve(host: str, errors: list[OSError | UnicodeError]) -> None:
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:  # UnicodeError: not encodable as a host name
+        errors.append(error)
 
 
 class RequestTracer:
@@ -46,12 +71,14 @@ class RequestTracer:
 
         Raises MissingDependencyError if the extra `traces` is not installed.
         """
-        if find_spec("opentelemetry.sdk") is None:
-            raise MissingDependencyError("traces need OpenTelemetry: pip install 'resnet-service[traces]'")
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        try:  # other packages may have installed a part of the extra
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ModuleNotFoundError as error:
+            message = "traces need OpenTelemetry: pip install 'resnet-service[traces]'"
+            raise MissingDependencyError(message) from error
 
         resource = Resource.create({SERVICE_NAME: "resnet-service", SERVICE_VERSION: __version__})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -83,6 +110,13 @@ class RequestTracer:
             span.set_status(Status(StatusCode.ERROR))
         span.end(started_at_ns + round(seconds * 1e9))
 
-    def close(self) -> None:
-        """Export the remaining spans. Blocks up to its time limit if the collector is down."""
-        self._provider.shutdown()
+    def close(self, timeout_s: float) -> None:
+        """Export the remaining spans; those that the collector has not taken after `timeout_s` are lost.
+
+        The exporter itself would try for 10 s and cannot be interrupted, so that its thread is left behind.
+        """
+        export = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        export.start()
+        export.join(timeout_s)
+        if export.is_alive():
+            _log.warning("last_spans_lost", timeout_s=timeout_s)

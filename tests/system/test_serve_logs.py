@@ -8,9 +8,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -130,17 +131,41 @@ def test_spans_of_requests_and_stages_reach_a_collector(jpeg: bytes) -> None:
         assert span.end_time_unix_nano <= request.end_time_unix_nano
 
 
-def test_unavailable_collector_does_not_affect_the_service(jpeg: bytes) -> None:
-    """Without its collector, the service responds, and exits with status 0."""
-    variables = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
-    with started("--traces-url", "http://127.0.0.1:9/v1/traces", program=None, limit=None, **variables) as (
-        process,
-        _,
-        url,
-    ):
-        assert httpx.post(f"{url}/predict", files={"file": jpeg}).status_code == 200
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+@contextmanager
+def unreachable_collector(kind: str) -> Iterator[str]:
+    """Yield the URL of a collector that does not respond.
+
+    `kind` is "closed" (no process listens), "silent" (connections are accepted) or "full" (not even those).
+    """
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        if kind != "closed":
+            server.listen(0 if kind == "full" else 100)
+        for _ in range(2 if kind == "full" else 0):  # as many as the system keeps
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1/traces"
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("kind", ["closed", "silent", "full"])
+def test_unreachable_collector_does_not_delay_the_end(jpeg: bytes, kind: str, workers: str) -> None:
+    """Without its collector, the service responds, and the last spans are lost within the drain timeout."""
+    drain_timeout_s = 15
+    with unreachable_collector(kind) as collector_url:
+        variables = {"OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+        flags = ("--traces-url", collector_url, "--drain-timeout-s", str(drain_timeout_s))
+        with started(*flags, "--workers", workers, program=None, limit=None, **variables) as (
+            process,
+            log,
+            url,
+        ):
+            assert httpx.post(f"{url}/predict", files={"file": jpeg}).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(drain_timeout_s) == 0
+            assert until(log, "last_spans_lost")
 
 
 def test_api_keys_do_not_appear_in_logs_and_responses(jpeg: bytes) -> None:

@@ -4,14 +4,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
-from types import ModuleType
 
 import httpx
 import pytest
 
 from monitoring.local import free_port
-from resnet_service import tracing
 from resnet_service.errors import MissingDependencyError
 from resnet_service.runtimes import selection
 from resnet_service.server.state import build_app_state
@@ -105,19 +104,36 @@ def test_unavailable_model_exits_with_status_3(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "settings", "extra"),
-    [
-        (tracing, Settings(model="nonsense", traces_url="http://127.0.0.1:9"), "traces"),
-        (selection, Settings(model="nonsense", device="cpu", runtime="openvino"), "openvino"),
-    ],
-    ids=["traces", "openvino"],
+    "missing",
+    ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"],
+    ids=["sdk", "exporter"],
 )
-def test_missing_extra_is_reported_before_the_model_is_loaded(
-    monkeypatch: pytest.MonkeyPatch, module: ModuleType, settings: Settings, extra: str
+def test_incomplete_extra_for_traces_is_reported_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda _: None)
-    with pytest.raises(MissingDependencyError, match=rf"resnet-service\[{extra}\]"):
-        build_app_state(settings)
+    """Other packages, such as Ray, install a part of the extra; the message is the same."""
+    monkeypatch.setitem(sys.modules, missing, None)  # makes its import fail
+    with pytest.raises(MissingDependencyError, match=r"resnet-service\[traces\]"):
+        build_app_state(Settings(model="nonsense", traces_url="http://127.0.0.1:9"))
+
+
+def test_missing_openvino_is_reported_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the extra that has it."""
+    monkeypatch.setattr(selection, "find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match=r"resnet-service\[openvino\]"):
+        build_app_state(Settings(model="nonsense", device="cpu", runtime="openvino"))
+
+
+def test_collector_whose_name_is_unknown_is_named_before_the_model_is_loaded() -> None:
+    """The service starts without it, because the name may exist later."""
+    with started("--traces-url", "http://collector.invalid:4318/v1/traces"):
+        pass
+    command = [*COMMAND, "--model", "nonsense", "--port", "0", "--traces-url", "http://collector.invalid/"]
+    output = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment(), check=False).stderr
+    warning, error = output.splitlines()
+    assert "collector_not_resolved" in warning
+    assert "collector.invalid" in warning
+    assert error.startswith("resnet-service: cannot load the model 'nonsense'")
 
 
 def test_unavailable_device_exits_with_status_3() -> None:
@@ -133,6 +149,8 @@ def test_unavailable_device_exits_with_status_3() -> None:
         (["--max-batch", "0"], "--max-batch 0: "),
         (["--max-megapixels", "inf"], "--max-megapixels inf: "),
         (["--precision", "int3"], "--precision int3: "),
+        (["--traces-url", "localhost:4318"], "--traces-url localhost:4318: "),
+        (["--traces-url", "http://collector:99999"], "--traces-url http://collector:99999: "),
         (["--unknown-option", "1"], "--unknown-option"),
         (["--cors-origins", "example.org"], "did you mean 'https://example.org'?"),
         (["--public-scopes", "all"], "public_scopes: 'all'"),

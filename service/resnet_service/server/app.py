@@ -43,7 +43,7 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         if start_ready:
             await state.backend.wait_until_warm()
         yield
-        await state.close(timeout_s=1.0)  # the server has drained: only a batch that hangs can be left
+        await state.close()
 
     # FastAPIOffline has the assets of the API page, so that it works without internet access.
     app = (FastAPIOffline if state.settings.api_docs else partial(FastAPI, openapi_url=None))(

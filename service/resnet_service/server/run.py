@@ -30,7 +30,8 @@ from resnet_service.server.workers.main_process import MainProcess
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 _SHUTDOWN_MARGIN_S: Final = 2.0
-"""Part of the drain timeout that is reserved for the steps after the last response."""
+"""Part of the drain timeout that is reserved for the steps after the last response: closing the state, and one
+second for the management port."""
 _KEEP_ALIVE_S: Final = 75
 """Longer than the 60 s for which load balancers keep an idle connection: if the server closed it first, a
 request could already be on its way."""
@@ -65,7 +66,7 @@ def uvicorn_config(state: AppState, **options: Any) -> uvicorn.Config:
         "host": settings.host,
         "port": settings.port,
         "lifespan": "on",
-        "timeout_graceful_shutdown": int(settings.drain_timeout_s - DRAIN_GRACE_S - _SHUTDOWN_MARGIN_S),
+        "timeout_graceful_shutdown": settings.drain_timeout_s - DRAIN_GRACE_S - _SHUTDOWN_MARGIN_S,
     }
     return _config(create_app(state), registry, **(defaults | options))
 

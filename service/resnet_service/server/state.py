@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final, cast
@@ -27,10 +27,12 @@ from resnet_service.server.engine_manager import EngineManager
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.uploads import UploadMemory
 from resnet_service.settings import Settings
-from resnet_service.tracing import RequestTracer
+from resnet_service.tracing import RequestTracer, check_collector
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
+CLOSE_TIMEOUT_S: Final = 0.8
+"""For a batch that hangs, and for the last spans: a part of the drain timeout."""
 _MAX_SMALL_HOST: Final = 4
 """Cores up to which a host without a GPU has one process."""
 _MAX_AUTO_WORKERS: Final = 16
@@ -54,11 +56,12 @@ class AppState:
     upload_memory: UploadMemory
     tracer: RequestTracer | None = None
 
-    async def close(self, timeout_s: float) -> None:
-        """Close the backend, as `Backend.close` does, and export the last spans."""
-        await self.backend.close(timeout_s)
+    async def close(self) -> None:
+        """Close the backend once all requests have ended, and export the last spans, in CLOSE_TIMEOUT_S."""
+        closing: list[Awaitable[None]] = [self.backend.close(CLOSE_TIMEOUT_S / 2)]  # takes up to twice that
         if self.tracer is not None:
-            await asyncio.to_thread(self.tracer.close)
+            closing.append(asyncio.to_thread(self.tracer.close, CLOSE_TIMEOUT_S))
+        await asyncio.gather(*closing)
 
 
 def build_app_state(
@@ -75,7 +78,10 @@ def build_app_state(
     for the operator.
     """
     api_keys = APIKeys.from_settings(settings)
-    tracer = RequestTracer(settings.traces_url) if settings.traces_url else None  # before the model loads
+    tracer = None
+    if settings.traces_url:  # before the model loads
+        tracer = RequestTracer(settings.traces_url)
+        check_collector(settings.traces_url)
     metrics = Metrics()
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6))
     metrics.report(metrics.upload_bytes, lambda: upload_memory.used)

@@ -64,8 +64,8 @@ class MainProcess:
             self._backend.begin_drain()
             for listener in {listener for group in self._listeners for listener in group}:
                 listener.close()
-            await supervisor.drain(state.settings.drain_timeout_s)
-            await state.close(timeout_s=1.0)  # only a batch that hangs can be left
+            await supervisor.drain()
+            await state.close()
         finally:
             supervisor.stop()
 

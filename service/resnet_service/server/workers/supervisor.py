@@ -24,6 +24,7 @@ from resnet_service.inference.engine import Engine
 from resnet_service.metrics import Metrics
 from resnet_service.server.heartbeat import Heartbeat
 from resnet_service.server.local_backend import LocalBackend
+from resnet_service.server.state import CLOSE_TIMEOUT_S
 from resnet_service.server.workers import process
 from resnet_service.server.workers.calls import ModelUpdate
 from resnet_service.server.workers.process import WorkerConfig
@@ -44,8 +45,8 @@ _STABLE_S: Final = 60.0
 """A worker that has run for this time is replaced without a delay."""
 _MARGIN_S: Final = 3.0
 """Time after the stall timeout, at which the worker itself prints its stacks and exits, if it still can."""
-_KILL_AFTER_S: Final = 2.0
-"""Time after the drain timeout at which a worker that still runs is killed."""
+_MAIN_PROCESS_CLOSE_S: Final = CLOSE_TIMEOUT_S + 0.2
+"""Part of the drain timeout that the main process needs when all workers have ended."""
 _SLOTS_PER_PERMIT: Final = 1.5
 """Requests with several images need more slots than permits; a worker without a free one waits."""
 
@@ -103,8 +104,8 @@ class Supervisor:
             task.add_done_callback(self._check)
         await self._all_are_ready.wait()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Let the workers finish their requests and end; those that run after `timeout_s` are killed."""
+    async def drain(self) -> None:
+        """Let the workers finish their requests and end; those that run after their timeout are killed."""
         self._is_draining.set()
         for index, connection in tuple(self._connections.items()):
             if connection.is_ready:
@@ -113,7 +114,7 @@ class Supervisor:
                 self._processes[index].terminate()  # it drains at this signal if it accepts requests already
         tasks = asyncio.gather(*self._tasks, return_exceptions=True)  # `_check` has logged their errors
         try:
-            async with asyncio.timeout(timeout_s + _KILL_AFTER_S):
+            async with asyncio.timeout(self._settings.drain_timeout_s):
                 await asyncio.shield(tasks)
         except TimeoutError:
             for worker in self._running():
@@ -283,5 +284,6 @@ def _share(settings: Settings, workers: int) -> Settings:
             "decode_threads": None if decode_threads is None else ceil(decode_threads / workers),
             "sandbox_processes": ceil(sandbox_processes / workers),
             "max_connections": ceil(settings.max_connections / workers),
+            "drain_timeout_s": settings.drain_timeout_s - _MAIN_PROCESS_CLOSE_S,
         }
     )
