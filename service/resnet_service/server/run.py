@@ -30,8 +30,8 @@ from resnet_service.server.workers.main_process import MainProcess
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 _SHUTDOWN_MARGIN_S: Final = 2.0
-"""Part of the drain timeout that is reserved for the steps after the last response: closing the state, and one
-second for the management port."""
+"""Part of the drain timeout that is reserved for the steps after the last response: closing the state and the
+management port, which takes up to a second."""
 _KEEP_ALIVE_S: Final = 75
 """Longer than the 60 s for which load balancers keep an idle connection: if the server closed it first, a
 request could already be on its way."""
