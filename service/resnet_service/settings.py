@@ -63,7 +63,8 @@ class Settings(BaseSettings):
     )
 
     host: Annotated[str, AfterValidator(environment.reject_service_host)] = Field(
-        "127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces."
+        "127.0.0.1",
+        description="Address to listen on; :: for all interfaces, IPv4 and IPv6, 0.0.0.0 for IPv4.",
     )
     port: _Port = Field(8000, description="Port to listen on; 0 selects a free port.")
     management_port: _Port = Field(

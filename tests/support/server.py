@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,15 @@ DEFAULT_WORKERS = int(os.environ.get("TEST_WORKERS", "0"))
 in_this_process = pytest.mark.skipif(
     DEFAULT_WORKERS > 0, reason="the test looks into the process that handles HTTP, or replaces a part of it"
 )
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has the address ::1."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 class GatedRuntime:
@@ -129,9 +139,9 @@ def serving(settings: Settings) -> Iterator[Running]:
     )
     backend = service.backend
     assert isinstance(backend, LocalBackend)
-    sockets = bind_sockets("127.0.0.1", 0)
-    host, port = sockets[0].getsockname()
-    url = f"http://{host}:{port}"
+    sockets = bind_sockets(settings.host, 0)
+    host, port = sockets[0].getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     server: InferenceServer | MainProcess
     if workers:
         server = MainProcess(service, sockets_for_workers(sockets, workers))

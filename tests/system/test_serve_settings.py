@@ -17,16 +17,9 @@ from resnet_service.server.state import build_app_state
 from resnet_service.settings import Settings
 from tests.support.file_server import FileServer
 from tests.support.processes import COMMAND, environment, rejected, started
+from tests.support.server import has_ipv6
 
 _UNPRIVILEGED_PORTS = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            return True
-    except OSError:
-        return False
 
 
 def has_privileged_ports() -> bool:
@@ -54,7 +47,7 @@ def test_host_of_another_machine_exits_with_status_1(host: str) -> None:
     """An address or a name that is not of this machine is reported with an alternative."""
     message = rejected("--host", host, "--port", "0", status=1)
     assert host in message
-    assert "--host 0.0.0.0" in message
+    assert "--host ::" in message
 
 
 @pytest.mark.skipif(not has_privileged_ports(), reason="this process may bind every port")

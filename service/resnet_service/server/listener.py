@@ -14,6 +14,12 @@ from resnet_service.errors import AddressUnavailableError
 from resnet_service.settings import Settings
 
 PortOption = Literal["--port", "--management-port"]
+_Address = tuple[int, tuple[object, ...]]
+"""Family and address; of the address, the second element is the port."""
+
+_ALL_ADDRESSES: Final = ("::", "")
+_ATTEMPTS: Final = 10
+"""To find a port that is free on all addresses."""
 _ZERO: Final[dict[PortOption, str]] = {"--port": "for a free one", "--management-port": "for none"}
 
 __all__ = ["Listeners", "allow_rebinding", "bind_listeners", "bind_sockets", "sockets_for_workers"]
@@ -40,31 +46,52 @@ def bind_listeners(settings: Settings) -> Listeners:
 
 
 def bind_sockets(host: str, port: int, option: PortOption = "--port") -> list[socket.socket]:
-    """Return a bound socket for each address of `host`; "" is all interfaces, and port 0 selects a free port.
+    """Return a bound socket for each address of `host`; port 0 selects a port that is free on all of them.
 
-    No other process can bind the addresses from now on. Call `allow_rebinding` before `listen`. Raises
-    AddressUnavailableError, whose message names the command line option for the port, `option`.
+    "::" and "" are all addresses of this machine, IPv4 and IPv6; "0.0.0.0" is IPv4 only. No other process can
+    bind the addresses from now on. Call `allow_rebinding` before `listen`. Raises AddressUnavailableError,
+    whose message names the command line option for the port, `option`.
     """
+    addresses = _resolve(None if host in _ALL_ADDRESSES else host)
+    for _ in range(1 if port else _ATTEMPTS):
+        try:
+            return _bind_all(addresses, port)
+        except OSError as error:
+            failure = error
+            if error.errno != errno.EADDRINUSE:
+                break
+    raise _describe(failure, host, port, option) from failure
+
+
+def _resolve(host: str | None) -> list[_Address]:
+    """Return the addresses of a host, or those of all interfaces."""
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:  # UnicodeError: not encodable as a host name
         reason = getattr(error, "strerror", None) or "not a host name"
         raise AddressUnavailableError(
             f"cannot resolve the host {host!r}: {reason}; use an address of this machine, such as "
-            "--host 127.0.0.1, or --host 0.0.0.0 for all interfaces"
+            "--host 127.0.0.1, or --host :: for all interfaces"
         ) from error
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _bind_all(addresses: Iterable[_Address], port: int) -> list[socket.socket]:
+    """Bind the addresses that this machine has to the same port. Raises OSError."""
     sockets: list[socket.socket] = []
     missing: OSError | None = None
-    for family, _, _, _, address in dict.fromkeys(found):
+    for family, (host, _, *scope) in addresses:
         try:
-            sockets.append(_bind(family, address))
+            sockets.append(_bind(family, (host, port, *scope)))
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 _close(sockets)
-                raise _describe(error, host, port, option) from error
+                raise
             missing = error  # such as ::1 of "localhost" on a machine without IPv6
+        else:
+            port = sockets[0].getsockname()[1]
     if not sockets and missing is not None:
-        raise _describe(missing, host, port, option) from missing
+        raise missing
     return sockets
 
 
@@ -134,7 +161,7 @@ def _describe(error: OSError, host: str, port: int, option: PortOption) -> Addre
         case errno.EACCES:
             reason = f"permission denied; ports below 1024 need privileges, select another {option}"
         case errno.EADDRNOTAVAIL:
-            reason = "this machine does not have the address; --host 0.0.0.0 selects all interfaces"
+            reason = "this machine does not have the address; --host :: selects all interfaces"
         case _:
             reason = os.strerror(error.errno) if error.errno else str(error)
     return AddressUnavailableError(f"cannot listen on {address}: {reason}")
