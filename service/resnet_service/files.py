@@ -1,10 +1,10 @@
-"""Atomic file writes, checks whether a path can be written, and the cache folder."""
+"""Atomic file writes, checks whether a path can be written, and the home and cache folders."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 
 
 def app_cache_dir() -> Path:
@@ -25,6 +25,24 @@ def check_writable_directory(path: Path) -> None:
     existing = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
     with TemporaryFile(dir=existing):
         pass
+
+
+def set_folder_variables() -> None:
+    """Set the variables of folders that libraries need, before they are imported, if the user has none.
+
+    HOME is / for a user without a home folder, as in container engines: `~` would have no meaning, and
+    libraries fail or create a folder of this name. TORCHINDUCTOR_CACHE_DIR, which PyTorch creates when it is
+    imported, is in the cache folder, or if that cannot be written, in the temporary folder; its default needs
+    the name of the user. Raises OSError if there is no temporary folder either.
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.expanduser raises
+        os.environ["HOME"] = "/"
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = app_cache_dir() / "inductor"
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(existing, os.W_OK):
+            folder = Path(gettempdir()) / f"torchinductor_{os.getuid()}"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 @contextmanager

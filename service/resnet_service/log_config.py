@@ -6,7 +6,8 @@ contains its request id.
 
 import logging
 import sys
-from typing import Final, Literal
+from collections.abc import Callable
+from typing import Final, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -17,6 +18,31 @@ _UVICORN_CLIENT_LINES: Final = (
     "No supported WebSocket library",
 )
 _STAGES: Final = ("wait", "read", "decode", "queue", "device")
+
+
+class _StandardErrorHandler(logging.StreamHandler[TextIO]):
+    """Drops lines that cannot be written, for example because a disk is full or a reader has ended.
+
+    The service goes on: requests matter more than their log. `logging` would print a traceback, to nowhere.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.on_drop: Callable[[], None] = lambda: None
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name of `logging`
+        """Count a line that could not be written; other errors are faults of the program."""
+        if isinstance(sys.exc_info()[1], OSError):
+            self.on_drop()
+        else:
+            super().handleError(record)
+
+
+def count_dropped_lines(count: Callable[[], None]) -> None:
+    """Call `count` for each log line from now on that cannot be written."""
+    for handler in logging.root.handlers:
+        if isinstance(handler, _StandardErrorHandler):
+            handler.on_drop = count
 
 
 def configure_logging(level: str = "info", style: Literal["auto", "json", "console"] = "auto") -> None:
@@ -42,7 +68,7 @@ def configure_logging(level: str = "info", style: Literal["auto", "json", "conso
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardErrorHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -161,6 +161,9 @@ class Metrics:
         self.device_memory_limit = gauge(
             "inference_device_memory_limit_bytes", "Total device memory, in bytes; 0 on the CPU.", ("device",)
         )
+        self.log_lines_dropped = counter(
+            "inference_log_lines_dropped_total", "Log lines that could not be written to standard error."
+        )
         # rate() needs the 0 before the first increment, so every labeled counter is created here.
         for labeled, values in (
             (self.images, IMAGE_OUTCOMES),

@@ -6,11 +6,14 @@ Imports only click at module level; torch and the rest of the package are import
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
+
+from resnet_service.cli.surroundings import explain_shortages, open_closed_streams
+from resnet_service.files import set_folder_variables
 
 if TYPE_CHECKING:
     from resnet_service.devices import Precision
@@ -42,6 +45,13 @@ class CommandGroups(click.Group):
         commands = [command for section in sections.values() for command in section]
         super().__init__(commands=commands, **attributes)
         self._sections = sections
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command (the entry point of the program), in surroundings that may lack something."""
+        open_closed_streams()
+        with explain_shortages():
+            set_folder_variables()
+            return super().main(*args, **extra)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one definition list per section (click calls this hook for --help)."""
@@ -163,8 +173,9 @@ def exit_on_service_error() -> Iterator[None]:
 
 
 def echo_error(message: str) -> None:
-    """Print a message to standard error."""
-    click.echo(message, err=True)
+    """Print a message to standard error, unless it cannot be written."""
+    with suppress(OSError):
+        click.echo(message, err=True)
 
 
 def report_skipped(unreadable: Mapping[Any, str]) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
+from resnet_service.cli.common import echo_error
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -95,7 +97,7 @@ def serve(**options: Any) -> None:
 
         state = build_app_state(settings, workers=count_workers(settings))
     except ServiceError as error:
-        click.echo(f"resnet-service: {error}", err=True)
+        echo_error(f"resnet-service: {error}")
         statuses = {AddressUnavailableError: 1, InvalidAPIKeysError: 2}
         sys.exit(statuses.get(type(error), 3))
     sys.exit(run_server(state, listeners))

@@ -92,8 +92,8 @@ class Sandbox:
 
         Waits until a process is idle. Raises what `resnet_service.images.formats.decode` raises,
         PayloadTooLarge if the image takes longer than the time limit, InvalidImageError if it crashes the
-        decoder, OverloadedError if the system ends the process, RuntimeError if no process can be started,
-        and ServiceUnavailable after `close`.
+        decoder, OverloadedError if the system ends the process or cannot start one, RuntimeError if a new
+        process fails, and ServiceUnavailable after `close`.
         """
         if 2 * len(data) > self._memory_bytes:  # Pillow copies it
             raise PayloadTooLarge("decoding the image takes too much memory")
@@ -131,7 +131,11 @@ class Sandbox:
         with self._lock:  # none starts after `close`
             if self._closed:
                 raise _shutdown_error()
-            process = _Process(self._memory_bytes, self._timeout_s)
+            try:
+                process = _Process(self._memory_bytes, self._timeout_s)
+            except OSError as error:  # no more open files, processes or memory: for the moment, or at all
+                message = f"no decoder can be started: {error.strerror}"
+                raise OverloadedError(message, "memory", _RETRY_AFTER_S) from error
             self._running.add(process)
         try:
             process.wait_until_ready()

@@ -1,6 +1,5 @@
 """Run a network with PyTorch: batch normalization folded, channels last, in the selected precision."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from resnet_service.devices import Precision
 from resnet_service.errors import DeviceError, DeviceOutOfMemoryError, DeviceUnavailableError, first_line
-from resnet_service.files import app_cache_dir
+from resnet_service.files import set_folder_variables
 from resnet_service.images import Crop, Preprocessing
 from resnet_service.runtimes.batch_norm import fold_batch_norms
 from resnet_service.runtimes.cuda_graphs import CudaGraphs
@@ -126,7 +125,7 @@ class TorchRuntime:
     @torch.inference_mode()
     def _compile(self, side: int) -> None:
         """Compile for one image and for several; the compiled code is cached for later starts."""
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(app_cache_dir() / "inductor"))
+        set_folder_variables()
         self._network = torch.compile(self._network, dynamic=True)
         try:
             for count in (1, 2):

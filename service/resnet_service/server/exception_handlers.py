@@ -101,7 +101,7 @@ def openapi_responses(
     responses: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
         status, slug = PROBLEM_TYPES[kind]
-        text = (kind.__doc__ or "").splitlines()[0].rstrip(".")
+        text = (kind.__doc__ or kind.__name__).splitlines()[0].rstrip(".")  # python -OO drops docstrings
         problem = Problem(**_problem_fields(kind), detail=text)
         media_type, schema, example = (
             ("application/json", "V2Error", {"error": text})

@@ -43,7 +43,7 @@ waiting requests, the rate rose from 139 to 170 per second, and p99 of /healthz 
 _MANAGEMENT_CONNECTIONS: Final = 100
 """Probes and scrapers are few."""
 _RESERVED_FILES: Final = 512
-"""Open files that are not connections; a generous estimate."""
+"""Open files that are not connections; a generous estimate, and of a low limit three quarters."""
 _SECURITY_HEADERS: Final = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
@@ -177,7 +177,7 @@ def _connection_limit(requested: int) -> int:
         soft = required if hard == resource.RLIM_INFINITY else min(required, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < required:
-            limit = max(1, soft - _RESERVED_FILES)
+            limit = max(soft // 4, soft - _RESERVED_FILES)
             _log.warning("connection_limit_reduced", requested=requested, limit=limit, open_files=soft)
             return limit
     return requested

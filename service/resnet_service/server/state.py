@@ -15,6 +15,7 @@ from resnet_service.images import Preprocessing
 from resnet_service.images.sandbox import RestartReason, Sandbox
 from resnet_service.inference.engine import Engine
 from resnet_service.inference.served_model import ImageDecoder
+from resnet_service.log_config import count_dropped_lines
 from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
 from resnet_service.models import load_model
@@ -83,6 +84,7 @@ def build_app_state(
         tracer = RequestTracer(settings.traces_url)
         check_collector(settings.traces_url)
     metrics = Metrics()
+    count_dropped_lines(metrics.log_lines_dropped.inc)
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6))
     metrics.report(metrics.upload_bytes, lambda: upload_memory.used)
     metrics.queue_wait_limit.set(settings.max_queue_wait_s)

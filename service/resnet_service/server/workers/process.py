@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from resnet_service.log_config import configure_logging
+from resnet_service.log_config import configure_logging, count_dropped_lines
 from resnet_service.malloc import limit_malloc_arenas
 from resnet_service.settings import Settings
 
@@ -80,6 +80,7 @@ async def _serve(config: WorkerConfig) -> None:
 
     settings = config.settings
     metrics = Metrics(in_worker=True)
+    count_dropped_lines(metrics.log_lines_dropped.inc)
     memory = SharedMemory(config.memory_fd)
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6), memory.upload_bytes, config.index)
     backend = RemoteBackend(
