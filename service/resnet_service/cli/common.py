@@ -5,10 +5,11 @@ Imports only click at module level; torch and the rest of the package are import
 
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
 import click
 
@@ -46,12 +47,21 @@ class CommandGroups(click.Group):
         super().__init__(commands=commands, **attributes)
         self._sections = sections
 
-    def main(self, *args: Any, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run a command (the entry point of the program), in surroundings that may lack something."""
         open_closed_streams()
         with explain_shortages():
             set_folder_variables()
-            return super().main(*args, **extra)
+            try:
+                status = super().main(*args, **{**extra, "standalone_mode": False})
+            except click.Abort:
+                echo_error("Aborted!")
+                status = 1
+            except click.ClickException as error:
+                with suppress(OSError):  # the status counts, if the message cannot be written
+                    error.show()
+                status = error.exit_code
+        sys.exit(status if isinstance(status, int) else 0)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one definition list per section (click calls this hook for --help)."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 
 from resnet_service.cli.common import echo_error
+from resnet_service.cli.surroundings import require_open_files
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -72,6 +73,7 @@ def serve(**options: Any) -> None:
     from resnet_service.server.signals import end_at_signals
 
     end_at_signals()
+    require_open_files()
     from pydantic import ValidationError
 
     from resnet_service.settings import Settings, describe_errors

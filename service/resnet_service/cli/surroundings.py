@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ _SHORTAGES: Final = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
 }
 """Of memory, open files and threads; files that cannot be written."""
+_MIN_OPEN_FILES: Final = 64
+"""A service with one process has 30 open files and uses more for connections and sandbox processes."""
 _STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
@@ -32,12 +35,18 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
+def require_open_files() -> None:
+    """Raise OSError if the system allows too few open files for a service: native libraries would abort."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _MIN_OPEN_FILES:
+        raise OSError(errno.EMFILE, "")
+    if soft != resource.RLIM_INFINITY and soft < _MIN_OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_MIN_OPEN_FILES, hard))
+
+
 @contextmanager
 def explain_shortages() -> Iterator[None]:
-    """Exit with a message of one line and status 1 if the system lacks what the command needs.
-
-    If a message about another error cannot be written, the exit status is still that of the error.
-    """
+    """Exit with a message of one line and status 1 if the system lacks what the command needs."""
     try:
         Path.cwd()  # native libraries end the process without it
         yield
@@ -48,8 +57,7 @@ def explain_shortages() -> Iterator[None]:
         with suppress(OSError):
             click.echo(f"resnet-service: {reason}", err=True)
         _discard_output()
-        cause = error.__context__  # of a message that could not be written
-        sys.exit(cause.exit_code if isinstance(cause, click.ClickException) else 1)
+        sys.exit(1)
 
 
 def _describe(error: Exception) -> str | None:
@@ -62,6 +70,8 @@ def _describe(error: Exception) -> str | None:
             return f"{error.strerror}; set TMPDIR to a folder that can be written"
         case FileNotFoundError() if error.filename is None:  # of Path.cwd
             return "the working folder does not exist any more"
+        case OSError() if error.errno == errno.EMFILE:
+            return f"too few open files are allowed (ulimit -n); a service needs {_MIN_OPEN_FILES}"
         case OSError() if error.errno in _SHORTAGES:
             file = "" if error.filename is None else f": {click.format_filename(error.filename)}"
             return f"{os.strerror(error.errno or 0)}{file}"
