@@ -8,6 +8,7 @@ import os
 import sys
 from ipaddress import ip_address
 
+_DEFAULT_PORT = "8000"
 _LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -19,7 +20,11 @@ def main() -> int:
     """
     variables = {name.upper(): value for name, value in os.environ.items()}
     host = variables.get("RESNET_SERVICE_HOST") or _LOOPBACK[0]
-    main_port = variables.get("RESNET_SERVICE_PORT") or "8000"
+    main_port = variables.get("RESNET_SERVICE_PORT") or _DEFAULT_PORT
+    if main_port.startswith(
+        "tcp://"
+    ):  # Kubernetes sets it for a Service of this name; the service ignores it
+        main_port = _DEFAULT_PORT
     management_port = variables.get("RESNET_SERVICE_MANAGEMENT_PORT") or "8001"
     reason = ""
     try:

@@ -74,6 +74,7 @@ def serve(**options: Any) -> None:
 
     end_at_signals()
     require_open_files()
+
     from pydantic import ValidationError
 
     from resnet_service.settings import Settings, describe_errors
