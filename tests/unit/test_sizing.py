@@ -73,7 +73,7 @@ def test_ten_noisy_starts_choose_the_same(tmp_path: Path) -> None:
         await state.backend.engines.wait_until_warm()
         value = state.metrics.registry.get_sample_value
         choice = value("inference_largest_batch"), value("inference_device_streams")
-        await state.close(5)
+        await state.close()
         return choice
 
     choices = {asyncio.run(start()) for _ in range(10)}
