@@ -21,9 +21,7 @@ def main() -> int:
     variables = {name.upper(): value for name, value in os.environ.items()}
     host = variables.get("RESNET_SERVICE_HOST") or _LOOPBACK[0]
     main_port = variables.get("RESNET_SERVICE_PORT") or _DEFAULT_PORT
-    if main_port.startswith(
-        "tcp://"
-    ):  # Kubernetes sets it for a Service of this name; the service ignores it
+    if main_port.startswith("tcp://"):  # by Kubernetes, for a Service of this name: the service ignores it
         main_port = _DEFAULT_PORT
     management_port = variables.get("RESNET_SERVICE_MANAGEMENT_PORT") or "8001"
     reason = ""
