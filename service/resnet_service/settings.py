@@ -8,7 +8,6 @@ generated from the descriptions. Units are part of the names. An unknown RESNET_
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -24,8 +23,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from resnet_service import environment
 from resnet_service.hints import input_error
-from resnet_service.origins import normalize_origins
 from resnet_service.proxies import ROOT_PATH_PATTERN, check_networks
+from resnet_service.urls import check_http_url, normalize_origins
 
 __all__ = ["ENVIRONMENT_ONLY", "PAGE_API_KEY_VARIABLE", "PAGE_URL_VARIABLE", "Settings", "describe_errors"]
 
@@ -38,15 +37,6 @@ PAGE_API_KEY_VARIABLE: Final = "RESNET_SERVICE_API_KEY"
 
 _Port = Annotated[int, Field(ge=0, le=65535), BeforeValidator(environment.ignore_service_address)]
 _UNKNOWN_VARIABLE: Final = "unknown_variable"
-
-
-def _check_http_url(value: str) -> str:
-    """Return the URL; raises ValueError if it is not an HTTP URL with a host."""
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("a URL has the form http://HOST:PORT/PATH")
-    _ = parts.port  # raises ValueError if it is out of range
-    return value
 
 
 class Settings(BaseSettings):
@@ -256,7 +246,7 @@ class Settings(BaseSettings):
     access_log_probes: bool = Field(
         False, description="Log requests of the health probes and of /metrics as well."
     )
-    traces_url: Annotated[str, AfterValidator(_check_http_url)] | None = Field(
+    traces_url: Annotated[str, AfterValidator(check_http_url)] | None = Field(
         None,
         description="OpenTelemetry collector that receives spans (OTLP over HTTP), for example "
         "http://localhost:4318/v1/traces; needs the extra 'traces'.",

@@ -17,7 +17,7 @@ LAYERS: Final = [
     {
         *("errors", "settings", "schemas", "log_config", "metrics", "tracing"),
         *("machine", "cgroups", "files", "figures", "malloc", "healthcheck"),
-        *("environment", "hints", "origins", "proxies"),
+        *("environment", "hints", "proxies", "urls"),
     },
     {"devices", "images", "batching", "client"},
     {"models"},

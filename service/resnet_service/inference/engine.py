@@ -78,9 +78,6 @@ class Engine:
             len(self.runtimes),
         )
         decoder = decoder or ImageDecoder(model.preprocessing, DEFAULT_MAX_PIXELS, metrics)
-        self.served_model = ServedModel(
-            model.description, placement, max_batch, decoder, metrics, lambda: self.largest_batch
-        )
         self._device_threads = {runtime: WorkerPool(1, "device") for runtime in self.runtimes}
         self._device_failure: DeviceError | None = None
         self.max_concurrency = max_concurrency or max(_MIN_CONCURRENCY, 3 * max_batch * len(self.runtimes))
@@ -94,6 +91,10 @@ class Engine:
             max_concurrency=self.max_concurrency - workers * self.unreserved_per_worker,
             max_wait_s=max_wait_s,
             on_failure=lambda error, size: _log.error("batch_failed", batch_size=size, exc_info=error),
+        )
+        batcher = self._batcher  # not this engine, which refers to the served model
+        self.served_model = ServedModel(
+            model.description, placement, max_batch, decoder, metrics, lambda: batcher.largest_batch
         )
         size = model.preprocessing.crop
         self._dummy_input: Crop = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
@@ -224,7 +225,8 @@ class Engine:
         started = time.perf_counter()
         self._batcher.start(await warm_up(self._time_batch, self._batch_limit.size))
         seconds, limit = round(time.perf_counter() - started, 2), self._batch_limit
-        _log.info("ready", largest_batch=limit.size, reason=limit.reason, seconds=seconds)
+        streams = len(self.runtimes)
+        _log.info("ready", largest_batch=limit.size, streams=streams, reason=limit.reason, seconds=seconds)
 
     async def _run_batch(self, runtime: Runtime, batch: list[QueuedCrop]) -> list[TopKResult]:
         self._metrics.batch_size.observe(len(batch))

@@ -26,7 +26,7 @@ from resnet_service.files import app_cache_dir
 from resnet_service.images import Crop, Preprocessing
 from resnet_service.models import Model, OpenVINOModel
 from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, normalization, stack_crops
-from resnet_service.runtimes.sizing import describe_operations, has_small_images
+from resnet_service.runtimes.sizing import has_small_images
 
 # Disables telemetry: converting a network sends usage data unless the user has opted out in a file.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None blocks the import
@@ -147,13 +147,9 @@ def compile_model(
     # C++ static of OpenVINO's Python binding.
     size = model.preprocessing.crop
     exclusive_request.infer([np.zeros((1, size, size, 3), np.uint8)])
-    reason = "streams_per_device is set"
-    if streams is None:
-        is_small = has_small_images(model, threads)
-        streams = 1 if is_small else None
-        reason = f"{describe_operations(model)}, {'too few for several' if is_small else 'OpenVINO decides'}"
+    if streams is None and has_small_images(model, threads):
+        streams = 1
     if streams == 1:
-        _log.info("streams_selected", streams=1, reason=reason)
         return [OpenVINORuntime(precision, _StreamArbiter(exclusive_request), exclusive_request)]
     if streams is None:
         shared = compiler.compile({**options, "PERFORMANCE_HINT": "THROUGHPUT"})
@@ -161,7 +157,6 @@ def compile_model(
         shared = compiler.compile({**options, "NUM_STREAMS": streams})
     arbiter = _StreamArbiter(exclusive_request)
     count = int(shared.get_property("NUM_STREAMS"))
-    _log.info("streams_selected", streams=count, reason=reason)
     return [OpenVINORuntime(precision, arbiter, shared.create_infer_request()) for _ in range(count)]
 
 

@@ -1,7 +1,8 @@
-"""Origins of web pages as browsers send them, for CORS: scheme://host, and :port unless it is the default."""
+"""URLs in the settings: origins of web pages, as browsers send them, and the trace collector."""
 
 import re
 from typing import Final
+from urllib.parse import urlsplit
 
 from pydantic import AnyUrl, ValidationError
 
@@ -39,3 +40,12 @@ def _normalize(text: str) -> str:
     if url.path not in (None, "/") or url.query or url.fragment or url.username or url.password:
         raise input_error(f"{text!r} has more than scheme, host and port; did you mean {origin!r}?")
     return origin
+
+
+def check_http_url(value: str) -> str:
+    """Return the URL; raises ValueError if it is not an HTTP URL with a host."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("a URL has the form http://HOST:PORT/PATH")
+    _ = parts.port  # raises ValueError if it is out of range
+    return value
