@@ -42,6 +42,19 @@ def shell_command(surroundings: str, *arguments: str, python_flags: str = "") ->
     return ["bash", "-c", text]
 
 
+def run(surroundings: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run `resnet-service ARGUMENTS` in the surroundings until it ends."""
+    return subprocess.run(
+        shell_command(surroundings, *arguments),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+
+
 @contextmanager
 def running(command: list[str], url: str, **variables: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Start a service, whose log may be lost, and wait until it is ready."""
@@ -114,15 +127,7 @@ def test_lack_of_a_resource_ends_a_command_with_one_line_and_status_1(
     surroundings: str, message: str, arguments: tuple[str, ...]
 ) -> None:
     """The line says what is missing."""
-    result = subprocess.run(
-        shell_command(surroundings, *arguments),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=120,
-    )
+    result = run(surroundings, *arguments)
     assert result.returncode == 1, result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     line = result.stderr.rstrip()
@@ -132,15 +137,7 @@ def test_lack_of_a_resource_ends_a_command_with_one_line_and_status_1(
 
 def test_service_with_too_few_open_files_ends_with_one_line() -> None:
     """Native libraries would abort the process."""
-    result = subprocess.run(
-        shell_command("ulimit -n 20; {command}", "serve", "--port", "0"),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=120,
-    )
+    result = run("ulimit -n 20; {command}", "serve", "--port", "0")
     assert result.returncode == 1, result.stderr
     assert result.stderr == (
         "resnet-service: too few open files are allowed (ulimit -n); a service needs 64\n"
