@@ -11,7 +11,7 @@ from tests.support.processes import COMMAND, environment, events, until
 pytestmark = pytest.mark.exclusive
 
 STARTS = 10
-BUSY_PROCESSES = 4
+BUSY_PROCESSES = 2
 
 
 @pytest.fixture
