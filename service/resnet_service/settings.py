@@ -74,11 +74,14 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        "bundled", description="Model to serve: a torchvision classifier, a checkpoint file, or bundled."
+        "bundled",
+        description="Model to serve: a torchvision classifier, efficientnet_lite0, a checkpoint file, or "
+        "bundled.",
     )
     weights: str | None = Field(
         None,
-        description="Weights for a torchvision classifier: a file, a URL, or the name of a published set.",
+        description="Weights for a torchvision classifier or efficientnet_lite0: a file, a URL, or the name "
+        "of a published set.",
     )
     device: str = Field(
         "auto",

@@ -211,7 +211,7 @@ def test_code_in_a_cached_pickle_is_not_run(torch_cache: Path, tmp_path: Path) -
     """A file in the cache with the name of published weights is checked against the hash in the name."""
     torch_cache.mkdir(parents=True)
     content = {"fc.weight": Exploit(tmp_path / "trace")}
-    torch.save(content, torch_cache / Path(catalog.get_spec(CLASSIFIER).url).name)
+    torch.save(content, torch_cache / Path(catalog.get_spec(CLASSIFIER).source).name)
     assert "damaged" in load_error(CLASSIFIER)
     assert not (tmp_path / "trace").exists()
 

@@ -68,7 +68,7 @@ def test_published_model_has_its_labels_and_preprocessing(
     file = file_server.folder / "published.pth"
     torch.save(network.state_dict(), file)
     file = file.rename(file.with_stem(f"published-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"))
-    spec = replace(catalog.get_spec(CLASSIFIER), url=f"{file_server.url}/{file.name}")
+    spec = replace(catalog.get_spec(CLASSIFIER), source=f"{file_server.url}/{file.name}")
     monkeypatch.setattr(catalog, "get_spec", lambda *_: spec)
     for _ in range(2):
         model = load_model(CLASSIFIER)
@@ -83,7 +83,7 @@ def test_published_model_has_its_labels_and_preprocessing(
 def test_resnet50_uses_the_default_weights() -> None:
     """`resnet50` uses ResNet50_Weights.DEFAULT, which resizes to 232 pixels; the first version uses 256."""
     spec = catalog.get_spec("resnet50")
-    assert spec.url == ResNet50_Weights.IMAGENET1K_V2.url
+    assert spec.source == ResNet50_Weights.IMAGENET1K_V2.url
     assert (spec.preprocessing.resize, spec.preprocessing.crop) == (232, 224)
     assert len(spec.labels) == 1000
 
@@ -113,7 +113,7 @@ def test_keys_of_published_densenet_weights_are_converted() -> None:
 def test_unreachable_download_names_url_and_alternatives() -> None:
     """If published weights cannot be downloaded, the message contains the URL and alternatives."""
     message = load_error("resnet18")
-    assert catalog.get_spec("resnet18").url in message
+    assert catalog.get_spec("resnet18").source in message
     assert "--weights" in message
     assert "hub/checkpoints" in message
 

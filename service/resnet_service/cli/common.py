@@ -123,11 +123,13 @@ class FiniteFloat(click.FloatRange):
 def model_option(command: Command) -> Command:
     """Add --model and --weights, which mean the same as for `serve`."""
     for option in (
-        click.option("--weights", help="Weights for a torchvision classifier, as for serve."),
+        click.option(
+            "--weights", help="Weights for a torchvision classifier or efficientnet_lite0, as for serve."
+        ),
         click.option(
             "--model",
             default=DEFAULT_MODEL,
-            help="A torchvision classifier, a checkpoint file, or bundled.",
+            help="A torchvision classifier, efficientnet_lite0, a checkpoint file, or bundled.",
         ),
     ):
         command = option(command)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "models",
     type=CommaSeparated(),
     default=DEFAULT_MODEL,
-    help="Torchvision classifiers, checkpoint files or bundled, separated by commas.",
+    help="Torchvision classifiers, efficientnet_lite0, checkpoint files or bundled, separated by commas.",
 )
 @execution_options
 @batch_size_option(32)

@@ -34,9 +34,9 @@ _SHARE: Final = FiniteFloat(0, 1, max_open=True)
 @click.option(
     "--network",
     default="resnet18",
-    help="lenet, lenet-wide, resnet18, cifar-resnet10, or a torchvision classifier.",
+    help="lenet, lenet-wide, resnet18, cifar-resnet10, efficientnet_lite0, or a torchvision classifier.",
 )
-@click.option("--pretrained", is_flag=True, help="Start from torchvision's published weights.")
+@click.option("--pretrained", is_flag=True, help="Start from the network's published weights.")
 @click.option("--weights", help="Start from these weights: a file, a URL, or the name of a published set.")
 @click.option("--freeze", is_flag=True, help="Train only the new last layer.")
 @click.option(

