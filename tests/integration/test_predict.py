@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from resnet_service.settings import Settings
+from tests.support import PHOTOGRAPHS
 from tests.support.http import assert_problem, files, reset, send_only
 from tests.support.images import encode, make_image
-from tests.support.server import Running
+from tests.support.server import Running, serving
 
 
 def test_predict_returns_the_most_probable_classes_first(server: Running, jpeg: bytes) -> None:
@@ -26,6 +28,18 @@ def test_predict_returns_the_most_probable_classes_first(server: Running, jpeg: 
     assert probabilities == sorted(probabilities, reverse=True)
     stages = [entry.split(";")[0] for entry in response.headers["server-timing"].split(", ")]
     assert stages == ["read", "decode", "queue", "device", "total"]
+
+
+def test_imagenet_model_is_served_without_a_download() -> None:
+    """efficientnet_lite0 recognizes a cup of coffee, and responses and /info name it."""
+    coffee = (PHOTOGRAPHS / "coffee.jpg").read_bytes()
+    with serving(Settings(model="efficientnet_lite0")) as running:
+        body = running.client.post("/predict", files=files(coffee)).json()
+        info = running.client.get("/info").json()
+    assert body["model"] == info["model"] == "efficientnet_lite0"
+    assert (info["labels"], info["source"]) == (1000, "efficientnet-lite0-57934424.pth")
+    assert body["predictions"][0]["label"] == "espresso"
+    assert body["predictions"][0]["probability"] > 0.9
 
 
 def test_raw_body_gets_the_same_predictions_as_a_form(server: Running, jpeg: bytes) -> None:
