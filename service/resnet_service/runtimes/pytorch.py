@@ -126,7 +126,9 @@ class TorchRuntime:
     def _compile(self, side: int) -> None:
         """Compile for one image and for several; the compiled code is cached for later starts."""
         set_folder_variables()
-        self._network = torch.compile(self._network, dynamic=True)
+        # The second call makes the batch size dynamic. With dynamic=True height and width are dynamic too,
+        # and efficientnet_lite0, whose padding depends on them, takes more than 6 minutes instead of one.
+        self._network = torch.compile(self._network)
         try:
             for count in (1, 2):
                 self._forward(torch.zeros(count, side, side, 3, dtype=torch.uint8, device=self._device))
