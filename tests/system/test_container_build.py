@@ -223,7 +223,7 @@ def test_sigterm_drains_and_exits_with_0(container: Container) -> None:
     assert not container.is_healthy
 
 
-def test_packages_without_pytorch_take_less_than_600_mb(container: Container) -> None:
+def test_packages_without_pytorch_take_less_than_650_mb(container: Container) -> None:
     """Packages except PyTorch and its CUDA dependencies take less than 600 MB; CPU wheels omit the latter."""
     venv = Path(container.buildah("mount", container.name)) / "opt" / "venv"
     [packages] = venv.glob("lib/python3.*/site-packages")
@@ -231,4 +231,4 @@ def test_packages_without_pytorch_take_less_than_600_mb(container: Container) ->
         assert not [*packages.glob("nvidia*"), *packages.glob("triton*")]
     pytorch = [packages / name for name in ("torch", "nvidia", "triton", "cuda")]
     total, *parts = (megabytes(path) for path in (venv, *filter(Path.exists, pytorch)))
-    assert total - sum(parts) < 600
+    assert total - sum(parts) < 650
