@@ -224,7 +224,7 @@ def test_sigterm_drains_and_exits_with_0(container: Container) -> None:
 
 
 def test_packages_without_pytorch_take_less_than_650_mb(container: Container) -> None:
-    """Packages except PyTorch and its CUDA dependencies take less than 600 MB; CPU wheels omit the latter."""
+    """Packages except PyTorch and its CUDA dependencies take less than 650 MB; CPU wheels omit the latter."""
     venv = Path(container.buildah("mount", container.name)) / "opt" / "venv"
     [packages] = venv.glob("lib/python3.*/site-packages")
     if container.without_cuda:
