@@ -134,6 +134,7 @@ def in_a_terminal(*flags: str, prefix: tuple[str, ...] = ()) -> Iterator[tuple["
     command = [*prefix, *COMMAND, "--model", "bundled", "--port", "0", "--log-format", "json", *flags]
 
     def take_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         os.close(os.open(name, os.O_RDWR))  # the first terminal that the leader of a session opens
 
     with subprocess.Popen(
@@ -172,9 +173,10 @@ def test_closing_the_terminal_during_the_start_ends_the_process() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/net.pth"
         with in_a_terminal("--model", "resnet18", "--weights", url) as (process, terminal):
-            silent.accept()[0].close()
-            os.close(terminal)
-            assert process.wait(20) == -signal.SIGHUP
+            connection, _ = silent.accept()
+            with connection:
+                os.close(terminal)
+                assert process.wait(20) == -signal.SIGHUP
 
 
 def test_nohup_keeps_the_service_when_the_terminal_is_closed() -> None:

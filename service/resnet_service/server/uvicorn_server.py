@@ -81,8 +81,8 @@ class InferenceServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Override because uvicorn closes idle connections at once, while a request may be on its way."""
         self.monitor.begin_shutdown(self._state.settings.drain_timeout_s)
-        _log.info("draining", connections=len(self.server_state.connections))
         self._state.backend.begin_drain()
+        _log.info("draining", connections=len(self.server_state.connections))
         for server in self.servers:
             server.close()
         # All further responses tell the client to open its next connection, which another replica accepts.

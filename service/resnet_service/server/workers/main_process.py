@@ -60,8 +60,8 @@ class MainProcess:
         try:
             await self._until_exit(supervisor)
             self.monitor.begin_shutdown(state.settings.drain_timeout_s)
-            _log.info("draining", workers=len(self._listeners))
             self._backend.begin_drain()
+            _log.info("draining", workers=len(self._listeners))
             for listener in {listener for group in self._listeners for listener in group}:
                 listener.close()
             await supervisor.drain()
