@@ -127,7 +127,9 @@ def wait_for_blocked_sighup(pid: int) -> None:
 
 
 @contextmanager
-def in_a_terminal(*flags: str, prefix: tuple[str, ...] = ()) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+def in_a_terminal(
+    *flags: str, prefix: tuple[str, ...] = (), folder: Path | None = None
+) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     """A service that is the foreground process of a terminal, and the file descriptor of its other end."""
     terminal, its_end = pty.openpty()
     name = os.ttyname(its_end)
@@ -145,6 +147,7 @@ def in_a_terminal(*flags: str, prefix: tuple[str, ...] = ()) -> Iterator[tuple["
         text=True,
         env=environment(),
         start_new_session=True,
+        cwd=folder,
         preexec_fn=take_terminal,
     ) as process:
         os.close(its_end)
@@ -179,9 +182,9 @@ def test_closing_the_terminal_during_the_start_ends_the_process() -> None:
                 assert process.wait(20) == -signal.SIGHUP
 
 
-def test_nohup_keeps_the_service_when_the_terminal_is_closed() -> None:
+def test_nohup_keeps_the_service_when_the_terminal_is_closed(tmp_path: Path) -> None:
     """SIGHUP is ignored, as nohup asks."""
-    with in_a_terminal(prefix=("nohup",)) as (process, terminal):
+    with in_a_terminal(prefix=("nohup",), folder=tmp_path) as (process, terminal):
         log = events(process)
         url = until(log, "serving")["url"]
         until(log, "ready")
