@@ -33,7 +33,7 @@ def set_folder_variables() -> None:
     HOME is / for a user without a home folder, as in container engines: `~` would have no meaning, and
     libraries fail or create a folder of this name. TORCHINDUCTOR_CACHE_DIR, which PyTorch creates when it is
     imported, is in the cache folder, or if that cannot be written, in the temporary folder; its default needs
-    the name of the user. Raises OSError if there is no temporary folder either.
+    the name of the user. Raises OSError if a temporary folder is not available either.
     """
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.expanduser raises
         os.environ["HOME"] = "/"

@@ -117,7 +117,7 @@ def get_spec(name: str, weights: str | None = None) -> ModelSpec:
 def _packaged_weights() -> Path:
     """Return the path of efficientnet_lite0's weights, without importing the package that contains them.
 
-    If the package is not installed, there is no file at the path.
+    If the package is not installed, the path does not exist.
     """
     try:
         return Path(str(distribution(WEIGHTS_PACKAGE).locate_file(_WEIGHTS_FILE)))
