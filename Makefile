@@ -1,7 +1,7 @@
 # Start with make serve and make test. The other targets are for development; make help lists them.
 PYTHON ?= python3
 PORT ?= 8000
-MODEL ?= bundled
+MODEL ?= cifar10
 CIFAR ?= cifar10
 IMAGE ?= service/resnet_service/images/photographs/coffee.jpg
 USE_GPU ?= 1
@@ -16,14 +16,14 @@ PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards bundled-model clean
+.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards cifar10-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed  ## Create .venv with the packages for serving, from the lock file
 
-serve: install  ## Serve MODEL (default: bundled) on PORT (default: 8000)
+serve: install  ## Serve MODEL (default: cifar10) on PORT (default: 8000)
 	$(BIN)/resnet-service serve --model "$(MODEL)" --port "$(PORT)"
 
 test: $(VENV)/.installed-dev  ## Run the unit and integration tests: minutes
@@ -59,7 +59,7 @@ reliability: $(VENV)/.installed-dev  ## Run the long tests (retry storm, slow cl
 	$(BIN)/python -m load_tests slow-clients
 	$(BIN)/python -m load_tests worst-case
 	$(BIN)/python -m load_tests fuzz
-	$(BIN)/python -m load_tests overload --model "$(or $(OVERLOAD_MODEL),bundled)" $(if $(OVERLOAD_WEIGHTS),--weights "$(OVERLOAD_WEIGHTS)")
+	$(BIN)/python -m load_tests overload --model "$(or $(OVERLOAD_MODEL),cifar10)" $(if $(OVERLOAD_WEIGHTS),--weights "$(OVERLOAD_WEIGHTS)")
 	$(BIN)/python -m load_tests soak
 	$(BIN)/python -m load_tests interrupted-starts
 
@@ -83,11 +83,11 @@ dashboards: $(VENV)/.installed-dev  ## Generate Grafana's dashboards and the Pro
 	$(BIN)/python -m monitoring.dashboards
 	$(BIN)/python -m monitoring.prometheus_rule
 
-bundled-model: install  ## Train the bundled model on CIFAR (default: downloaded); resumes an interrupted run
-	$(BIN)/resnet-service train --data "$(CIFAR)" --network resnet18 --store fp16 --output runs/bundled --resume
-	cp runs/bundled/model.safetensors service/resnet_service/models/bundled/cifar10.safetensors
-	cp runs/bundled/model.md service/resnet_service/models/bundled/cifar10.md
-	cp runs/bundled/run_log.json service/resnet_service/models/bundled/cifar10.json
+cifar10-model: install  ## Train the model cifar10 on CIFAR (default: downloaded); resumes an interrupted run
+	$(BIN)/resnet-service train --data "$(CIFAR)" --network resnet18 --store fp16 --output runs/cifar10 --resume
+	cp runs/cifar10/model.safetensors service/resnet_service/models/bundled/cifar10.safetensors
+	cp runs/cifar10/model.md service/resnet_service/models/bundled/cifar10.md
+	cp runs/cifar10/run_log.json service/resnet_service/models/bundled/cifar10.json
 
 clean:  ## Remove .venv and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -114,7 +114,7 @@ class GPUCheck:
 
     def _correctness(self) -> Iterator[Row]:
         """Compare the probabilities of photographs with those of the CPU in fp32."""
-        model = load_model("bundled")
+        model = load_model("cifar10")
         paths = sorted(_PHOTOGRAPHS.glob("*.jpg"))
         crops = [decode_image(path.read_bytes(), model.preprocessing) for path in paths]
         [reference] = create_runtimes(

@@ -1,6 +1,8 @@
 """Fixtures of all tiers, and the tier of each test as a marker."""
 
+import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from resnet_service.settings import Settings
 from tests.support import PHOTOGRAPHS, REAL_IMAGES
 from tests.support.file_server import FileServer
 from tests.support.images import encode, make_image
+from tests.support.models import PublishFn, replace_source
 from tests.support.server import Running, serving
 
 _TIERS = frozenset({"unit", "integration", "system"})
@@ -40,12 +43,37 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def default_model() -> Iterator[None]:
+    """Use cifar10 unless a test names a model: `auto` depends on the network, and larger ones take longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNET_SERVICE_MODEL", "cifar10")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def default_torch_threads() -> Iterator[None]:
     """Restore the number of threads, which a runtime sets: the results of training depend on it."""
     yield
     if torch.get_num_threads() != _TORCH_THREADS:
         torch.set_num_threads(_TORCH_THREADS)
+
+
+@pytest.fixture
+def torch_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Set an empty cache for downloaded weights, and make all hosts but 127.0.0.1 unreachable."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: connections fail at once
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib caches the proxies of its first call
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def publish(monkeypatch: pytest.MonkeyPatch) -> PublishFn:
+    """Return a function that replaces the URL of a classifier's published weights."""
+    return partial(replace_source, monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -75,15 +103,15 @@ def dog(real_images: Path) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def bundled_settings() -> Settings:
-    """Return the default settings with the bundled model."""
-    return Settings(model="bundled")
+def settings() -> Settings:
+    """Return the default settings, with the model cifar10."""
+    return Settings()
 
 
 @pytest.fixture(scope="session")
-def server(bundled_settings: Settings) -> Iterator[Running]:
-    """Yield a real server with the bundled model, shared by all tests of the session."""
-    with serving(bundled_settings) as running:
+def server(settings: Settings) -> Iterator[Running]:
+    """Yield a real server with the model cifar10, shared by all tests of the session."""
+    with serving(settings) as running:
         yield running
 
 

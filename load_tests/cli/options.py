@@ -9,7 +9,7 @@ import click
 from load_tests.service import run_service, serve_command
 
 model_option = click.option(
-    "--model", default="bundled", show_default=True, help="Model that the service serves."
+    "--model", default="cifar10", show_default=True, help="Model that the service serves."
 )
 weights_option = click.option("--weights", help="Weights for a torchvision classifier, as for serve.")
 workers_option = click.option(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from load_tests.fuzz.api import ApiFuzzResult
     from load_tests.fuzz.fuzzers import DecoderFuzzResult, ParserFuzzResult
 
-_MODEL: Final = "bundled"
+_MODEL: Final = "cifar10"
 _STORM_SIZES: Final = ((840, 630), (1800, 1350))
 """In pixels: 146 KB and 660 KB."""
 _MIN_INPUTS: Final = 100_000

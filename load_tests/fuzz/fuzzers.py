@@ -112,7 +112,7 @@ def fuzz_parsers(examples: int, *, seed: int = 0) -> ParserFuzzResult:
     With `seed` 0 each run is different.
     """
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs every malformed body
-    model = load_model("bundled").description
+    model = load_model("cifar10").description
     properties: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
         "forms in chunks": (parser_properties.chunked_forms(), parser_properties.check_chunked_form),
         "malformed forms": (parser_properties.malformed_forms(), parser_properties.check_malformed_form),

@@ -69,7 +69,7 @@ class StageTimings(ResponseModel):
 class PredictResponse(ResponseModel):
     """The most probable classes of one image, most probable first."""
 
-    model_config = _example(predictions=[_PREDICTION], model="bundled", device="cpu", timing_ms=_TIMING)
+    model_config = _example(predictions=[_PREDICTION], model="cifar10", device="cpu", timing_ms=_TIMING)
 
     predictions: list[Prediction]
     model: str
@@ -94,7 +94,7 @@ class BatchPredictResponse(ResponseModel):
             {"filename": "dog.jpg", "predictions": [_PREDICTION], "timing_ms": _TIMING},
             {"filename": "notes.txt", "error": _PROBLEM},
         ],
-        model="bundled",
+        model="cifar10",
         device="cpu",
     )
 

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     Reads RESNET_SERVICE_* environment variables; keyword arguments take precedence. Raises
     `pydantic.ValidationError` if a value is invalid or if such a variable is unknown.
 
-        settings = Settings(model="bundled", port=9000)
+        settings = Settings(model="cifar10", port=9000)
     """
 
     model_config = SettingsConfigDict(
@@ -74,9 +74,9 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        "bundled",
-        description="Model to serve: a torchvision classifier, efficientnet_lite0, a checkpoint file, or "
-        "bundled.",
+        "auto",
+        description="Model to serve: a torchvision classifier, efficientnet_lite0, cifar10 or a checkpoint "
+        "file; auto is resnet50, or efficientnet_lite0 if its weights cannot be downloaded.",
     )
     weights: str | None = Field(
         None,

@@ -12,14 +12,13 @@ from PIL import Image
 from resnet_service.cli import main
 from resnet_service.images import FORMATS
 from resnet_service.images.file_names import SUFFIXES
-from resnet_service.inference import inputs
 from tests.support import PHOTOGRAPHS
 from tests.support.file_server import FileServer
 from tests.support.images import encode, make_image
 
 
 def classify(*arguments: str, stdin: bytes | None = None) -> Result:
-    return CliRunner().invoke(main, ["classify", "--model", "bundled", *arguments], input=stdin)
+    return CliRunner().invoke(main, ["classify", "--model", "cifar10", *arguments], input=stdin)
 
 
 def json_lines(result: Result) -> list[dict[str, Any]]:
@@ -50,19 +49,19 @@ def test_best_class_is_first_in_text_and_json() -> None:
     assert len(labels) == 2
 
 
-def test_default_model_is_the_bundled_one() -> None:
-    """Without --model the labels are CIFAR-10's."""
+def test_environment_sets_the_model() -> None:
+    """Without --model, the variable of `serve` counts, here that of all tests: the labels are CIFAR-10's."""
     result = CliRunner().invoke(main, ["classify", str(PHOTOGRAPHS / "cat.jpg"), "--json", "--top-k", "10"])
     assert {prediction["label"] for prediction in json_lines(result)[0]["predictions"]} >= {"cat", "frog"}
 
 
-def test_without_input_a_photograph_of_the_package_is_classified() -> None:
-    """It shows a cat, and so the bundled model says."""
-    result = classify("--json", "--top-k", "1")
+def test_without_input_photographs_of_the_package_are_classified() -> None:
+    """They show a dog, a cat and a cup of coffee."""
+    result = classify("--json", "--top-k", "1", "--model", "efficientnet_lite0")
     assert result.exit_code == 0, result.output
-    [line] = json_lines(result)
-    assert line["image"] == "cat.jpg (example)"
-    assert line["predictions"][0]["label"] == "cat"
+    best = {line["image"]: line["predictions"][0]["label"] for line in json_lines(result)}
+    assert best.pop("cat.jpg (example)") in {"tabby", "tiger cat", "Egyptian cat"}
+    assert best == {"coffee.jpg (example)": "espresso", "dog.jpg (example)": "Samoyed"}
 
 
 def test_folders_patterns_files_and_standard_input(folder: Path) -> None:
@@ -98,21 +97,6 @@ def test_urls(file_server: FileServer) -> None:
     valid, missing = json_lines(result)
     assert "predictions" in valid
     assert "404" in missing["error"]
-
-
-def test_download_demo_classifies_the_demo_photographs(
-    file_server: FileServer, photo: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """--download-demo requests each photograph; one that is missing is skipped."""
-    (file_server.folder / "cat.jpg").write_bytes(photo)
-    urls = (f"{file_server.url}/cat.jpg", f"{file_server.url}/missing.jpg")
-    monkeypatch.setattr(inputs, "DEMO_PHOTO_URLS", urls)
-    result = classify("--download-demo", "--json")
-    assert result.exit_code == 1
-    cat, missing = json_lines(result)
-    assert cat["predictions"][0]["label"] == "cat"
-    assert "404" in missing["error"]
-    assert sorted(file_server.requests) == ["/cat.jpg", "/missing.jpg"]  # downloaded concurrently
 
 
 def test_unreadable_inputs_are_reported_and_skipped(folder: Path) -> None:

@@ -45,7 +45,7 @@ def test_methods_return_typed_responses(server: Running, jpeg: bytes, tmp_path: 
         assert valid.predictions is not None
         assert invalid.error is not None
         info = client.info()
-        assert info.model == "bundled"
+        assert info.model == "cifar10"
         assert info.limits.max_queue_wait_s > 0
         [row] = client.bench([2], 3)
         assert (row.batch_size, row.iterations) == (2, 3)
@@ -58,7 +58,7 @@ def test_async_client_sends_requests_concurrently(server: Running, jpeg: bytes) 
         async with AsyncClient(server.url) as client:
             responses = await asyncio.gather(*(client.predict(jpeg, top_k=1) for _ in range(20)))
             assert len((await client.predict_batch([jpeg, jpeg])).results) == 2
-            assert (await client.info()).model == "bundled"
+            assert (await client.info()).model == "cifar10"
             assert len(await client.bench([1], 2)) == 1
             return {response.predictions[0].label for response in responses}
 
@@ -72,9 +72,9 @@ def test_rejection_raises_api_error_with_the_services_message(server: Running) -
     assert rejection.value.status == 415
 
 
-def test_rejection_with_retry_after_is_retried(jpeg: bytes, bundled_settings: Settings) -> None:
+def test_rejection_with_retry_after_is_retried(jpeg: bytes, settings: Settings) -> None:
     """With a full queue the first attempt gets 429; the second, after Retry-After, gets predictions."""
-    settings = bundled_settings.model_copy(update={"max_queue": 1, "max_batch": 1})
+    settings = settings.model_copy(update={"max_queue": 1, "max_batch": 1})
     with serving(settings) as running, ThreadPoolExecutor(3) as pool, Client(running.url) as client:
         with running.runtime.held():
             first = pool.submit(client.predict, jpeg)

@@ -70,7 +70,7 @@ def compared(server: Running) -> Iterator[Seen]:
 def small() -> Iterator[Running]:
     """Yield a server with small limits."""
     settings = Settings(
-        model="bundled", max_queue=2, max_batch=2, max_upload_mb=0.4, upload_memory_mb=0.3, read_timeout_s=0.5
+        model="cifar10", max_queue=2, max_batch=2, max_upload_mb=0.4, upload_memory_mb=0.3, read_timeout_s=0.5
     )
     with serving(settings) as running:
         yield running
@@ -215,7 +215,7 @@ def test_unknown_model_is_counted(small: Running, jpeg: bytes) -> None:
 @routes
 def test_deadline_is_counted(jpeg: bytes, route: str) -> None:
     """A request that misses its deadline expires; one that would miss it is rejected for the deadline."""
-    with serving(Settings(model="bundled", request_timeout_s=0.3)) as server, compared(server) as seen:
+    with serving(Settings(model="cifar10", request_timeout_s=0.3)) as server, compared(server) as seen:
         status = batches = 0
         with ThreadPoolExecutor(1) as pool:
             while status != 429:  # until the estimate has followed the slow device
@@ -233,7 +233,7 @@ def test_deadline_is_counted(jpeg: bytes, route: str) -> None:
 def protected() -> Iterator[Running]:
     """Yield a server with API keys."""
     keys = f"{KEY}, {OTHER_SCOPE} metrics, {SLOW} predict 0.01/s"
-    with serving(Settings(model="bundled", api_keys=keys)) as running:
+    with serving(Settings(model="cifar10", api_keys=keys)) as running:
         yield running
 
 
@@ -260,7 +260,7 @@ def test_api_key_that_does_not_permit_a_request_is_counted(
 @routes
 def test_service_that_shuts_down_is_counted(jpeg: bytes, route: str) -> None:
     """The reason is not_ready."""
-    with serving(Settings(model="bundled")) as server, compared(server) as seen:
+    with serving(Settings(model="cifar10")) as server, compared(server) as seen:
         loop = server.engines.loop.result()
         asyncio.run_coroutine_threadsafe(server.engines.close(0), loop).result()
         response: httpx.Response = server.client.post(**request(route, jpeg))

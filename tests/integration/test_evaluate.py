@@ -1,4 +1,4 @@
-"""`resnet-service evaluate` and `activations` with the bundled model."""
+"""`resnet-service evaluate` and `activations` with the model cifar10."""
 
 import json
 from itertools import chain
@@ -22,11 +22,11 @@ pytest.importorskip("matplotlib", reason="needs the extra train")
 
 
 def evaluate(data: Path, *flags: str) -> Result:
-    return CliRunner().invoke(main, ["evaluate", "--model", "bundled", "--data", str(data), *flags])
+    return CliRunner().invoke(main, ["evaluate", "--model", "cifar10", "--data", str(data), *flags])
 
 
 def activations(image: Path, output: Path, *flags: str) -> Result:
-    arguments = [str(image), "--model", "bundled", "--output", str(output), *flags]
+    arguments = [str(image), "--model", "cifar10", "--output", str(output), *flags]
     return CliRunner().invoke(main, ["activations", *arguments])
 
 
@@ -38,8 +38,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundled() -> Model:
-    return load_model("bundled")
+def cifar10() -> Model:
+    return load_model("cifar10")
 
 
 def test_confusion_matrix_counts_classes_by_prediction() -> None:
@@ -103,13 +103,13 @@ def test_class_that_the_model_does_not_have_is_an_error(image: Path, tmp_path: P
         assert "unicorn" in result.output
 
 
-def test_activation_maps_are_drawn_for_each_layer(image: Path, bundled: Model, tmp_path: Path) -> None:
+def test_activation_maps_are_drawn_for_each_layer(image: Path, cifar10: Model, tmp_path: Path) -> None:
     """By default conv1 and layer1 to layer3, each as a grid of its channels; --layer selects others."""
     result = activations(image, tmp_path)
     assert result.exit_code == 0, result.output
     names = ["conv1.png", "layer1.png", "layer2.png", "layer3.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    width = bundled.network.state_dict()["conv1.weight"].shape[0]
+    width = cifar10.network.state_dict()["conv1.weight"].shape[0]
     assert f"layer3.png: [{4 * width}, 8, 8]" in result.output
     maps = [Image.open(tmp_path / f"{name}.png").convert("RGB") for name in ("conv1", "layer1")]
     below_title = (0, maps[0].height // 4, maps[0].width, maps[0].height)
@@ -131,10 +131,10 @@ def test_layer_without_activation_maps_is_an_error(
     assert message in result.output
 
 
-def test_network_without_default_layers_needs_layer_names(bundled: Model, tmp_path: Path) -> None:
+def test_network_without_default_layers_needs_layer_names(cifar10: Model, tmp_path: Path) -> None:
     """The error lists the layers that it has."""
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1))
-    model = Model("plain", network, bundled.labels, bundled.preprocessing, "plain.pth")
+    model = Model("plain", network, cifar10.labels, cifar10.preprocessing, "plain.pth")
     crop = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
     with pytest.raises(UnsupportedModelError, match="choose one with --layer: 0"):
         draw_activations(model, crop, tmp_path)

@@ -106,7 +106,7 @@ def test_out_of_memory_shrinks_batches_and_fails_no_request(jpeg: bytes) -> None
 
         return faulty_run
 
-    with serving(Settings(model="bundled")) as server, faulty_device(server, limit_to_four):
+    with serving(Settings(model="cifar10")) as server, faulty_device(server, limit_to_four):
         for _ in range(2):
             response = server.client.post("/predict/batch", files=[("file", jpeg)] * 32)
             assert not [result for result in response.json()["results"] if "error" in result]
@@ -134,7 +134,7 @@ def test_crash_and_endless_decode_in_the_sandbox_cost_one_request_each() -> None
     """They get 422 and 413, or 429 if the system ends the decoder, and the next image is classified."""
     png = encode(make_image(), "PNG")
     slow = slow_image(1000)
-    with serving(Settings(model="bundled", sandbox_processes=1, sandbox_timeout_s=5)) as server:
+    with serving(Settings(model="cifar10", sandbox_processes=1, sandbox_timeout_s=5)) as server:
         others = set(sandbox_processes())
         for number, status in ((signal.SIGSEGV, 422), (signal.SIGKILL, 429)):
             assert predict(server, png) == 200

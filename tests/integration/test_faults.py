@@ -52,7 +52,7 @@ def test_files_that_once_failed_do_not_end_classify(tmp_path: Path) -> None:
     cases = require_faults()
     for fault in cases:
         (tmp_path / fault.name).write_bytes(fault.data)
-    result = CliRunner().invoke(main, ["classify", "--model", "bundled", "--json", str(tmp_path)])
+    result = CliRunner().invoke(main, ["classify", "--model", "cifar10", "--json", str(tmp_path)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
     lines = {Path(line["image"]).name: line for line in map(json.loads, result.stdout.splitlines())}
     assert set(lines) == {fault.name for fault in cases}

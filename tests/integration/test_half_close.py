@@ -19,14 +19,14 @@ LARGE = encode(make_image(1200, 900), "PNG")
 @pytest.fixture(scope="module", params=[0, 2], ids=["one process", "two workers"])
 def default_server(request: pytest.FixtureRequest) -> Iterator[Running]:
     """Yield a server with the default settings."""
-    with serving(Settings(model="bundled", workers=request.param)) as running:
+    with serving(Settings(model="cifar10", workers=request.param)) as running:
         yield running
 
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["one process", "two workers"])
 def strict_server(request: pytest.FixtureRequest) -> Iterator[Running]:
     """Yield a server that takes each end of the client's data for a disconnect."""
-    with serving(Settings(model="bundled", workers=request.param, half_close_s=0)) as running:
+    with serving(Settings(model="cifar10", workers=request.param, half_close_s=0)) as running:
         yield running
 
 
@@ -102,7 +102,7 @@ def test_without_half_close_each_close_cancels_request(strict_server: Running, j
 def test_long_half_close_answers_each_client(jpeg: bytes) -> None:
     """With a long half_close_s, a client may stop sending at any time before its response."""
     with (
-        serving(Settings(model="bundled", half_close_s=600)) as server,
+        serving(Settings(model="cifar10", half_close_s=600)) as server,
         connected(server.url) as client,
         server.runtime.held(),
     ):
@@ -115,7 +115,7 @@ def test_long_half_close_answers_each_client(jpeg: bytes) -> None:
 
 def test_abandoned_request_that_waited_unread_is_not_run(jpeg: bytes) -> None:
     """If a client gives up while its body waits in the socket, the image never reaches the device."""
-    settings = Settings(model="bundled", max_concurrency=1, half_close_s=0.01)
+    settings = Settings(model="cifar10", max_concurrency=1, half_close_s=0.01)
     with serving(settings) as server:
         images = server.metric("inference_batch_size_sum")
         labels = {"route": "/predict", "status": "499"}

@@ -29,7 +29,7 @@ def test_healthcheck_finds_the_service_at_every_kind_of_host(host: str) -> None:
     """All addresses, one address, or a name; at the main port, or at the management port if it is on."""
     if host == "::1" and not has_ipv6():
         pytest.skip("needs IPv6")
-    with serving(Settings(model="bundled", host=host)) as server:
+    with serving(Settings(model="cifar10", host=host)) as server:
         port = server.url.rpartition(":")[2]
         for variables in (
             {"RESNET_SERVICE_PORT": port, "RESNET_SERVICE_MANAGEMENT_PORT": "0"},
@@ -45,14 +45,14 @@ def test_healthcheck_finds_the_service_at_every_kind_of_host(host: str) -> None:
 
 def test_healthcheck_uses_the_default_for_an_empty_host() -> None:
     """An empty variable is like none, as for the service."""
-    with serving(Settings(model="bundled")) as server:
+    with serving(Settings(model="cifar10")) as server:
         port = server.url.rpartition(":")[2]
         assert run_healthcheck(RESNET_SERVICE_HOST="", RESNET_SERVICE_PORT=port) == (0, "")
 
 
 def test_healthcheck_does_not_ask_another_address() -> None:
     """A service at one address is not healthy because of another one at the same port."""
-    with serving(Settings(model="bundled", host="127.0.0.1")) as server:
+    with serving(Settings(model="cifar10", host="127.0.0.1")) as server:
         port = server.url.rpartition(":")[2]
         assert run_healthcheck(RESNET_SERVICE_HOST="127.0.0.2", RESNET_SERVICE_PORT=port)[0] == 1
 

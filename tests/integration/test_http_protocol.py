@@ -20,7 +20,7 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[Running]:
     """Yield a server with short timeouts and a short queue."""
-    settings = Settings(model="bundled", header_timeout_s=0.3, read_timeout_s=0.3, max_queue=2, max_batch=1)
+    settings = Settings(model="cifar10", header_timeout_s=0.3, read_timeout_s=0.3, max_queue=2, max_batch=1)
     with serving(settings) as running:
         yield running
 
@@ -188,7 +188,7 @@ def test_disconnect_during_inference_counts_as_cancelled(server: Running, jpeg: 
 
 def test_connection_limit_closes_idle_then_new_connections(jpeg: bytes) -> None:
     """At the limit, the longest idle connection is closed for a new one; if none is idle, the new one is."""
-    with serving(Settings(model="bundled", max_connections=4, workers=0)) as server, ExitStack() as stack:
+    with serving(Settings(model="cifar10", max_connections=4, workers=0)) as server, ExitStack() as stack:
         server.client.close()  # its connection is one of the four
         clients = [stack.enter_context(connected(server.url)) for _ in range(4)]
         for client in clients:
@@ -222,7 +222,7 @@ def test_10000_idle_connections_do_not_prevent_inference(jpeg: bytes) -> None:
         pytest.skip(f"needs more than {hard} open files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        with serving(Settings(model="bundled", header_timeout_s=120)) as server, ExitStack() as stack:
+        with serving(Settings(model="cifar10", header_timeout_s=120)) as server, ExitStack() as stack:
             for _ in range(count):
                 stack.enter_context(connected(server.url))
             server.wait_for(lambda: server.metric("inference_connections") > count)

@@ -65,7 +65,7 @@ REQUEST_COUNT: Final = re.compile(
 def server(request: pytest.FixtureRequest) -> Iterator[Running]:
     """Yield a server whose routes need no key, and that has one anyway."""
     settings = Settings(
-        model="bundled",
+        model="cifar10",
         workers=request.param,
         api_keys=f"{KEY} predict",
         public_scopes="predict,metrics,bench",

@@ -59,13 +59,13 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(
-    server: Running, bundled_settings: Settings, jpeg: bytes, tmp_path_factory: pytest.TempPathFactory
+    server: Running, settings: Settings, jpeg: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
     """Yield a Prometheus that has data of some predictions, valid and invalid."""
     require_program("prometheus")
     log = tmp_path_factory.mktemp("prometheus") / "prometheus.log"
     with (
-        serving(bundled_settings) as second,
+        serving(settings) as second,
         run_prometheus(
             *(each.url.removeprefix("http://") for each in (server, second)), log=log, interval="500ms"
         ) as url,

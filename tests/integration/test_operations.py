@@ -36,7 +36,7 @@ def get_paths(app: FastAPI) -> list[str]:
     others = {
         route.path for route in app.routes if isinstance(route, Route) and "GET" in (route.methods or ())
     }
-    return [path.format(name="bundled", version=1) for path in sorted(documented | others)]
+    return [path.format(name="cifar10", version=1) for path in sorted(documented | others)]
 
 
 def check_head(client: httpx.Client, path: str) -> None:
@@ -107,8 +107,8 @@ def test_path_with_another_slash_is_404_and_no_redirect(server: Running) -> None
 def test_info_describes_the_service(server: Running) -> None:
     """/info has the model, the device, the versions, the machine and the limits."""
     info = server.client.get("/info").json()
-    assert info["model"] == "bundled"
-    assert info["labels"] == len(load_model("bundled").labels)
+    assert info["model"] == "cifar10"
+    assert info["labels"] == len(load_model("cifar10").labels)
     assert info["hardware"]["cores"] >= 1
     assert info["limits"]["max_upload_bytes"] == 20_000_000
     assert {"torch", "torchvision"} <= set(info["versions"])
@@ -186,7 +186,7 @@ def test_metrics_have_the_documented_names(server: Running, jpeg: bytes) -> None
     for stage in ("read", "decode", "queue", "device"):
         assert server.metric("inference_stage_seconds_count", stage=stage) > 0
     assert server.metric("inference_ready") == 1
-    assert server.metric("inference_model_info", model="bundled", device="cpu") == 1
+    assert server.metric("inference_model_info", model="cifar10", device="cpu") == 1
     text = server.client.get("/metrics").text
     for name in (
         "inference_queue_depth",

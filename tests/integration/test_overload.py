@@ -15,7 +15,7 @@ from tests.support.server import Running, serving
 @pytest.fixture(scope="module")
 def small_server() -> Iterator[Running]:
     """Yield a server with a queue and batches of four images."""
-    with serving(Settings(model="bundled", max_queue=4, max_batch=4)) as running:
+    with serving(Settings(model="cifar10", max_queue=4, max_batch=4)) as running:
         yield running
 
 
@@ -43,7 +43,7 @@ def test_full_queue_rejects_with_429_and_retry_after(small_server: Running, jpeg
 @pytest.fixture(scope="module")
 def five_requests_server() -> Iterator[Running]:
     """Yield a server that reads, decodes and runs at most five requests at the same time."""
-    with serving(Settings(model="bundled", max_concurrency=5)) as running:
+    with serving(Settings(model="cifar10", max_concurrency=5)) as running:
         yield running
 
 
@@ -116,7 +116,7 @@ def test_images_of_an_admitted_request_are_not_rejected(
 @pytest.fixture(scope="module")
 def short_deadline_server() -> Iterator[Running]:
     """Yield a server that fails requests after 0.2 s."""
-    with serving(Settings(model="bundled", request_timeout_s=0.2)) as running:
+    with serving(Settings(model="cifar10", request_timeout_s=0.2)) as running:
         yield running
 
 
@@ -140,7 +140,7 @@ def test_batch_whose_images_all_miss_the_deadline_is_504(short_deadline_server: 
 @pytest.fixture(scope="module")
 def stall_server() -> Iterator[Running]:
     """Yield a server on which a batch counts as stalled after 0.3 s, and as hung after twice as long."""
-    with serving(Settings(model="bundled", stall_timeout_s=0.3)) as running:
+    with serving(Settings(model="cifar10", stall_timeout_s=0.3)) as running:
         yield running
 
 
@@ -161,7 +161,7 @@ def test_stuck_batch_fails_liveness_until_it_ends(stall_server: Running, jpeg: b
 
 def test_streams_run_concurrently_and_survive_the_failure_of_one(jpeg: bytes) -> None:
     """Two streams run two batches at the same time; if one fails for good, the other serves all requests."""
-    settings = Settings(model="bundled", streams_per_device=2, max_batch=1)
+    settings = Settings(model="cifar10", streams_per_device=2, max_batch=1)
     with serving(settings) as server, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(2))
         for runtime in server.runtimes:
@@ -183,7 +183,7 @@ def test_streams_run_concurrently_and_survive_the_failure_of_one(jpeg: bytes) ->
 @pytest.mark.parametrize("kind", ["image", "benchmark"])
 def test_failed_device_stops_the_server(jpeg: bytes, kind: str) -> None:
     """If the device fails for good, in a batch of any kind, the server stops so that it is replaced."""
-    with serving(Settings(model="bundled")) as server:
+    with serving(Settings(model="cifar10")) as server:
         server.runtime.error = DeviceError("gone")
         if kind == "image":
             response = server.client.post("/predict", files=files(jpeg))

@@ -22,17 +22,17 @@ MONITORING = (*PROBES, "/v2/models/bundled/versions/1/ready", "/metrics")
 @pytest.fixture(scope="module")
 def admin_server() -> Iterator[Running]:
     """Yield a server with a key for all scopes, which /reload needs."""
-    settings = Settings(model="bundled", api_keys=f"{KEY} predict metrics bench admin")
+    settings = Settings(model="cifar10", api_keys=f"{KEY} predict metrics bench admin")
     with serving(settings) as running:
         running.client.headers["X-API-Key"] = KEY
         yield running
 
 
 def operations(server: Running) -> set[tuple[str, str]]:
-    """Return the method and path of all operations, for the bundled model."""
+    """Return the method and path of all operations, for the model cifar10."""
     paths = server.client.get("/openapi.json").json()["paths"]
     return {
-        (method.upper(), path.replace("{name}", "bundled").replace("{version}", "1"))
+        (method.upper(), path.replace("{name}", "cifar10").replace("{version}", "1"))
         for path, methods in paths.items()
         for method in methods
     }
@@ -57,7 +57,7 @@ def test_every_route_rejects_an_unknown_query_parameter(admin_server: Running) -
         body = response.json()
         assert "unknown parameter 'nonsense'" in body.get("detail", body.get("error")), path
         document = admin_server.client.get("/openapi.json").json()["paths"]
-        documented = path.replace("bundled", "{name}").replace("versions/1", "versions/{version}")
+        documented = path.replace("cifar10", "{name}").replace("versions/1", "versions/{version}")
         assert "422" in document[documented][method.lower()]["responses"], path
 
 

@@ -37,7 +37,7 @@ def protected_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
     """Yield a server with API keys from a file and from a setting."""
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text(KEY_FILE, encoding="ascii")
-    settings = Settings(model="bundled", api_keys=f"{ALL_SCOPES}, {ADMIN} admin", api_keys_file=file)
+    settings = Settings(model="cifar10", api_keys=f"{ALL_SCOPES}, {ADMIN} admin", api_keys_file=file)
     with serving(settings) as running:
         yield running
 
@@ -46,7 +46,7 @@ def protected_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
 def public_server() -> Iterator[Running]:
     """Yield a server with public scopes that permits one other site."""
     settings = Settings(
-        model="bundled",
+        model="cifar10",
         api_keys=PREDICT,
         public_scopes="metrics",
         cors_origins="HTTPS://Example.org:443/",  # browsers send https://example.org
@@ -74,7 +74,7 @@ def test_probes_need_no_api_key(protected_server: Running, path: str) -> None:
             "/metrics",
             "/bench",
             "/v2",
-            "/v2/models/bundled",
+            "/v2/models/cifar10",
             "/v2/models/other",
             "/v2/models/x/ready",
         ),
@@ -116,7 +116,7 @@ def test_unknown_paths_are_404_with_and_without_a_key(protected_server: Running,
 
 def test_api_page_can_be_switched_off() -> None:
     """Without `api_docs`, neither the page nor the schema exists."""
-    with serving(Settings(model="bundled", api_docs=False)) as running:
+    with serving(Settings(model="cifar10", api_docs=False)) as running:
         for path in ("/", "/docs", "/openapi.json"):
             assert running.client.get(path).status_code == 404
 
@@ -195,20 +195,20 @@ def test_without_keys_everything_except_reload_is_public(server: Running) -> Non
 def test_invalid_api_keys_stop_the_start(keys: str, reason: str) -> None:
     """The message has the number of the entry, but not the key."""
     with pytest.raises(InvalidAPIKeysError, match=reason) as raised:
-        build_app_state(Settings(model="bundled", api_keys=SecretStr(keys)))
+        build_app_state(Settings(model="cifar10", api_keys=SecretStr(keys)))
     assert PREDICT not in str(raised.value)
 
 
 def test_missing_key_file_stops_the_start(tmp_path: Path) -> None:
     """A service whose API keys cannot be read does not start without them."""
     with pytest.raises(InvalidAPIKeysError, match="No such file"):
-        build_app_state(Settings(model="bundled", api_keys_file=tmp_path / "missing"))
+        build_app_state(Settings(model="cifar10", api_keys_file=tmp_path / "missing"))
 
 
 def test_unknown_public_scope_stops_the_start() -> None:
     """A misspelled scope is reported, instead of being ignored."""
     with pytest.raises(InvalidAPIKeysError, match="'all' is not one of predict, metrics, bench"):
-        build_app_state(Settings(model="bundled", public_scopes="all"))
+        build_app_state(Settings(model="cifar10", public_scopes="all"))
 
 
 def test_api_keys_are_not_a_command_line_option() -> None:

@@ -11,7 +11,7 @@ from tests.support.server import Running, serving
 def test_upload_memory_limit_rejects_with_429() -> None:
     """A body that exceeds the limit together with those in memory gets 429 until these are finished."""
     image = encode(make_image(), "BMP")
-    settings = Settings(model="bundled", upload_memory_mb=1.5 * len(image) / 1e6)
+    settings = Settings(model="cifar10", upload_memory_mb=1.5 * len(image) / 1e6)
     with serving(settings) as server, ThreadPoolExecutor(1) as pool:
         with server.runtime.held():
             first = pool.submit(server.client.post, "/predict", files={"file": image})
@@ -29,7 +29,7 @@ def test_upload_memory_limit_rejects_with_429() -> None:
 
 def test_rest_of_too_large_body_does_not_use_upload_memory() -> None:
     """A body over its limit gets 413, and the rest of it is discarded without using upload memory."""
-    settings = Settings(model="bundled", max_upload_mb=0.05, upload_memory_mb=0.5)
+    settings = Settings(model="cifar10", max_upload_mb=0.05, upload_memory_mb=0.5)
     with serving(settings) as server, connected(server.url) as client:
         client.send(
             b"POST /predict HTTP/1.1\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"

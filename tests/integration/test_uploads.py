@@ -139,7 +139,7 @@ def test_malformed_form_is_422(server: Running, content_type: str, body: bytes) 
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[Running]:
     """Yield a server that accepts 0.1 MB within half a second."""
-    with serving(Settings(model="bundled", max_upload_mb=0.1, read_timeout_s=0.5)) as running:
+    with serving(Settings(model="cifar10", max_upload_mb=0.1, read_timeout_s=0.5)) as running:
         yield running
 
 

@@ -61,7 +61,7 @@ def test_response_has_requested_outputs_only(client: httpx.Client) -> None:
     assert response.headers["content-type"] == "application/octet-stream"
     length = int(response.headers[JSON_LENGTH_HEADER])
     body = json.loads(response.content[:length])
-    assert (body["model_name"], body["model_version"], body["id"]) == ("bundled", "1", "7")
+    assert (body["model_name"], body["model_version"], body["id"]) == ("cifar10", "1", "7")
     probability, class_id = body["outputs"]
     assert probability == {
         "name": "probability",
@@ -136,7 +136,7 @@ def test_request_larger_than_batch_and_queue_keeps_order() -> None:
         "inputs": [json_input("pixels", shape=[60, SIDE, SIDE, 3], data=pixels.tolist())],
         "parameters": {"top_k": 1},
     }
-    with serving(Settings(model="bundled", max_batch=4, max_queue=4)) as server:
+    with serving(Settings(model="cifar10", max_batch=4, max_queue=4)) as server:
         single = [server.client.post("/predict?top_k=1", files=files(image)).json() for image in IMAGES]
         class_ids = output_data(server.client.post(INFER_PATH, json=message))["class_id"]
         assert class_ids == [one["predictions"][0]["class_id"] for one in single] * 20
@@ -248,7 +248,7 @@ def test_too_many_images_and_too_much_json_get_413(client: httpx.Client) -> None
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[Running]:
     """Yield a server with small limits on bodies, reading time and queue."""
-    settings = Settings(model="bundled", max_upload_mb=0.1, read_timeout_s=0.5, max_queue=2, max_batch=2)
+    settings = Settings(model="cifar10", max_upload_mb=0.1, read_timeout_s=0.5, max_queue=2, max_batch=2)
     with serving(settings) as running:
         yield running
 
@@ -295,13 +295,13 @@ def test_model_failure_is_500_without_internals(server: Running) -> None:
 
 def test_exceeded_deadline_is_504() -> None:
     """A request that the device does not finish in time gets 504."""
-    with serving(Settings(model="bundled", request_timeout_s=0.2)) as server, server.runtime.held():
+    with serving(Settings(model="cifar10", request_timeout_s=0.2)) as server, server.runtime.held():
         error_message(server.client.post(INFER_PATH, json=MESSAGE), 504)
 
 
 def test_draining_server_is_live_and_not_ready() -> None:
     """The protocol's probes respond like /healthz and /readyz."""
-    with serving(Settings(model="bundled")) as server:
+    with serving(Settings(model="cifar10")) as server:
         server.engines.current.begin_drain()
         assert server.client.get("/v2/health/live").json() == {"live": True}
         for path in ("/v2/health/ready", "/v2/models/bundled/ready"):

@@ -65,13 +65,13 @@ def test_client_reads_metadata_and_health(triton: Any) -> None:
     """The client reads liveness, readiness, and the metadata of server and model."""
     assert triton.is_server_live()
     assert triton.is_server_ready()
-    assert triton.is_model_ready("bundled")
-    assert triton.is_model_ready("bundled", "1")
-    assert not triton.is_model_ready("bundled", "2")
+    assert triton.is_model_ready("cifar10")
+    assert triton.is_model_ready("cifar10", "1")
+    assert not triton.is_model_ready("cifar10", "2")
     assert triton.get_server_metadata()["extensions"] == ["binary_tensor_data", "classification"]
-    metadata = triton.get_model_metadata("bundled", "1")
-    assert metadata == triton.get_model_metadata("bundled")
-    assert (metadata["name"], metadata["versions"]) == ("bundled", ["1"])
+    metadata = triton.get_model_metadata("cifar10", "1")
+    assert metadata == triton.get_model_metadata("cifar10")
+    assert (metadata["name"], metadata["versions"]) == ("cifar10", ["1"])
     inputs = {one["name"]: (one["datatype"], one["shape"]) for one in metadata["inputs"]}
     assert inputs == {name: (kind, [-1, *values.shape[1:]]) for name, (kind, values) in INPUTS.items()}
     assert [(one["name"], one["datatype"], one["shape"]) for one in metadata["outputs"]] == [
@@ -92,7 +92,7 @@ def test_inference_agrees_with_predict(
     names = ("class_id", "probabilities", "label", "probability")
     outputs = [tritonclient.http.InferRequestedOutput(one, binary_data=binary_outputs) for one in names]
     inputs = [triton_input(name, INPUTS[name][1], binary)]
-    result = triton.infer("bundled", inputs, model_version="1", outputs=outputs, request_id="abc")
+    result = triton.infer("cifar10", inputs, model_version="1", outputs=outputs, request_id="abc")
     assert result.get_response()["id"] == "abc"
     assert [one["name"] for one in result.get_response()["outputs"]] == list(names)
     check_outputs(result, expected)
@@ -100,7 +100,7 @@ def test_inference_agrees_with_predict(
 
 def test_asynchronous_requests_get_their_own_results(triton: Any, expected: Predictions) -> None:
     """Concurrent requests of the client get all outputs by default."""
-    requests = [triton.async_infer("bundled", [triton_input(name, INPUTS[name][1])]) for name in INPUTS]
+    requests = [triton.async_infer("cifar10", [triton_input(name, INPUTS[name][1])]) for name in INPUTS]
     for request in requests:
         check_outputs(request.get_result(), expected)
 
@@ -111,9 +111,9 @@ def test_asyncio_client_gets_same_results(server: Running, expected: Predictions
     async def infer_all() -> list[Any]:
         url = server.url.removeprefix("http://")
         async with tritonclient.http.aio.InferenceServerClient(url) as client:
-            assert await client.is_model_ready("bundled")
+            assert await client.is_model_ready("cifar10")
             inputs = [[triton_input(name, values)] for name, (_, values) in INPUTS.items()]
-            return await asyncio.gather(*(client.infer("bundled", one) for one in inputs))
+            return await asyncio.gather(*(client.infer("cifar10", one) for one in inputs))
 
     for result in asyncio.run(infer_all()):
         check_outputs(result, expected)
@@ -129,7 +129,7 @@ def test_classification_returns_top_classes_as_text(triton: Any, class_count: in
         tritonclient.http.InferRequestedOutput("probability"),
     ]
     inputs = [triton_input("pixels", CROPS)]
-    result = triton.infer("bundled", inputs, outputs=outputs, parameters={"top_k": received})
+    result = triton.infer("cifar10", inputs, outputs=outputs, parameters={"top_k": received})
     texts = result.as_numpy("probabilities")
     assert texts.shape == result.as_numpy("label").shape == (3, received)
     for text, label, index, probability in zip(
@@ -143,12 +143,12 @@ def test_classification_returns_top_classes_as_text(triton: Any, class_count: in
 def test_images_may_have_a_second_dimension(triton: Any, expected: Predictions, binary: bool) -> None:
     """Images may have the shape [N, 1], as clients of models with a batch dimension send them."""
     column = np.array(IMAGES, object).reshape(3, 1)
-    check_outputs(triton.infer("bundled", [triton_input("image", column, binary)]), expected)
+    check_outputs(triton.infer("cifar10", [triton_input("image", column, binary)]), expected)
 
 
 def test_compressed_request_is_rejected_with_415(triton: Any) -> None:
     """A gzip body gets 415 with a message that the client shows."""
     inputs = [triton_input("pixels", CROPS)]
     with pytest.raises(InferenceServerException, match="gzip") as error:
-        triton.infer("bundled", inputs, request_compression_algorithm="gzip")
+        triton.infer("cifar10", inputs, request_compression_algorithm="gzip")
     assert error.value.status() == "415"

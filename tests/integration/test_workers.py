@@ -31,7 +31,7 @@ COLORS = ["red", "green", "blue", "white", "black", "yellow", "purple", "orange"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     """Yield a server with two workers."""
-    with serving(Settings(model="bundled", workers=2, stall_timeout_s=1)) as running:
+    with serving(Settings(model="cifar10", workers=2, stall_timeout_s=1)) as running:
         yield running
 
 
@@ -157,7 +157,7 @@ def test_images_of_different_requests_are_not_mixed_up(server: Running) -> None:
 
 def test_rate_of_a_key_holds_over_all_workers() -> None:
     """A bucket holds the tokens of one second, however the connections are divided among workers."""
-    settings = Settings(model="bundled", workers=2, api_keys=f"{KEY} predict 10/s")
+    settings = Settings(model="cifar10", workers=2, api_keys=f"{KEY} predict 10/s")
     headers = {"Authorization": f"Bearer {KEY}"}
     with serving(settings) as server, ThreadPoolExecutor(16) as pool:
         started = time.monotonic()
@@ -174,7 +174,7 @@ def test_rate_of_a_key_holds_over_all_workers() -> None:
 def test_upload_memory_is_limited_over_all_workers() -> None:
     """The bodies of one worker count for the limit of the other."""
     image = encode(make_image(), "BMP")
-    settings = Settings(model="bundled", workers=2, upload_memory_mb=1.5 * len(image) / 1e6)
+    settings = Settings(model="cifar10", workers=2, upload_memory_mb=1.5 * len(image) / 1e6)
     with serving(settings) as server, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(1))
         first, second = workers(server)

@@ -1,5 +1,6 @@
 """Models for tests: checkpoints, small networks with random weights, and errors of loading."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,15 +12,16 @@ from torch import nn
 from torchvision.models import squeezenet1_1
 
 from resnet_service.errors import ModelLoadError
-from resnet_service.models import BUNDLED, checkpoint, load_model, weights_path
+from resnet_service.models import CIFAR10, catalog, checkpoint, load_model, weights_path
+from resnet_service.models.catalog import ModelSpec
 
 CLASSIFIER = "squeezenet1_1"
 """A torchvision classifier with small weights (5 MB)."""
 
 
 def write_checkpoint(path: Path, label_prefix: str = "", scale: float = 1.0) -> None:
-    """Write the bundled model with a prefix before its labels and its weights multiplied by `scale`."""
-    model = checkpoint.load_checkpoint(weights_path(BUNDLED))
+    """Write the model cifar10 with a prefix before its labels and its weights multiplied by `scale`."""
+    model = checkpoint.load_checkpoint(weights_path(CIFAR10))
     labels = tuple(f"{label_prefix}{label}" for label in model.labels)
     state = {
         name: tensor * torch.tensor(scale, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
@@ -39,6 +41,21 @@ def same_weights(network: nn.Module, other: nn.Module) -> bool:
     """Return whether the state dicts of two networks are equal."""
     state = other.state_dict()
     return all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+PublishFn = Callable[[str, str], None]
+"""Replaces the URL of a classifier's published weights: takes its name and the URL."""
+
+
+def replace_source(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
+    """Replace the URL of the published weights of the classifier `name`."""
+    original = catalog.get_spec
+
+    def get_spec(requested: str, weights: str | None = None) -> ModelSpec:
+        spec = original(requested, weights)
+        return replace(spec, source=url) if requested == name else spec
+
+    monkeypatch.setattr(catalog, "get_spec", get_spec)
 
 
 def load_error(name: str, weights: str | None = None) -> str:

@@ -46,12 +46,12 @@ def until(log: Log, name: str) -> dict[str, Any]:
 def started(
     *flags: str, program: str | None = None, limit: tuple[int, int] | None = None, **variables: str
 ) -> Iterator[Started]:
-    """Start the service, by default with the bundled model, and wait until it is ready.
+    """Start the service, by default with the model cifar10, and wait until it is ready.
 
     `program` is Python code to run instead of the command; `limit` is a resource (resource.RLIMIT_...) and
     its limit.
     """
-    flags = ("--model", "bundled", "--port", "0", "--no-access-log", *flags)  # the last of equal flags counts
+    flags = ("--model", "cifar10", "--port", "0", "--no-access-log", *flags)  # the last of equal flags counts
     command = [*COMMAND, *flags] if program is None else [sys.executable, "-c", program]
     with subprocess.Popen(
         command,

@@ -1,4 +1,4 @@
-"""Requests and responses of the Open Inference Protocol, for the bundled model."""
+"""Requests and responses of the Open Inference Protocol, for the model cifar10."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ from resnet_service.images import decode_image
 from resnet_service.models import load_model
 from tests.support.images import encode, make_image
 
-MODEL = load_model("bundled").description
+MODEL = load_model("cifar10").description
 PREPROCESSING = MODEL.preprocessing
 SIDE = PREPROCESSING.crop
 

@@ -80,7 +80,7 @@ def test_command_writes_a_row_per_image_on_a_running_cluster(photos: Path, tmp_p
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid4().hex, "RAY_worker_niceness": "0"}
     environment = {**os.environ, **variables}
     with running_cluster(environment) as address:
-        arguments = ["batch", str(photos), "--output", str(tmp_path / "results"), "--model", "bundled"]
+        arguments = ["batch", str(photos), "--output", str(tmp_path / "results"), "--model", "cifar10"]
         arguments += ["--top-k", "2", "--address", address, "--json"]
         status, output = run_command(arguments, tmp_path, environment, 240)
     assert status == 0, output
@@ -89,7 +89,7 @@ def test_command_writes_a_row_per_image_on_a_running_cluster(photos: Path, tmp_p
     summary = json.loads(output.splitlines()[-1])
     assert (summary["images"], summary["failed"], summary["labeled"]) == (COUNT, 1, COUNT - 1)
     lines = re.split(r"[\r\n]+", output.strip())
-    assert [line for line in lines if not re.match(rf"bundled: |{{|{photos}: skipped", line)] == []
+    assert [line for line in lines if not re.match(rf"cifar10: |{{|{photos}: skipped", line)] == []
     rows: list[dict[str, Any]] = pq.read_table(tmp_path / "results").to_pylist()
     assert [row["path"] for row in rows] == sorted(map(str, photos.rglob("*.png")))
     assert [row["true_class"] for row in rows] == [Path(row["path"]).parent.name for row in rows]
@@ -99,7 +99,7 @@ def test_command_writes_a_row_per_image_on_a_running_cluster(photos: Path, tmp_p
     assert failed["top_k"] is None
     correct = 0
     for row in rows:
-        assert row["model"] == "bundled"
+        assert row["model"] == "cifar10"
         if row is not failed:
             best, second = row["top_k"]
             assert best == {name: row[name] for name in ("class_id", "label", "probability")}
@@ -117,7 +117,7 @@ def test_job_has_the_same_images_as_other_folders(tmp_path: Path, pattern: str) 
         (tmp_path / name).touch()
     messages: list[str] = []
     source, target = str(tmp_path / pattern), str(tmp_path / "results")
-    model = load_model("bundled")
+    model = load_model("cifar10")
     job = BatchJob(source, target, model, limit=None, resume=False, on_message=messages.append)
     assert job.paths == sorted(str(tmp_path / name) for name in names)
     assert messages == [f"{tmp_path}: skipped 1 file without the name of an image: notes.txt"]
@@ -125,7 +125,7 @@ def test_job_has_the_same_images_as_other_folders(tmp_path: Path, pattern: str) 
 
 def test_unusable_source_or_target_is_an_error(photos: Path, tmp_path: Path) -> None:
     """Each case has its own message: no images, other files in the target, a URI that is not supported."""
-    bundled = load_model("bundled")
+    cifar10 = load_model("cifar10")
     for name in ("empty", "old [1]", "other"):
         (tmp_path / name).mkdir()
     (tmp_path / "file").touch()
@@ -141,11 +141,11 @@ def test_unusable_source_or_target_is_an_error(photos: Path, tmp_path: Path) -> 
         ("s3://key:sec^ret@bucket/photos", "results", False, "Cannot parse URI: '<hidden>' due to"),
         (photos, "file", False, "is a file"),
         (photos, "other", False, "use --resume to continue"),
-        (photos, "other", True, "results of resnet50, not of bundled"),
+        (photos, "other", True, "results of resnet50, not of cifar10"),
         (photos, "empty", True, "that are not batch results"),
     ):
         with pytest.raises(StorageError, match=message):
-            run_job(source, tmp_path / target, bundled, resume=resume)
+            run_job(source, tmp_path / target, cifar10, resume=resume)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_unusable_source_or_target_is_an_error(photos: Path, tmp_path: Path) -> 
     [
         (["--device", "toaster"], 1, "unknown device"),
         (["--model", "resnet5000"], 1, "did you mean"),
-        (["--model", "bundled", "--address", "127.0.0.1:9"], 1, "cannot connect to a Ray cluster"),
+        (["--model", "cifar10", "--address", "127.0.0.1:9"], 1, "cannot connect to a Ray cluster"),
         (["--actors", "0"], 2, "actors"),
         (["--device", "cuda:0"], 2, "Ray assigns a GPU to each actor"),
     ],

@@ -45,8 +45,8 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def bundled() -> Model:
-    return load_model("bundled")
+def cifar10() -> Model:
+    return load_model("cifar10")
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +58,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(cluster: str, photos: Path, bundled: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(cluster: str, photos: Path, cifar10: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the results for the first 40 images, computed by two actors."""
     assert cluster
     folder = tmp_path_factory.mktemp("results") / "first"
     config = replace(CONFIG, actors=2, top_k=2)
-    assert run_job(photos, folder, bundled, config=config, limit=FIRST).images == FIRST
+    assert run_job(photos, folder, cifar10, config=config, limit=FIRST).images == FIRST
     return folder
 
 
-def test_results_equal_those_of_classify(results: Path, bundled: Model) -> None:
+def test_results_equal_those_of_classify(results: Path, cifar10: Model) -> None:
     """Two actors with batches of 16 and one process without batches return the same classes."""
-    [runtime] = create_runtimes(bundled, [torch.device("cpu")], precision="fp32", streams_per_device=1)
+    [runtime] = create_runtimes(cifar10, [torch.device("cpu")], precision="fp32", streams_per_device=1)
     rows = read_rows(results)
     assert len(rows) == FIRST
     images = discover_inputs([row["path"] for row in rows])
-    expected = classify_images(images, bundled, runtime, top_k=1, batch_size=1, workers=1)
+    expected = classify_images(images, cifar10, runtime, top_k=1, batch_size=1, workers=1)
     for row, result in zip(rows, expected, strict=True):
         assert (row["error"] is None) == (result.error is None)
         if result.error is None:
@@ -82,15 +82,15 @@ def test_results_equal_those_of_classify(results: Path, bundled: Model) -> None:
 
 
 def test_resume_classifies_only_the_remaining_images(
-    results: Path, photos: Path, tmp_path: Path, bundled: Model
+    results: Path, photos: Path, tmp_path: Path, cifar10: Model
 ) -> None:
     """No image has two rows, and a second resume has nothing to do and writes no file."""
     target = tmp_path / "results"
     shutil.copytree(results, target)
-    second = run_job(photos, target, bundled, resume=True)
+    second = run_job(photos, target, cifar10, resume=True)
     assert (second.images, second.skipped) == (COUNT - FIRST, FIRST)
     files = set(target.iterdir())
-    third = run_job(photos, target, bundled, resume=True)
+    third = run_job(photos, target, cifar10, resume=True)
     assert (third.images, third.skipped) == (0, COUNT)
     assert set(target.iterdir()) == files
     assert_one_row_each(target, COUNT)
@@ -98,28 +98,28 @@ def test_resume_classifies_only_the_remaining_images(
     assert paths == sorted(paths)  # also over the files of both runs
 
 
-def test_results_of_other_weights_are_not_resumed(results: Path, photos: Path, bundled: Model) -> None:
+def test_results_of_other_weights_are_not_resumed(results: Path, photos: Path, cifar10: Model) -> None:
     """The name of the model is the same, but not the source of its weights."""
-    other = replace(bundled, source="https://example.org/other.pth")
+    other = replace(cifar10, source="https://example.org/other.pth")
     with pytest.raises(StorageError, match="results of other weights: cifar10"):
         run_job(photos, results, other, resume=True)
 
 
 @pytest.mark.usefixtures("cluster")
-def test_file_name_is_not_a_label(photos: Path, tmp_path: Path, bundled: Model) -> None:
+def test_file_name_is_not_a_label(photos: Path, tmp_path: Path, cifar10: Model) -> None:
     """Without folders that are named after classes, no row has a true class, and no accuracy is claimed."""
     images = tmp_path / "images"
     images.mkdir()
     for name in ("dog.png", "cat.png"):
         shutil.copy(photos / "cat" / "001.png", images / name)
     for source, count in ((images / "dog.png", 1), (images, 2)):
-        summary = run_job(source, tmp_path / f"results-{count}", bundled)
+        summary = run_job(source, tmp_path / f"results-{count}", cifar10)
         assert (summary.images, summary.labeled, summary.accuracy) == (count, 0, None)
         assert {row["true_class"] for row in read_rows(tmp_path / f"results-{count}")} == {None}
 
 
 @pytest.mark.usefixtures("cluster")
-def test_killed_workers_lose_no_image(photos: Path, tmp_path: Path, bundled: Model) -> None:
+def test_killed_workers_lose_no_image(photos: Path, tmp_path: Path, cifar10: Model) -> None:
     """The actor and the decoding tasks are killed during the run; each image still has exactly one row."""
     killed: list[str] = []
 
@@ -133,7 +133,7 @@ def test_killed_workers_lose_no_image(photos: Path, tmp_path: Path, bundled: Mod
                         process.kill()
                         killed.append(name)
 
-    job = BatchJob(str(photos), str(tmp_path / "results"), bundled, limit=None, resume=False)
+    job = BatchJob(str(photos), str(tmp_path / "results"), cifar10, limit=None, resume=False)
     assert job.run(CONFIG, kill_workers).images == COUNT
     assert any("MapWorker" in name for name in killed)
     assert_one_row_each(tmp_path / "results", COUNT)
@@ -155,19 +155,19 @@ def on_progress(_):
 
 source, target, address = sys.argv[1:]
 with ray_cluster(address):
-    job = BatchJob(source, target, load_model("bundled"), limit=None, resume=False)
+    job = BatchJob(source, target, load_model("cifar10"), limit=None, resume=False)
     job.run(ExecutionConfig(device="cpu", precision="fp32", batch_size=16), on_progress, write_every_s=0)
 """
 
 
-def test_killed_run_can_be_resumed(cluster: str, photos: Path, tmp_path: Path, bundled: Model) -> None:
+def test_killed_run_can_be_resumed(cluster: str, photos: Path, tmp_path: Path, cifar10: Model) -> None:
     """After SIGKILL the files are complete, and resuming adds the missing rows only."""
     target = tmp_path / "results"
     command = [sys.executable, "-c", KILLED_DRIVER, str(photos), str(target), cluster]
     assert subprocess.run(command, timeout=240, check=False).returncode == -9
     before = read_rows(target)
     assert 0 < len(before) < COUNT
-    assert run_job(photos, target, bundled, resume=True).skipped == len(before)
+    assert run_job(photos, target, cifar10, resume=True).skipped == len(before)
     assert_one_row_each(target, COUNT)
 
 
@@ -188,12 +188,12 @@ def bucket(photos: Path) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_object_store_can_be_source_and_target(bucket: str, bundled: Model) -> None:
+def test_object_store_can_be_source_and_target(bucket: str, cifar10: Model) -> None:
     """A pattern selects images in a bucket, resuming reads rows from it, and paths contain no password."""
     source, target = f"s3://key:secret@images/photos{bucket}", f"s3://key:secret@images/results{bucket}"
-    summary = run_job(source.replace("photos?", "photos/cat/*.png?"), target, bundled)
+    summary = run_job(source.replace("photos?", "photos/cat/*.png?"), target, cifar10)
     assert summary.images == summary.labeled == 40
-    rest = run_job(source, target, bundled, resume=True)
+    rest = run_job(source, target, cifar10, resume=True)
     assert (rest.images, rest.skipped) == (20, 40)
     filesystem, path = FileSystem.from_uri(target)
     paths = pq.read_table(path, filesystem=filesystem).column("path").to_pylist()
@@ -201,18 +201,18 @@ def test_object_store_can_be_source_and_target(bucket: str, bundled: Model) -> N
     assert all(name.startswith("s3://images/photos/") for name in paths)
 
 
-def test_missing_bucket_is_an_error_before_the_run(bucket: str, tmp_path: Path, bundled: Model) -> None:
+def test_missing_bucket_is_an_error_before_the_run(bucket: str, tmp_path: Path, cifar10: Model) -> None:
     with pytest.raises(StorageError, match="s3://nowhere/photos does not exist"):
-        run_job(f"s3://key:secret@nowhere/photos{bucket}", tmp_path / "results", bundled)
+        run_job(f"s3://key:secret@nowhere/photos{bucket}", tmp_path / "results", cifar10)
     assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.usefixtures("cluster")
-def test_unreachable_images_end_the_run(photos: Path, tmp_path: Path, bundled: Model) -> None:
+def test_unreachable_images_end_the_run(photos: Path, tmp_path: Path, cifar10: Model) -> None:
     """If a folder disappears after it was listed, its images get no rows, because they may reappear."""
     folder = tmp_path / "photos"
     shutil.copytree(photos / "cat", folder)
-    job = BatchJob(str(folder), str(tmp_path / "results"), bundled, limit=None, resume=False)
+    job = BatchJob(str(folder), str(tmp_path / "results"), cifar10, limit=None, resume=False)
     shutil.rmtree(folder)
     with pytest.raises(StorageError, match="can no longer be reached"):
         job.run(CONFIG, lambda _: None)
@@ -221,18 +221,18 @@ def test_unreachable_images_end_the_run(photos: Path, tmp_path: Path, bundled: M
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_more_gpus_than_the_cluster_has_is_an_error(photos: Path, tmp_path: Path, bundled: Model) -> None:
+def test_more_gpus_than_the_cluster_has_is_an_error(photos: Path, tmp_path: Path, cifar10: Model) -> None:
     """Ray itself would wait for them without an end."""
     with pytest.raises(ClusterError, match="each actor needs 1 GPUs, but the cluster has 0"):
-        run_job(photos, tmp_path / "results", bundled, config=ExecutionConfig(gpus=1))
+        run_job(photos, tmp_path / "results", cifar10, config=ExecutionConfig(gpus=1))
 
 
 @pytest.mark.usefixtures("cluster")
-def test_error_of_an_actor_is_raised_with_its_message(photos: Path, tmp_path: Path, bundled: Model) -> None:
+def test_error_of_an_actor_is_raised_with_its_message(photos: Path, tmp_path: Path, cifar10: Model) -> None:
     """The precision that a device does not support is reported without Ray's traceback."""
     config = ExecutionConfig(device="cpu", precision="fp16")
     with pytest.raises(DeviceUnavailableError, match="fp16 is not supported on the CPU"):
-        run_job(photos, tmp_path / "results", bundled, config=config, limit=16)
+        run_job(photos, tmp_path / "results", cifar10, config=config, limit=16)
 
 
 def test_unreachable_cluster_is_an_error_without_retries() -> None:

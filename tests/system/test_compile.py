@@ -13,7 +13,7 @@ from tests.support.runtimes import CPU, create_runtime, probabilities
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="requires a C++ compiler: apt-get install g++")
-@pytest.mark.parametrize("name", ["bundled", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["cifar10", "efficientnet_lite0"])
 def test_compiled_network_equals_the_network_and_is_cached(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,9 +215,9 @@ def test_weights_in_the_image_are_served_without_network(container: Container) -
 
 
 def test_sigterm_drains_and_exits_with_0(container: Container) -> None:
-    """SIGTERM drains the service, here with the bundled model, and the exit status is 0."""
-    with container.started(RESNET_SERVICE_MODEL="bundled", RESNET_SERVICE_WEIGHTS="") as (client, process):
-        assert client.get("/info").raise_for_status().json()["model"] == "bundled"
+    """SIGTERM drains the service, here with the model cifar10, and the exit status is 0."""
+    with container.started(RESNET_SERVICE_MODEL="cifar10", RESNET_SERVICE_WEIGHTS="") as (client, process):
+        assert client.get("/info").raise_for_status().json()["model"] == "cifar10"
         os.kill(innermost(process.pid), signal.SIGTERM)
         assert process.wait(60) == 0
     assert not container.is_healthy

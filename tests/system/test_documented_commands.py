@@ -107,7 +107,7 @@ def documented_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(PHOTOGRAPHS / "cat.jpg", folder / name)
     for label in ("cat", "dog"):
         _write_images(folder / "photos" / label, 5)
-    for label in load_model("bundled").labels:
+    for label in load_model("cifar10").labels:
         _write_images(folder / "cifar10/train" / label, 3)
         _write_images(folder / "cifar10/test" / label, 1)
     state = get_model(SMALL_NETWORK).state_dict()
@@ -122,7 +122,7 @@ def working_directory(documented_files: Path, tmp_path: Path) -> Path:
     for path in documented_files.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "runs/mine").mkdir(parents=True)
-    shutil.copy(weights_path("bundled"), tmp_path / "runs/mine/model.safetensors")
+    shutil.copy(weights_path("cifar10"), tmp_path / "runs/mine/model.safetensors")
     return tmp_path
 
 

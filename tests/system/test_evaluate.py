@@ -1,4 +1,4 @@
-"""The accuracy of the bundled model on test images of CIFAR-10."""
+"""The accuracy of the model cifar10 on test images of CIFAR-10."""
 
 import json
 import tarfile
@@ -34,10 +34,10 @@ def cifar10(real_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.parametrize("flags", [[], ["--mirrored"]])
-def test_bundled_model_has_the_accuracy_of_its_model_card(cifar10: Path, flags: list[str]) -> None:
+def test_cifar10_has_the_accuracy_of_its_model_card(cifar10: Path, flags: list[str]) -> None:
     """With and without mirror images, the accuracy on 300 test images is within 0.05 of the card's."""
     expected = checkpoint.load_checkpoint(CHECKPOINT).training["accuracy"]
-    command = ["evaluate", "--model", "bundled", "--data", str(cifar10), "--json", *flags]
+    command = ["evaluate", "--model", "cifar10", "--data", str(cifar10), "--json", *flags]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     evaluation = json.loads(result.stdout)

@@ -27,7 +27,7 @@ from resnet_service.settings import Settings
 
 configure_logging(style="json")
 state = build_app_state(
-    Settings(model="bundled", port=0, streams_per_device=1, access_log=False, {settings})
+    Settings(model="cifar10", port=0, streams_per_device=1, access_log=False, {settings})
 )
 {fault}
 sys.exit(run_server(state))
@@ -87,7 +87,7 @@ def wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -
 def test_full_disk_for_the_log_fails_no_request(jpeg: bytes) -> None:
     """If the log cannot be written, requests still succeed and SIGTERM still stops the service."""
     url = f"http://127.0.0.1:{free_port()}"  # chosen here, because the log cannot report it
-    command = [*COMMAND, "--model", "bundled", "--port", url.rpartition(":")[2]]
+    command = [*COMMAND, "--model", "cifar10", "--port", url.rpartition(":")[2]]
     with (
         Path("/dev/full").open("w") as full,
         subprocess.Popen(command, stderr=full, env=environment()) as process,

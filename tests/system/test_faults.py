@@ -26,7 +26,7 @@ def test_files_that_once_failed_do_not_end_batch_inference(
         (photos / fault.name).write_bytes(fault.data)
     (photos / "sound.png").write_bytes(encode(make_image(), "PNG"))
     with ray_cluster():
-        run_job(photos, results, load_model("bundled"))
+        run_job(photos, results, load_model("cifar10"))
     rows = {Path(row["path"]).name: row for row in read_rows(results)}
     assert set(rows) == {"sound.png", *(fault.name for fault in cases)}
     assert rows["sound.png"]["error"] is None

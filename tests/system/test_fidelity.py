@@ -37,8 +37,8 @@ def photographs(real_images: Path) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """Return the bundled model."""
-    return load_model("bundled")
+    """Return the model cifar10."""
+    return load_model("cifar10")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_imagenette_crops_equal_the_published_transforms(photographs: list[bytes
     assert max(differences) < 1
 
 
-def test_bundled_model_classifies_a_photograph_of_a_dog(model: Model, dog: bytes) -> None:
+def test_cifar10_classifies_a_photograph_of_a_dog(model: Model, dog: bytes) -> None:
     """The best class of the photograph in PyTorch's tutorials is correct."""
     best = predict_eager(model, [decode_image(dog, model.preprocessing)]).argmax()
     assert model.labels[best] == "dog"

@@ -56,7 +56,7 @@ def test_capacity_steps_through_rates(server: Running, tmp_path: Path) -> None:
     table = (tmp_path / "capacity.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2::8]] == ["10%", "150%"]
     assert (tmp_path / "capacity.png").read_bytes().startswith(b"\x89PNG")
-    assert re.search(r": bundled \(cifar10\.safetensors\), \w+ \w+ on cpu: capacity \d+", result.stdout)
+    assert re.search(r": cifar10 \(cifar10\.safetensors\), \w+ \w+ on cpu: capacity \d+", result.stdout)
 
 
 def test_run_that_cannot_start_ends_with_a_message(server: Running, tmp_path: Path) -> None:

@@ -27,17 +27,17 @@ def test_gpu_check_runs_on_a_cpu_without_a_network(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="requires the extra ray")
     sizes = ("--workers", "0,2", "--batch-sizes", "1,4", "--seconds", "1", "--epochs", "1")
     inputs = ("--images", PHOTOGRAPHS, "--data", write_data(tmp_path / "data"))
-    where = ("--device", "cpu", "--model", "bundled", "--output", tmp_path / "out")
+    where = ("--device", "cpu", "--model", "cifar10", "--output", tmp_path / "out")
     result = load_tests("gpu-check", *where, *inputs, *sizes, "--accuracy", "0")
     assert result.returncode == 0, result.stdout + result.stderr
     table = (tmp_path / "out" / "gpu-check.md").read_text()
     for name in (
         "fp32: difference from the CPU in fp32",
         "bf16: difference from the CPU in fp32",
-        "bundled, fp32, batches of 4",
+        "cifar10, fp32, batches of 4",
         "one process: start-up",
         "2 workers: start-up",
-        "batch inference, bundled",
+        "batch inference, cifar10",
         "training on data",
     ):
         assert f"| {name} |" in table

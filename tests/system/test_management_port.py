@@ -25,7 +25,7 @@ from resnet_service.server.state import build_app_state
 from resnet_service.settings import Settings
 
 configure_logging(style="json")
-state = build_app_state(Settings(model="bundled", port=0, stall_timeout_s=3))
+state = build_app_state(Settings(model="cifar10", port=0, stall_timeout_s=3))
 
 async def block_event_loop(*_):
     threading.Event().wait()
@@ -43,7 +43,7 @@ from resnet_service.settings import Settings
 
 configure_logging(style="json")
 run.create_management_app = lambda _: "missing:app"  # uvicorn cannot import it
-sys.exit(run.run_server(build_app_state(Settings(model="bundled", port=0))))
+sys.exit(run.run_server(build_app_state(Settings(model="cifar10", port=0))))
 """
 
 

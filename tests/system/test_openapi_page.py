@@ -35,7 +35,7 @@ def test_image_can_be_classified_on_the_page(
 def test_page_asks_for_the_api_key(jpeg: bytes, tmp_path: Path) -> None:
     """With keys configured, the page opens without one, Authorize takes it, and an image is classified."""
     with (
-        serving(Settings(model="bundled", api_keys=KEY)) as protected,
+        serving(Settings(model="cifar10", api_keys=KEY)) as protected,
         browsing(protected.url) as page,
     ):
         page.goto(f"{protected.url}/docs")

@@ -12,7 +12,7 @@ import os, signal, threading
 from resnet_service.models import load_model
 from resnet_service.runtimes.openvino import compile_model
 
-runtimes = compile_model(load_model("bundled"), "fp32", streams=1)
+runtimes = compile_model(load_model("cifar10"), "fp32", streams=1)
 thread = threading.Thread(target=runtimes.clear)
 thread.start()
 thread.join()

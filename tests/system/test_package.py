@@ -76,7 +76,7 @@ def test_client_of_the_wheel_imports_without_torch(python: Path, tmp_path: Path)
 
 def test_wheel_serves(python: Path, photo: bytes, tmp_path: Path) -> None:
     """The service of the wheel classifies a photograph of a cat."""
-    options = ("--model", "bundled", "--port", "0", "--management-port", "0", "--log-format", "json")
+    options = ("--model", "cifar10", "--port", "0", "--management-port", "0", "--log-format", "json")
     command = [str(python), "-m", "resnet_service", "serve", *options]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -78,7 +78,7 @@ def replicas(process: psutil.Process) -> list[psutil.Process]:
 
 def test_requests_survive_the_death_of_a_replica(tmp_path: Path, jpeg: bytes) -> None:
     """One of two replicas is killed under load; with one retry, every request gets its response."""
-    arguments = ("model=bundled", f"min_replicas={REPLICAS}", "cpus_per_replica=0.5")
+    arguments = ("model=cifar10", f"min_replicas={REPLICAS}", "cpus_per_replica=0.5")
     with serve_run(*arguments, folder=tmp_path) as (url, process):
         processes = replicas(process)
         assert len(processes) == REPLICAS
@@ -94,6 +94,6 @@ def test_requests_survive_the_death_of_a_replica(tmp_path: Path, jpeg: bytes) ->
 
             responses = list(pool.map(predict, range(REQUESTS)))
             assert len({response.predictions[0].label for response in responses}) == 1
-            assert client.info().model == "bundled"
+            assert client.info().model == "cifar10"
         assert httpx.get(f"{url}/readyz").status_code == 200
         assert "inference_images_total" in httpx.get(f"{url}/metrics").text

@@ -31,7 +31,7 @@ def results_of(checks: Iterable[Check]) -> dict[str, bool]:
 
 def test_overload_is_recorded_request_by_request(jpeg: bytes, tmp_path: Path) -> None:
     """Each request succeeds or is rejected, as the service counts too, and each guarantee is checked."""
-    with serving(Settings(model="bundled", max_queue=2)) as server:
+    with serving(Settings(model="cifar10", max_queue=2)) as server:
         result = run_overload(server.url, os.getpid(), [jpeg], factor=3, seconds=1, capacity_s=0.5)
         rejected_by_service = server.metric("inference_rejected_total", reason="queue_full")
     load, light = result.load, result.light
@@ -99,7 +99,7 @@ def test_retry_storm_is_measured_on_both_ports(jpeg: bytes, tmp_path: Path) -> N
 
 def test_slow_clients_leave_another_client_undisturbed() -> None:
     """Idle connections stay open, slow ones are closed, and the requests of a normal client succeed."""
-    with serving(Settings(model="bundled", header_timeout_s=0.5)) as server:
+    with serving(Settings(model="cifar10", header_timeout_s=0.5)) as server:
         idle = run_slow_clients(server.url, os.getpid(), "idle", 20, seconds=0.3)
         slow = run_slow_clients(server.url, os.getpid(), "slow", 20, seconds=1)
     assert (idle.closed, slow.closed) == (0, 20)

@@ -108,7 +108,7 @@ from resnet_service.server.state import build_app_state
 from resnet_service.settings import Settings
 
 configure_logging(style="json")
-state = build_app_state(Settings(model="bundled", port=0, drain_timeout_s=4, streams_per_device=1))
+state = build_app_state(Settings(model="cifar10", port=0, drain_timeout_s=4, streams_per_device=1))
 [runtime] = state.backend.engines.current.runtimes
 run = runtime.run
 
@@ -149,7 +149,7 @@ def load():
     threading.Event().wait()
 
 configure_logging(style="json")
-state = build_app_state(Settings(model="bundled", port=0, drain_timeout_s=4))
+state = build_app_state(Settings(model="cifar10", port=0, drain_timeout_s=4))
 state.backend.engines.load_engine = load
 sys.exit(run_server(state))
 """

@@ -92,7 +92,7 @@ def test_unavailable_model_exits_with_status_3(tmp_path: Path) -> None:
         no_proxy="",
     )
     assert "cannot load the model 'resnet50'" in message
-    assert "--model bundled" in message
+    assert "--model cifar10" in message
     assert "--weights" in message
 
 
@@ -131,7 +131,7 @@ def test_collector_whose_name_is_unknown_is_named_before_the_model_is_loaded() -
 
 def test_unavailable_device_exits_with_status_3() -> None:
     """A requested device that does not exist stops the start, and the error message names it."""
-    message = rejected("--model", "bundled", "--device", "cuda:99", status=3)
+    message = rejected("--model", "cifar10", "--device", "cuda:99", status=3)
     assert "cuda" in message
 
 

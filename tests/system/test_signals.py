@@ -22,7 +22,7 @@ from tests.support.processes import COMMAND, environment, events, until
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_sigterm_at_any_moment_of_the_start_ends_the_process(workers: str) -> None:
     """It ends with status 0 or by the signal, and writes no traceback."""
-    result = run_interrupted_starts(serve_command("bundled", None, "--workers", workers), environment(), 15)
+    result = run_interrupted_starts(serve_command("cifar10", None, "--workers", workers), environment(), 15)
     assert not result.served_on
     assert not result.tracebacks
     assert result.statuses.total() == 15
@@ -133,7 +133,7 @@ def in_a_terminal(
     """A service that is the foreground process of a terminal, and the file descriptor of its other end."""
     terminal, its_end = pty.openpty()
     name = os.ttyname(its_end)
-    command = [*prefix, *COMMAND, "--model", "bundled", "--port", "0", "--log-format", "json", *flags]
+    command = [*prefix, *COMMAND, "--model", "cifar10", "--port", "0", "--log-format", "json", *flags]
 
     def take_terminal() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup

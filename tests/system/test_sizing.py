@@ -26,7 +26,7 @@ def busy_machine() -> Iterator[None]:
 
 def start(*flags: str) -> tuple[int, int, str]:
     """Start the service once and return its streams, its largest batch and the reason for it."""
-    command = [*COMMAND, "--model", "bundled", "--port", "0", "--log-format", "json", *flags]
+    command = [*COMMAND, "--model", "cifar10", "--port", "0", "--log-format", "json", *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
         try:
             log = events(process)

@@ -65,7 +65,7 @@ def page(page_url: str) -> Iterator[Page]:
 
 def test_uploaded_images_are_classified(page: Page, tmp_path: Path) -> None:
     """A photograph is shown with its classes and times, and a text file with the service's error message."""
-    expect(page.get_by_test_id("stSidebar")).to_contain_text("bundled")
+    expect(page.get_by_test_id("stSidebar")).to_contain_text("cifar10")
     text = tmp_path / "notes.jpg"
     text.write_text("This is not an image.")
     page.locator("input[type=file]").set_input_files([str(PHOTOGRAPHS / "cat.jpg"), str(text)])
@@ -79,7 +79,8 @@ def test_uploaded_images_are_classified(page: Page, tmp_path: Path) -> None:
 
 def test_benchmark_button_draws_the_results_of_the_service(page: Page) -> None:
     page.get_by_role("button", name="Benchmark the model").click()
-    expect(page.get_by_role("heading", name="Images per second")).to_be_visible()
+    # Measured: 6 s on an idle machine, over 30 s beside other tests on a machine without bf16 instructions.
+    expect(page.get_by_role("heading", name="Images per second")).to_be_visible(timeout=180_000)
     expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(2)
     photographed(page, "ui-bench")
 
@@ -126,7 +127,7 @@ def test_api_key_that_is_missing_or_unknown_is_reported_with_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, message: str
 ) -> None:
     """The HTTP headers, which the service names, are of no use on the page."""
-    settings = Settings(model="bundled", api_keys=SecretStr("k" * 16))
+    settings = Settings(model="cifar10", api_keys=SecretStr("k" * 16))
     if key is not None:
         monkeypatch.setenv("RESNET_SERVICE_API_KEY", key)
     with (

@@ -97,7 +97,7 @@ def test_service_serves_and_ends_in_odd_surroundings(
     url = f"http://127.0.0.1:{port}"
     command = shell_command(
         f"exec {surroundings}" if surroundings.startswith("{") else surroundings.replace("; {", "; exec {"),
-        *("serve", "--model", "bundled", "--port", str(port), "--workers", workers),
+        *("serve", "--model", "cifar10", "--port", str(port), "--workers", workers),
         python_flags=python_flags,
     )
     with running(command, url) as process:

@@ -20,7 +20,7 @@ from resnet_service.server.workers import supervisor
 from resnet_service.settings import Settings
 
 supervisor._PROGRAM = "resnet_service.no_such_module"
-sys.exit(run.run_server(build_app_state(Settings(model="bundled", port=0), workers=2)))
+sys.exit(run.run_server(build_app_state(Settings(model="cifar10", port=0), workers=2)))
 """
 
 

@@ -1,4 +1,4 @@
-"""`resnet-service bench`, `bench report` and `compare` with the bundled model."""
+"""`resnet-service bench`, `bench report` and `compare` with the model cifar10."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from resnet_service.runtimes import Runtime, TopKResult
 from tests.support import REPOSITORY
 from tests.support.images import encode, make_image
 
-QUICK = ("--model", "bundled", "--batch-sizes", "1,2", "--iterations", "2")
+QUICK = ("--model", "cifar10", "--batch-sizes", "1,2", "--iterations", "2")
 
 
 def run(*arguments: str) -> Result:
@@ -95,7 +95,7 @@ def test_invalid_arguments_of_bench_are_one_message(arguments: list[str], status
 
 def test_end_to_end_benchmark_measures_preprocessing_separately() -> None:
     """It has the rate from JPEG to classes, and the rates of the decoding threads without a model."""
-    arguments = ("bench", "--model", "bundled", "--end-to-end", "40", "--batch-size", "16", "--workers", "2")
+    arguments = ("bench", "--model", "cifar10", "--end-to-end", "40", "--batch-size", "16", "--workers", "2")
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     [row] = json.loads(result.stdout)["end_to_end"]
@@ -105,14 +105,14 @@ def test_end_to_end_benchmark_measures_preprocessing_separately() -> None:
 
 
 def test_end_to_end_benchmark_prints_a_table() -> None:
-    result = run("bench", "--model", "bundled", "--end-to-end", "8", "--batch-size", "4")
+    result = run("bench", "--model", "cifar10", "--end-to-end", "8", "--batch-size", "4")
     assert result.exit_code == 0, result.output
     assert "preprocessing" in result.stdout
 
 
 def test_batch_that_does_not_fit_the_device_is_not_replaced_by_a_smaller_one() -> None:
     """The end-to-end benchmark fails, and the benchmark of batch sizes stops with a message."""
-    model = load_model("bundled")
+    model = load_model("cifar10")
     runtime, variant = model_benchmark.create_variant_runtime(model, Variant("cpu", "torch", "fp32"))
     device = SmallDevice(runtime)
     with pytest.raises(BenchmarkError, match="would measure another batch size"):
@@ -138,7 +138,7 @@ def test_report_compares_the_results_of_machines(tmp_path: Path) -> None:
     text = (tmp_path / "report" / "report.md").read_text()
     assert "Another" in text
     assert text.count("**") == 2 * 2  # the faster machine for each batch size
-    assert (tmp_path / "report" / "bundled.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report" / "cifar10.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_committed_results_can_be_loaded() -> None:
@@ -175,7 +175,7 @@ def test_compare_prints_agreement_and_accuracy_of_each_model(tmp_path: Path, fol
     pytest.importorskip("matplotlib", reason="needs the extra train")
     plot = tmp_path / "plot.png"
     copy = shutil.copy(REPOSITORY / "service/resnet_service/models/bundled/cifar10.safetensors", tmp_path)
-    result = run("compare", str(folder), "--model", f"bundled,{copy}", "--json", "--plot", str(plot))
+    result = run("compare", str(folder), "--model", f"cifar10,{copy}", "--json", "--plot", str(plot))
     assert result.exit_code == 0, result.output
     first, second = map(json.loads, result.stdout.splitlines())
     assert first["labeled"] == second["labeled"] == 2
@@ -188,9 +188,9 @@ def test_compare_prints_agreement_and_accuracy_of_each_model(tmp_path: Path, fol
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "bundled,resnet5000"], "did you mean"),
-        (["--model", "bundled", "--precision", "int8"], "bundled is not quantized"),
-        (["--model", "bundled", "--precision", "fp16", "--device", "cpu"], "fp16 is not supported"),
+        (["--model", "cifar10,resnet5000"], "did you mean"),
+        (["--model", "cifar10", "--precision", "int8"], "cifar10 is not quantized"),
+        (["--model", "cifar10", "--precision", "fp16", "--device", "cpu"], "fp16 is not supported"),
     ],
     ids=["model", "quantized", "precision"],
 )
@@ -208,13 +208,13 @@ def test_compare_checks_all_models_before_it_measures_one(
 def test_compare_names_unreadable_images(folder: Path) -> None:
     """The other images are compared, and the status is 1."""
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    result = run("compare", str(folder), "--model", "bundled")
+    result = run("compare", str(folder), "--model", "cifar10")
     assert result.exit_code == 1
     assert "broken.jpg" in result.stderr
     assert "agreement" in result.stdout
 
 
 def test_compare_without_images_is_an_error(tmp_path: Path) -> None:
-    result = run("compare", str(tmp_path), "--model", "bundled")
+    result = run("compare", str(tmp_path), "--model", "cifar10")
     assert result.exit_code == 1
     assert "contains no images" in result.stderr

@@ -91,14 +91,14 @@ def test_options_have_the_same_names_everywhere(name: str, command: click.Comman
 
 
 @COMMANDS
-def test_default_model_is_bundled(name: str, command: click.Command) -> None:
+def test_default_model_is_auto(name: str, command: click.Command) -> None:
     """Commands that use a model share their default."""
     from resnet_service.settings import Settings
 
     for parameter in command.get_params(click.Context(command)):
         if "--model" in parameter.opts and name != "serve":
-            assert parameter.default == "bundled"
-    assert Settings.model_fields["model"].default == "bundled"
+            assert parameter.default == "auto"
+    assert Settings.model_fields["model"].default == "auto"
 
 
 def test_import_of_the_command_line_is_quick() -> None:

@@ -84,8 +84,8 @@ def test_resnet50_has_its_published_properties(tmp_path: Path, monkeypatch: pyte
 
 
 def test_inspect_prints_input_outputs_and_size_on_disk() -> None:
-    assert 1_000_000 < inspect("--model", "bundled")["file_bytes"] < 25_000_000
-    result = run("inspect", "--model", "bundled")
+    assert 1_000_000 < inspect("--model", "cifar10")["file_bytes"] < 25_000_000
+    result = run("inspect", "--model", "cifar10")
     assert result.exit_code == 0, result.output
     for words in ("[N, 3, 32, 32]", "[N, 10]", "airplane", "MB", "Conv2d", "multiply-adds"):
         assert words in result.stdout

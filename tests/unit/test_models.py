@@ -1,4 +1,4 @@
-"""Models by name: the bundled model, torchvision's classifiers, and names that cannot be loaded."""
+"""Models by name: the model cifar10, torchvision's classifiers, and names that cannot be loaded."""
 
 import hashlib
 import re
@@ -20,29 +20,29 @@ from tests.support.models import CLASSIFIER, load_error, random_classifier, same
 pytestmark = pytest.mark.usefixtures("torch_cache")
 
 
-def test_bundled_model_loads_offline() -> None:
-    """The bundled model is small, needs no cache and no network, and is in eval mode."""
-    model = load_model("bundled")
+def test_cifar10_loads_offline() -> None:
+    """The model cifar10 is small, needs no cache and no network, and is in eval mode."""
+    model = load_model("cifar10")
     assert set(model.labels) == {
         *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     }
-    assert weights_path("bundled").stat().st_size < 25_000_000
+    assert weights_path("cifar10").stat().st_size < 25_000_000
     assert not model.network.training
 
 
-def test_bundled_model_has_a_model_card() -> None:
+def test_cifar10_has_a_model_card() -> None:
     """The card beside the weights documents network, data, epochs, seed, accuracy and hardware."""
-    card = weights_path("bundled").with_suffix(".md").read_text(encoding="utf-8")
-    bundled = load_checkpoint(weights_path("bundled"))
-    accuracy = bundled.training["accuracy"]
+    card = weights_path("cifar10").with_suffix(".md").read_text(encoding="utf-8")
+    cifar10 = load_checkpoint(weights_path("cifar10"))
+    accuracy = cifar10.training["accuracy"]
     assert accuracy >= 0.94
-    for fact in (bundled.network, f"{accuracy:.2%}", "Seed", "Epochs", "Hardware"):
+    for fact in (cifar10.network, f"{accuracy:.2%}", "Seed", "Epochs", "Hardware"):
         assert fact in card
 
 
-def test_bundled_model_classifies_a_photograph_of_a_cat(photo: bytes) -> None:
+def test_cifar10_classifies_a_photograph_of_a_cat(photo: bytes) -> None:
     """The best class of a photograph, far larger than the images of CIFAR-10, is correct."""
-    model = load_model("bundled")
+    model = load_model("cifar10")
     crop = torch.tensor(decode_image(photo, model.preprocessing)).permute(2, 0, 1)
     mean = torch.tensor(model.preprocessing.mean).view(3, 1, 1)
     std = torch.tensor(model.preprocessing.std).view(3, 1, 1)
@@ -135,22 +135,22 @@ def test_invalid_sources_are_rejected(source: str) -> None:
     load_error(source)
 
 
-def test_weights_of_the_bundled_model_are_rejected(tmp_path: Path) -> None:
+def test_weights_of_cifar10_are_rejected(tmp_path: Path) -> None:
     """Weights can be set only for torchvision classifiers."""
-    assert "torchvision" in load_error("bundled", str(tmp_path / "some.pth"))
+    assert "torchvision" in load_error("cifar10", str(tmp_path / "some.pth"))
 
 
 @pytest.mark.parametrize(
     ("name", "weights", "attempt", "alternatives"),
     [
-        ("bundled", "some.pth", "--model bundled", ["FILE.safetensors", "resnet50", "without --weights"]),
-        ("some.safetensors", None, "FILE.safetensors", ["--model bundled", "resnet50"]),
-        ("nonsense", None, "--weights", ["--model bundled", "FILE.safetensors", "resnet50"]),
-        (CLASSIFIER, None, "without --weights", ["--model bundled", "--weights FILE or URL", "copy"]),
-        (CLASSIFIER, "some.pth", "--weights FILE", ["--model bundled", "without --weights"]),
+        ("cifar10", "some.pth", "--model cifar10", ["FILE.safetensors", "resnet50", "without --weights"]),
+        ("some.safetensors", None, "FILE.safetensors", ["--model cifar10", "resnet50"]),
+        ("nonsense", None, "--weights", ["--model cifar10", "FILE.safetensors", "resnet50"]),
+        (CLASSIFIER, None, "without --weights", ["--model cifar10", "--weights FILE or URL", "copy"]),
+        (CLASSIFIER, "some.pth", "--weights FILE", ["--model cifar10", "without --weights"]),
         (CLASSIFIER, "http://127.0.0.1:9/x.pth", "or URL", ["--weights FILE", "HTTPS_PROXY"]),
     ],
-    ids=["bundled", "file", "unknown", "download", "weights", "URL"],
+    ids=["cifar10", "file", "unknown", "download", "weights", "URL"],
 )
 @pytest.mark.usefixtures("torch_cache")
 def test_alternatives_do_not_contain_what_was_tried(

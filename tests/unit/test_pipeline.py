@@ -41,9 +41,9 @@ class CountingRuntime:
 
 
 @pytest.fixture(scope="module")
-def bundled() -> tuple[Model, Runtime]:
-    """Return the bundled model in fp32, whose results do not depend on the batch size."""
-    model = load_model("bundled")
+def cifar10() -> tuple[Model, Runtime]:
+    """Return the model cifar10 in fp32, whose results do not depend on the batch size."""
+    model = load_model("cifar10")
     [runtime] = create_runtimes(model, [torch.device("cpu")], name="torch", precision="fp32")
     return model, runtime
 
@@ -54,10 +54,10 @@ def image_inputs(count: int) -> list[ImageInput]:
 
 
 def classify(
-    bundled: tuple[Model, Runtime], images: Sequence[ImageInput], batch_size: int, capacity: int = 1000
+    cifar10: tuple[Model, Runtime], images: Sequence[ImageInput], batch_size: int, capacity: int = 1000
 ) -> tuple[list[ClassificationResult], list[int], list[str]]:
     """Return the results, the batch sizes and the messages."""
-    model, runtime = bundled
+    model, runtime = cifar10
     counting, messages = CountingRuntime(runtime, capacity), list[str]()
     results = classify_images(
         images, model, counting, top_k=3, batch_size=batch_size, workers=2, on_message=messages.append
@@ -65,10 +65,10 @@ def classify(
     return list(results), counting.batch_sizes, messages
 
 
-def test_batches_have_the_results_of_single_images(bundled: tuple[Model, Runtime]) -> None:
+def test_batches_have_the_results_of_single_images(cifar10: tuple[Model, Runtime]) -> None:
     """Ten images in batches of four are three forward passes with the results of ten."""
-    batched, batch_sizes, _ = classify(bundled, image_inputs(10), 4)
-    single, ones, _ = classify(bundled, image_inputs(10), 1)
+    batched, batch_sizes, _ = classify(cifar10, image_inputs(10), 4)
+    single, ones, _ = classify(cifar10, image_inputs(10), 1)
     assert (batch_sizes, ones) == ([4, 4, 2], [1] * 10)
     for result, expected in zip(batched, single, strict=True):
         for prediction, reference in zip(result.ranking, expected.ranking, strict=True):
@@ -76,9 +76,9 @@ def test_batches_have_the_results_of_single_images(bundled: tuple[Model, Runtime
             assert prediction.probability == pytest.approx(reference.probability, abs=1e-3)
 
 
-def test_out_of_memory_halves_the_batch_size(bundled: tuple[Model, Runtime]) -> None:
+def test_out_of_memory_halves_the_batch_size(cifar10: tuple[Model, Runtime]) -> None:
     """With memory for three images, batches of eight become batches of two and every image has a result."""
-    results, batch_sizes, messages = classify(bundled, image_inputs(17), 8, capacity=3)
+    results, batch_sizes, messages = classify(cifar10, image_inputs(17), 8, capacity=3)
     assert [result.name for result in results] == [str(number) for number in range(17)]
     assert all(result.ranking for result in results)
     assert set(batch_sizes) <= {1, 2}
@@ -87,15 +87,15 @@ def test_out_of_memory_halves_the_batch_size(bundled: tuple[Model, Runtime]) -> 
     assert "continuing with batches of 2" in messages[1]
 
 
-def test_out_of_memory_for_one_image_is_its_error(bundled: tuple[Model, Runtime]) -> None:
+def test_out_of_memory_for_one_image_is_its_error(cifar10: tuple[Model, Runtime]) -> None:
     """If not even one image fits, each result has an error."""
-    results, _, _ = classify(bundled, image_inputs(2), 2, capacity=0)
+    results, _, _ = classify(cifar10, image_inputs(2), 2, capacity=0)
     assert all("memory" in str(result.error) for result in results)
 
 
-def test_classifier_keeps_the_halved_batch_size(bundled: tuple[Model, Runtime]) -> None:
+def test_classifier_keeps_the_halved_batch_size(cifar10: tuple[Model, Runtime]) -> None:
     """Several calls of one classifier, as in a Ray actor, halve the batch size once."""
-    model, runtime = bundled
+    model, runtime = cifar10
     counting, messages = CountingRuntime(runtime, capacity=4), list[str]()
     classifier = Classifier(model, counting, 1, 8, messages.append)
     for _ in range(3):
@@ -105,7 +105,7 @@ def test_classifier_keeps_the_halved_batch_size(bundled: tuple[Model, Runtime]) 
     assert len(messages) == 1
 
 
-def test_inputs_are_read_a_few_batches_ahead(bundled: tuple[Model, Runtime]) -> None:
+def test_inputs_are_read_a_few_batches_ahead(cifar10: tuple[Model, Runtime]) -> None:
     """Memory use does not grow with the number of images: an endless source is read only as far as needed."""
     reads = 0
 
@@ -118,7 +118,7 @@ def test_inputs_are_read_a_few_batches_ahead(bundled: tuple[Model, Runtime]) -> 
         while True:
             yield ImageInput("endless", read)
 
-    model, runtime = bundled
+    model, runtime = cifar10
     results = classify_images(endless(), model, runtime, top_k=1, batch_size=4, workers=2)
     for _ in range(20):
         next(results)

@@ -33,7 +33,7 @@ def comparison(model: str, latency_ms: float, accuracy: float | None) -> ModelCo
 @pytest.mark.parametrize(
     "rows",
     [
-        [comparison("bundled", 3.0, 1.0)],
+        [comparison("cifar10", 3.0, 1.0)],
         [comparison("vgg16", 300.0, 0.0), comparison("tiny", 0.01, 1.0)],
         [comparison("resnet18", 10.0, None), comparison(LONG_NAME, 10.0, None)],
         [comparison(f"model-{number}", 10.0, 0.9) for number in range(20)],

@@ -28,8 +28,8 @@ Runtimes = dict[tuple[RuntimeName, Precision], Runtime]
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """Return the bundled model."""
-    return load_model("bundled")
+    """Return the model cifar10."""
+    return load_model("cifar10")
 
 
 @pytest.fixture(scope="module")

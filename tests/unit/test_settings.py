@@ -40,7 +40,7 @@ def test_unknown_variable_is_an_error_that_names_the_most_similar_one(
     """The error of Settings itself has the name of the variable, and not its value, which may be a secret."""
     monkeypatch.setenv(name, "secret-value")
     with pytest.raises(ValidationError, match=f"unknown environment variable {name}") as failure:
-        Settings(model="bundled")
+        Settings(model="cifar10")
     assert "secret-value" not in str(failure.value)
     assert describe_errors(failure.value) == [f"unknown environment variable {name}; {advice}"]
 
@@ -183,7 +183,7 @@ def test_variables_of_a_kubernetes_service_are_ignored(monkeypatch: pytest.Monke
         for name, value in SERVICE_LINKS.items()
     }
     set_variables(other, monkeypatch)
-    settings = Settings(model="bundled")
+    settings = Settings(model="cifar10")
     assert (settings.host, settings.port, settings.management_port) == ("127.0.0.1", 8000, 8001)
     monkeypatch.setenv("RESNET_SERVICE_PORT", "9000")  # the pod's own variables replace those of Services
     assert Settings().port == 9000

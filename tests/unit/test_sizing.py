@@ -103,16 +103,16 @@ def test_batches_keep_the_cores_busy_for_a_fraction_of_a_second(
 
 def test_a_setting_or_a_gpu_decides_the_batch_size() -> None:
     """`max_batch` is the limit if it is set; a GPU gets 32, without counting operations."""
-    model = load_model("bundled")
+    model = load_model("cifar10")
     for device, streams in itertools.product(("cpu", "cuda:0"), (1, 2)):
         assert limit_batches(model, placed(device, streams), 7).size == 7  # type: ignore[arg-type]
     assert limit_batches(model, placed("cuda:0", 2)).size == 32  # type: ignore[arg-type]
 
 
 def test_small_images_get_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bundled model has one stream on two cores, ResNet-50 does not, and a setting decides."""
+    """The model cifar10 has one stream on two cores, ResNet-50 does not, and a setting decides."""
     pytest.importorskip("openvino", reason="requires the extra openvino")
-    model = load_model("bundled")
+    model = load_model("cifar10")
     assert has_small_images(model, 2)
     assert not has_small_images(imagenet_model("resnet50"), 2)
     monkeypatch.setattr(sizing, "available_cpus", lambda: 2)

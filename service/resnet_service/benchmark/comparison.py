@@ -18,7 +18,7 @@ from resnet_service.inference import (
     classes_of_folder,
     classify_images,
 )
-from resnet_service.models import Model, load_model
+from resnet_service.models import Model
 from resnet_service.runtimes.selection import RuntimeName, check_options
 from resnet_service.schemas import Prediction
 
@@ -56,20 +56,17 @@ class ModelComparison:
     labeled: int
 
 
-def load_models(names: Sequence[str], requested: Variant) -> dict[str, Model]:
-    """Load the models, by name, and check that each can run as `requested`, before one is measured.
+def check_models(models: Mapping[str, Model], requested: Variant) -> None:
+    """Check that each of the models, by name, can run as `requested`, before one is measured.
 
-    Raises BenchmarkError, and what `load_model` and `check_options` raise.
+    Raises BenchmarkError, and what `check_options` raises.
     """
     device = torch.device(requested.device)
     runtime, precision = cast(RuntimeName, requested.runtime), cast(Precision, requested.precision)
-    check_options(device, runtime, precision)
-    models = {name: load_model(name) for name in names}
     for name, model in models.items():
         if precision == "int8" and model.openvino_model is None:
             raise BenchmarkError(f"{name} is not quantized: see resnet-service quantize --help")
         check_options(device, runtime, precision, model)
-    return models
 
 
 def compare(

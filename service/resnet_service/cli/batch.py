@@ -13,6 +13,7 @@ from resnet_service.cli.common import (
     execution_options,
     exit_on_service_error,
     json_option,
+    load_chosen_model,
     model_option,
 )
 from resnet_service.cli.outputs import check_local_directory
@@ -78,7 +79,6 @@ def batch(
 
     from resnet_service.batch_inference import require_ray
     from resnet_service.devices import choose_device
-    from resnet_service.models import load_model
     from resnet_service.runtimes.selection import check_options
 
     with exit_on_service_error():
@@ -92,7 +92,7 @@ def batch(
         from resnet_service.batch_inference.execution import ExecutionConfig
         from resnet_service.batch_inference.job import BatchJob
 
-        loaded = load_model(model, weights)
+        loaded = load_chosen_model(model, weights)
         execution["top_k"] = min(execution["top_k"], len(loaded.labels))
         config = ExecutionConfig(gpus=execution.pop("gpus_per_actor"), **execution)
         job = BatchJob(source, target, loaded, limit=limit, resume=resume, on_message=echo_error)

@@ -17,6 +17,7 @@ from resnet_service.cli.common import (
     batch_size_option,
     exit_on_service_error,
     json_option,
+    load_model_to_time,
     model_option,
     print_table,
     workers_option,
@@ -124,7 +125,6 @@ def _run_benchmark(
     from resnet_service.benchmark import model_benchmark, results
     from resnet_service.devices import choose_devices
     from resnet_service.errors import DeviceError, ServiceError
-    from resnet_service.models import load_model
     from resnet_service.runtimes.quantization import require_nncf
     from resnet_service.runtimes.selection import require_openvino
 
@@ -132,7 +132,7 @@ def _run_benchmark(
         targets = dict.fromkeys(str(device) for name in devices for device in choose_devices(name))
         if "openvino" in runtimes:
             require_openvino()
-        loaded = load_model(model, weights)
+        loaded = load_model_to_time(model, weights)
         if "int8" in precisions and loaded.openvino_model is None:
             require_nncf()
         compiled = (False, True) if with_compile else (False,)

@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +18,7 @@ from resnet_service.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from resnet_service.inference import ClassificationResult, ImageInput
+    from resnet_service.inference import ClassificationResult
 
 
 @click.command(short_help="Classify images without a server.")
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 @batch_size_option(32)
 @workers_option
 @json_option("Print one JSON object per image and line.")
-@click.option("--download-demo", is_flag=True, help="Also download photographs of a dog, cats and a car.")
 def classify(
     inputs: tuple[str, ...],
     model: str,
@@ -40,13 +37,12 @@ def classify(
     batch_size: int,
     workers: int | None,
     as_json: bool,
-    download_demo: bool,
     **execution: Any,
 ) -> None:
     """Classify images.
 
     INPUT is a file, a directory (searched recursively), a glob pattern, a URL, or - for standard input.
-    Without INPUT, a photograph from the package is classified. Images that cannot be read are reported and
+    Without INPUT, photographs of the package are classified. Images that cannot be read are reported and
     skipped; the exit status is then 1.
 
     \b
@@ -58,13 +54,13 @@ def classify(
     """
     from tqdm import tqdm
 
-    from resnet_service.inference import classify_images
+    from resnet_service.inference import classify_images, discover_inputs, example_inputs
     from resnet_service.machine import available_cpus
 
     with exit_on_service_error():
         loaded = load_on_device(model, weights, **execution)
         results = classify_images(
-            _discover(inputs, download_demo),
+            discover_inputs(inputs, echo_error) if inputs else example_inputs(),
             loaded.model,
             loaded.runtime,
             top_k=min(top_k, len(loaded.model.labels)),
@@ -87,16 +83,6 @@ def classify(
     if failed:
         click.echo(f"{failed:,} of {succeeded + failed:,} images could not be classified", err=True)
         sys.exit(1)
-
-
-def _discover(inputs: Iterable[str], download_demo: bool) -> "Iterator[ImageInput]":
-    from resnet_service.inference import discover_inputs, example_input
-    from resnet_service.inference.inputs import DEMO_PHOTO_URLS
-
-    images = discover_inputs(inputs, echo_error)
-    if download_demo:
-        return chain(images, discover_inputs(DEMO_PHOTO_URLS))
-    return images if inputs else iter([example_input()])
 
 
 def _print_text(result: "ClassificationResult") -> None:

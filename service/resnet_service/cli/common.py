@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-DEFAULT_MODEL: Final = "bundled"
+DEFAULT_MODEL: Final = "auto"
+MODEL_VARIABLE: Final = "RESNET_SERVICE_MODEL"
+"""The variable that sets the model of `serve`, and of all other commands."""
 PRECISIONS: Final = ("fp32", "tf32", "bf16", "fp16", "int8")
 RUNTIMES: Final = ("torch", "openvino")
 DEVICE_HELP: Final = "Device: auto, cpu, mps, cuda or cuda:N."
@@ -129,7 +131,10 @@ def model_option(command: Command) -> Command:
         click.option(
             "--model",
             default=DEFAULT_MODEL,
-            help="A torchvision classifier, efficientnet_lite0, a checkpoint file, or bundled.",
+            envvar=MODEL_VARIABLE,
+            show_envvar=True,
+            help="A torchvision classifier, efficientnet_lite0, cifar10 or a checkpoint file; auto is "
+            "resnet50, or efficientnet_lite0 if its weights cannot be downloaded.",
         ),
     ):
         command = option(command)
@@ -199,6 +204,34 @@ def report_skipped(unreadable: Mapping[Any, str]) -> None:
         echo_error(f"skipped {files} in total")
 
 
+def load_chosen_model(model: str, weights: str | None) -> "Model":
+    """Load the model of --model and --weights, and say what `auto` stands for. Raises ModelLoadError."""
+    from resnet_service.models import load_model
+
+    return load_model(resolve_auto(model, weights), weights)
+
+
+def load_model_to_time(model: str, weights: str | None = None) -> "Model":
+    """Load a model whose speed is measured; say so if its weights are random. Raises ModelLoadError."""
+    from resnet_service.models import load_model_or_random
+
+    name = resolve_auto(model, weights)
+    loaded, reason = load_model_or_random(name, weights)
+    if reason is not None:
+        echo_error(f"{name} has random weights, which changes its results, not its speed: {reason}")
+    return loaded
+
+
+def resolve_auto(model: str, weights: str | None = None) -> str:
+    """Return the name of the model to load; if it is the choice of `auto`, print it with the reason."""
+    from resnet_service.models import choose_model
+
+    choice = choose_model(model, weights)
+    if choice.reason is not None:
+        echo_error(f"model {choice.name}: {choice.reason}")
+    return choice.name
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model and the runtime that executes it, one batch at a time."""
@@ -221,12 +254,11 @@ def load_on_device(
 ) -> LoadedModel:
     """Load a model onto one device. Raises ServiceError if the model or the device is not available."""
     from resnet_service.devices import choose_device
-    from resnet_service.models import load_model
     from resnet_service.runtimes.selection import check_options, create_runtimes
 
     target = choose_device(device)  # first: downloading weights takes longer
     check_options(target, runtime, precision)
-    loaded = load_model(model, weights)
+    loaded = load_chosen_model(model, weights)
     [executor] = create_runtimes(loaded, [target], name=runtime, precision=precision, streams_per_device=1)
     return LoadedModel(loaded, executor)
 

@@ -5,27 +5,32 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from resnet_service.cli.common import (
     DEFAULT_MODEL,
+    MODEL_VARIABLE,
     CommaSeparated,
     batch_size_option,
     echo_error,
     execution_options,
     exit_on_service_error,
     json_option,
+    load_model_to_time,
     print_table,
     report_skipped,
+    resolve_auto,
     workers_option,
 )
 from resnet_service.cli.outputs import exit_on_write_error, output_option
 
 if TYPE_CHECKING:
     from resnet_service.benchmark.comparison import ModelComparison
+    from resnet_service.devices import Precision
     from resnet_service.inference import ClassificationResult
+    from resnet_service.runtimes.selection import RuntimeName
 
 
 @click.command(short_help="Compare models on the same images.")
@@ -35,7 +40,9 @@ if TYPE_CHECKING:
     "models",
     type=CommaSeparated(),
     default=DEFAULT_MODEL,
-    help="Torchvision classifiers, efficientnet_lite0, checkpoint files or bundled, separated by commas.",
+    envvar=MODEL_VARIABLE,
+    show_envvar=True,
+    help="Torchvision classifiers, efficientnet_lite0, cifar10 or checkpoint files, separated by commas.",
 )
 @execution_options
 @batch_size_option(32)
@@ -46,8 +53,8 @@ def compare(
     inputs: tuple[str, ...],
     models: tuple[str, ...],
     device: str,
-    precision: str,
-    runtime: str,
+    precision: "Precision | Literal['auto']",
+    runtime: "RuntimeName",
     batch_size: int,
     workers: int | None,
     plot: Path | None,
@@ -62,16 +69,17 @@ def compare(
     \b
     Examples:
       resnet-service compare photos --model resnet18,resnet50 --plot models.png
-      resnet-service compare cifar10/test --model bundled,mine.safetensors
+      resnet-service compare cifar10/test --model cifar10,mine.safetensors
     """
     from tqdm import tqdm
 
+    from resnet_service.benchmark.comparison import check_models
     from resnet_service.benchmark.comparison import compare as compare_models
-    from resnet_service.benchmark.comparison import load_models
     from resnet_service.benchmark.results import Variant
     from resnet_service.devices import choose_device
     from resnet_service.inference import discover_inputs
     from resnet_service.machine import available_cpus
+    from resnet_service.runtimes.selection import check_options
     from resnet_service.training import require_plots
 
     unreadable: dict[str, str] = {}
@@ -90,8 +98,11 @@ def compare(
     with exit_on_service_error():
         if plot is not None:
             require_plots()
-        variant = Variant(str(choose_device(device)), runtime, precision)
-        loaded = load_models(models, variant)
+        target = choose_device(device)
+        check_options(target, runtime, precision)  # before weights are downloaded
+        variant = Variant(str(target), runtime, precision)
+        loaded = {name: load_model_to_time(name) for name in map(resolve_auto, models)}
+        check_models(loaded, variant)
         images = list(discover_inputs(inputs, echo_error))
         try:
             for row in compare_models(

@@ -12,6 +12,7 @@ from resnet_service.cli.common import (
     execution_options,
     exit_on_service_error,
     json_option,
+    load_chosen_model,
     load_on_device,
     model_option,
     report_skipped,
@@ -62,7 +63,7 @@ def evaluate(
         )
     if as_json:
         content = {
-            "model": model,
+            "model": loaded.model.name,
             "accuracy": result.accuracy,
             "images": len(dataset),
             "accuracy_by_class": result.accuracy_by_class(),
@@ -101,13 +102,12 @@ def activations(
       resnet-service activations dog.jpg --model resnet50 --layer layer4 -o maps
     """
     from resnet_service.images import decode_image
-    from resnet_service.models import load_model
     from resnet_service.training import require_plots
     from resnet_service.training.activations import draw_activations
 
     with exit_on_service_error():
         require_plots()
-        loaded = load_model(model, weights)
+        loaded = load_chosen_model(model, weights)
         crop = decode_image(image.read_bytes(), loaded.preprocessing)
         for path, shape in draw_activations(loaded, crop, output, layers).items():
             if as_json:

@@ -8,6 +8,7 @@ import click
 from resnet_service.cli.common import (
     exit_on_service_error,
     json_option,
+    load_chosen_model,
     model_option,
     report_skipped,
 )
@@ -36,18 +37,18 @@ def quantize(model: str, weights: str | None, data: Path, samples: int, output: 
     """
     from safetensors import SafetensorError
 
-    from resnet_service.models import checkpoint, load_model
+    from resnet_service.models import checkpoint
     from resnet_service.runtimes.quantization import check_quantizable, quantize, require_nncf
     from resnet_service.training.data import load_calibration_images
 
     with exit_on_service_error():
         require_nncf()
-        loaded = load_model(model, weights)
+        loaded = load_chosen_model(model, weights)
         check_quantizable(loaded)
         dataset = load_calibration_images(data, loaded.preprocessing, samples)
         result = quantize(loaded, dataset.images.permute(0, 2, 3, 1).numpy())
         quantized = result.model
-        facts = {"quantized_from": model, "calibrated_on": len(dataset), "agreement": result.agreement}
+        facts = {"quantized_from": loaded.name, "calibrated_on": len(dataset), "agreement": result.agreement}
         assert quantized.openvino_model is not None
         with exit_on_write_error(output, (OSError, SafetensorError)):
             checkpoint.save_checkpoint(

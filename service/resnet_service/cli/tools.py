@@ -12,6 +12,7 @@ from resnet_service.cli.common import (
     json_option,
     model_option,
     print_table,
+    resolve_auto,
     terminal_width,
 )
 
@@ -74,7 +75,7 @@ def inspect(model: str, weights: str | None, as_json: bool) -> None:
     from resnet_service.diagnostics.model_summary import summarize_model
 
     with exit_on_service_error():
-        summary = summarize_model(model, weights)
+        summary = summarize_model(resolve_auto(model, weights), weights)
     if as_json:
         click.echo(json.dumps(asdict(summary) | {"memory_bytes": summary.memory_bytes}))
     else:

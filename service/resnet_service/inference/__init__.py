@@ -4,7 +4,7 @@ from resnet_service.inference.inputs import (
     MAX_BYTES,
     ImageInput,
     discover_inputs,
-    example_input,
+    example_inputs,
 )
 from resnet_service.inference.labels import class_folder, classes_of_folder
 from resnet_service.inference.pipeline import (
@@ -26,5 +26,5 @@ __all__ = [
     "classify_images",
     "decode_all",
     "discover_inputs",
-    "example_input",
+    "example_inputs",
 ]

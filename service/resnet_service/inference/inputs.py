@@ -21,13 +21,6 @@ STANDARD_INPUT: Final = "-"
 MAX_BYTES: Final = 100_000_000
 """The size limit of an image. It also bounds how much of a URL or a pipe is read, which may be endless."""
 
-DEMO_PHOTO_URLS: Final = (
-    "https://github.com/pytorch/hub/raw/master/images/dog.jpg",
-    "http://images.cocodataset.org/val2017/000000039769.jpg",
-    "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/transformers/tasks/car.jpg",
-)
-"""Photographs of a dog, two cats and a car that many tutorials use; fetched only on request."""
-
 _TIMEOUT_S: Final = 30.0
 
 
@@ -66,9 +59,11 @@ def discover_inputs(
             yield _file(Path(name))
 
 
-def example_input() -> ImageInput:
-    """Return a photograph of the package, of a class that both CIFAR-10 and ImageNet have: a cat."""
-    return ImageInput("cat.jpg (example)", lambda: example_photographs()["cat.jpg"])
+def example_inputs() -> Iterator[ImageInput]:
+    """Yield photographs of the package. Both ImageNet and CIFAR-10 have dogs and cats."""
+    photographs = example_photographs()
+    for name in ("dog.jpg", "cat.jpg", "coffee.jpg"):
+        yield ImageInput(f"{name} (example)", partial(bytes, photographs[name]))
 
 
 def _in_folder(name: str, on_message: Callable[[str], None]) -> Iterator[ImageInput]:

@@ -3,15 +3,21 @@
 Runs on the CPU only; `resnet_service.runtimes` places a model on a device.
 """
 
+from resnet_service.models.default import AUTO, ModelChoice, choose_model
 from resnet_service.models.model import Model, ModelDescription, OpenVINOModel
-from resnet_service.models.registry import BUNDLED, load_model, load_weights, weights_path
+from resnet_service.models.random_weights import load_model_or_random
+from resnet_service.models.registry import CIFAR10, load_model, load_weights, weights_path
 
 __all__ = [
-    "BUNDLED",
+    "AUTO",
+    "CIFAR10",
     "Model",
+    "ModelChoice",
     "ModelDescription",
     "OpenVINOModel",
+    "choose_model",
     "load_model",
+    "load_model_or_random",
     "load_weights",
     "weights_path",
 ]

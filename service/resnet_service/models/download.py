@@ -7,7 +7,10 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import pooch
 
@@ -63,3 +66,41 @@ def download(
                 check(Path(temporary))
 
         pooch.retrieve(url, known_hash, path.name, path.parent, downloader=fetch_and_check)
+
+
+def check_reachable(url: str, timeout_s: float) -> None:
+    """Ask the server of `url` whether it has the file, without downloading it.
+
+    Unlike that of `download`, the timeout includes the resolution of the server's name, which alone can take
+    a minute in a network without internet access.
+
+    Raises:
+        OSError, ValueError: the server did not respond within `timeout_s`, or does not have the file; the
+            message names the server.
+
+    """
+    import requests  # as pooch does, when it is needed: 60 ms
+
+    outcome: SimpleQueue[OSError | ValueError | None] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            with requests.head(url, timeout=timeout_s, allow_redirects=True) as response:
+                response.raise_for_status()
+        except DOWNLOAD_ERRORS as error:
+            outcome.put(error)
+        else:
+            outcome.put(None)
+
+    Thread(target=ask, name="check-reachable", daemon=True).start()  # nothing can end a call of the resolver
+    server = urlsplit(url).netloc
+    try:
+        error = outcome.get(timeout=timeout_s)
+    except Empty:
+        raise TimeoutError(f"{server} did not respond within {timeout_s:g} s") from None
+    if isinstance(error, requests.Timeout):
+        raise TimeoutError(f"{server} did not respond within {timeout_s:g} s") from error
+    if isinstance(error, requests.ConnectionError):
+        raise ConnectionError(f"{server} could not be reached") from error
+    if error is not None:
+        raise error

@@ -1,4 +1,4 @@
-"""Load a model by name: a classifier of the catalog, a checkpoint's path, or the bundled model."""
+"""Load a model by name: a classifier of the catalog, cifar10, or the path of a checkpoint."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,12 +16,12 @@ from resnet_service.models.checkpoint import load_checkpoint
 from resnet_service.models.model import Model, OpenVINOModel
 from resnet_service.models.networks import NETWORKS
 
-BUNDLED: Final = "bundled"
-_BUNDLED_RESOURCE: Final = resources.files("resnet_service.models") / "bundled" / "cifar10.safetensors"
+CIFAR10: Final = "cifar10"
+_CIFAR10_RESOURCE: Final = resources.files("resnet_service.models") / "bundled" / "cifar10.safetensors"
 
 
 def load_model(name: str, weights_source: str | None = None) -> Model:
-    """Load a model: `name` is a classifier of the catalog, the path of a checkpoint, or "bundled".
+    """Load a model: `name` is a classifier of the catalog, "cifar10", or the path of a checkpoint.
 
     `weights_source` replaces the published weights of a classifier: a path, an http(s) URL or the name of
     another published set (IMAGENET1K_V1). Raises ModelLoadError if the model cannot be loaded; the message
@@ -38,8 +38,8 @@ def load_model(name: str, weights_source: str | None = None) -> Model:
 
 def weights_path(name: str, weights_source: str | None = None) -> Path:
     """Return the file that `load_model` reads the weights from, even if it is not downloaded yet."""
-    if name == BUNDLED:
-        return Path(str(_BUNDLED_RESOURCE))
+    if name == CIFAR10:
+        return Path(str(_CIFAR10_RESOURCE))
     if name not in catalog.model_names():
         return Path(name)
     if weights_source is None or weights_source in catalog.published_weights(name):
@@ -68,14 +68,14 @@ def _load(name: str, weights_source: str | None) -> Model:
             f"weights can be set only for torchvision classifiers and {catalog.EFFICIENTNET_LITE0}, "
             f"and {name!r} is not one of them"
         )
-    if name == BUNDLED:
-        with resources.as_file(_BUNDLED_RESOURCE) as path:
+    if name == CIFAR10:
+        with resources.as_file(_CIFAR10_RESOURCE) as path:
             return _from_checkpoint(name, path)
     path = Path(name)
     if _is_file_name(name) or path.exists():
         # The trainer writes RUN/model.safetensors: the name of the run directory identifies the model.
         return _from_checkpoint(path.absolute().parent.name if path.stem == "model" else path.stem, path)
-    similar = get_close_matches(name, [BUNDLED, *catalog.model_names()], n=3)
+    similar = get_close_matches(name, [CIFAR10, *catalog.model_names()], n=3)
     suggestion = f"; did you mean {' or '.join(similar)}?" if similar else ""
     raise ModelLoadError(f"it is neither a torchvision classifier nor a file{suggestion}")
 
@@ -131,8 +131,8 @@ def _check_output(model: Model) -> None:
 def _hints(name: str, weights_source: str | None) -> Iterator[str]:
     """Yield what the user can do instead, without what the user did."""
     is_classifier = name in catalog.model_names()
-    if name != BUNDLED:
-        yield f"--model {BUNDLED} serves the model that ships with the package and needs no download"
+    if name != CIFAR10:
+        yield f"--model {CIFAR10} serves a network for the ten classes of CIFAR-10 and needs no download"
     if name != catalog.EFFICIENTNET_LITE0:
         yield f"--model {catalog.EFFICIENTNET_LITE0} serves a network for ImageNet and needs no download"
     if is_classifier or not _is_file_name(name):

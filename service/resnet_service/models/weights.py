@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from resnet_service.errors import ModelLoadError
-from resnet_service.models.download import DOWNLOAD_ERRORS, download
+from resnet_service.models.download import DOWNLOAD_ERRORS, check_reachable, download
+
+_CONNECT_TIMEOUT_S: Final = 5.0
 
 # PyTorch's style is net-11ad3fa6.pth. Eight digits that form a date are not a hash.
 _HASH_IN_NAME: Final = re.compile(r"-(?!20\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])\.)([a-f0-9]{8,64})\.[^.]+$")
@@ -89,6 +91,20 @@ def cache_path(url: str) -> Path:
     # Without a hash, files with the same name on two servers are different files.
     folder = "" if _HASH_IN_NAME.search(name) else hashlib.sha256(url.encode()).hexdigest()[:16]
     return torch_cache_dir() / folder / name
+
+
+def fetch_published(url: str) -> bool:
+    """Download published weights unless they are cached; return whether they were downloaded now.
+
+    Raises ModelLoadError if their server does not respond within 5 s, or the download fails.
+    """
+    if cache_path(url).exists():
+        return False
+    try:
+        check_reachable(url, _CONNECT_TIMEOUT_S)
+    except DOWNLOAD_ERRORS as error:
+        raise ModelLoadError(str(error)) from error
+    return _download(url)[1]
 
 
 def _download(url: str) -> tuple[Path, bool]:

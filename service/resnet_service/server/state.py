@@ -18,7 +18,7 @@ from resnet_service.inference.served_model import ImageDecoder
 from resnet_service.log_config import count_dropped_lines
 from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
-from resnet_service.models import load_model
+from resnet_service.models import choose_model, load_model
 from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.selection import check_options, create_runtimes
 from resnet_service.runtimes.sizing import DEFAULT_MAX_BATCH, limit_batches
@@ -79,6 +79,9 @@ def build_app_state(
     for the operator.
     """
     api_keys = APIKeys.from_settings(settings)
+    for device in choose_devices(settings.device):
+        check_options(device, settings.runtime, settings.precision)  # before weights are downloaded
+    settings = _choose_model(settings)
     tracer = None
     if settings.traces_url:  # before the model loads
         tracer = RequestTracer(settings.traces_url)
@@ -93,6 +96,14 @@ def build_app_state(
     )
     backend = LocalBackend(settings, engines, metrics, api_keys, workers)
     return AppState(settings, backend, metrics, upload_memory, tracer)
+
+
+def _choose_model(settings: Settings) -> Settings:
+    """Replace the model `auto` by its choice: a reload must load the same model again."""
+    choice = choose_model(settings.model, settings.weights)
+    if choice.reason is not None:
+        _log.info("model_chosen", model=choice.name, reason=choice.reason)
+    return settings.model_copy(update={"model": choice.name})
 
 
 def count_workers(settings: Settings) -> int:
@@ -112,13 +123,10 @@ def count_workers(settings: Settings) -> int:
 def _create_engine(
     settings: Settings, metrics: Metrics, workers: int, wrap_runtime: Callable[[Runtime], Runtime]
 ) -> Engine:
-    devices = choose_devices(settings.device)
-    for device in devices:
-        check_options(device, settings.runtime, settings.precision)  # before weights are downloaded
     model = load_model(settings.model, settings.weights)
     runtimes = create_runtimes(
         model,
-        devices,
+        choose_devices(settings.device),
         name=settings.runtime,
         precision=settings.precision,
         streams_per_device=settings.streams_per_device,

@@ -134,7 +134,7 @@ class InferResponse(_Message):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
-                "model_name": "bundled",
+                "model_name": "cifar10",
                 "model_version": "1",
                 "outputs": [
                     {"name": "label", "datatype": "BYTES", "shape": [1, 2], "data": ["dog", "cat"]},
