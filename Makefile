@@ -1,7 +1,6 @@
 # Start with make serve and make test. The other targets are for development; make help lists them.
 PYTHON ?= python3
 PORT ?= 8000
-MODEL ?= cifar10
 CIFAR ?= cifar10
 IMAGE ?= service/resnet_service/images/photographs/coffee.jpg
 USE_GPU ?= 1
@@ -21,10 +20,11 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-install: $(VENV)/.installed  ## Create .venv with the packages for serving, from the lock file
+install: $(VENV)/.installed  ## Create .venv with the packages for serving, from the lock file; EXTRAS=ray,ui adds extras
+	$(if $(EXTRAS),$(BIN)/python deploy/install_packages.py --extras "$(EXTRAS)" requirements-dev.lock)
 
-serve: install  ## Serve MODEL (default: cifar10) on PORT (default: 8000)
-	$(BIN)/resnet-service serve --model "$(MODEL)" --port "$(PORT)"
+serve: install  ## Serve MODEL (default: resnet50, or efficientnet_lite0 without internet access) on PORT (default: 8000)
+	$(BIN)/resnet-service serve --port "$(PORT)" $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/.installed-dev  ## Run the unit and integration tests: minutes
 	$(PYTEST) tests/unit tests/integration
@@ -51,8 +51,8 @@ lock: $(VENV)/.installed-dev  ## Update the lock files from pyproject.toml; lock
 	$(LOCK) --extra openvino --extra heif --extra train --extra traces pyproject.toml --output-file requirements.lock
 	$(LOCK) --extra ray --extra openvino --extra heif --extra client --extra quantize --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 
-load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL; reports in load-test-results/
-	$(BIN)/python -m load_tests run --model "$(MODEL)"
+load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL (default: cifar10); reports in load-test-results/
+	$(BIN)/python -m load_tests run --model "$(or $(MODEL),cifar10)"
 
 reliability: $(VENV)/.installed-dev  ## Run the long tests (retry storm, slow clients, worst case, fuzzing, overload, soak, interrupted starts): an hour and a half; reports in load-test-results/
 	$(BIN)/python -m load_tests retry-storm
@@ -99,10 +99,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/bin/python
 	@echo "Installing what requirements.lock names; PyTorch is large, so the first time takes a while."
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python deploy/install_packages.py requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock
+	$(BIN)/python deploy/install_packages.py requirements-dev.lock
 	@touch $@

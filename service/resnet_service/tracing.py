@@ -77,7 +77,7 @@ class RequestTracer:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
-            message = "traces need OpenTelemetry: pip install 'resnet-service[traces]'"
+            message = "traces need OpenTelemetry: make install EXTRAS=traces"
             raise MissingDependencyError(message) from error
 
         resource = Resource.create({SERVICE_NAME: "resnet-service", SERVICE_VERSION: __version__})

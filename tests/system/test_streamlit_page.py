@@ -144,4 +144,4 @@ def test_missing_streamlit_is_an_error_that_names_the_extra(monkeypatch: pytest.
     monkeypatch.setattr(sys.modules["resnet_service.cli.serve"], "find_spec", lambda _: None)
     result = CliRunner().invoke(main, ["ui"])
     assert result.exit_code == 1
-    assert "resnet-service[ui]" in result.stderr
+    assert "make install EXTRAS=ui" in result.stderr

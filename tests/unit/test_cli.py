@@ -247,6 +247,6 @@ def test_missing_extra_is_reported_before_the_work(
     monkeypatch.setattr(import_module(f"resnet_service.{module}"), "find_spec", lambda _: None)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1, result.output
-    assert f"pip install 'resnet-service[{extra}]'" in result.stderr
+    assert f"make install EXTRAS={extra}" in result.stderr
     assert result.stdout == ""
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,4 @@ from resnet_service.errors import MissingDependencyError
 def require_ray() -> None:
     """Raise MissingDependencyError if Ray or PyArrow is not installed."""
     if find_spec("ray") is None or find_spec("pyarrow") is None:
-        raise MissingDependencyError(
-            "batch inference needs Ray and PyArrow: pip install 'resnet-service[ray]'"
-        )
+        raise MissingDependencyError("batch inference needs Ray and PyArrow: make install EXTRAS=ray")

@@ -122,7 +122,7 @@ def ui(url: str, host: str, port: int) -> None:
       resnet-service ui --url http://gpu-host:8000 --port 9000
     """
     if find_spec("streamlit") is None:
-        raise click.ClickException("the web page needs Streamlit: pip install 'resnet-service[ui]'")
+        raise click.ClickException("the web page needs Streamlit: make install EXTRAS=ui")
     page = Path(__file__).parents[1] / "integrations" / "streamlit_page.py"
     command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.headless", "true"]
     options = ["--server.address", host, "--server.port", str(port), "--browser.gatherUsageStats", "false"]

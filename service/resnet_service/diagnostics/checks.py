@@ -148,7 +148,7 @@ def _optional() -> Iterator[Check]:
         try:
             yield Check(package, "ok", version(package))
         except PackageNotFoundError:
-            hint = f"for {use}: pip install 'resnet-service[{extra}]'"
+            hint = f"for {use}: make install EXTRAS={extra}"
             yield Check(package, "note", "not installed", hint)
 
 

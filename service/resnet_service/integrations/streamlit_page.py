@@ -59,7 +59,8 @@ def _show_model(client: Client) -> bool:
         ("Device", info.device),
         ("Precision", info.precision),
     ):
-        st.sidebar.metric(name, value)
+        st.sidebar.caption(name)
+        st.sidebar.markdown(f"`{value}`")  # st.metric would cut off a long name
     return True
 
 

@@ -37,7 +37,7 @@ def check_quantizable(model: Model) -> None:
 def require_nncf() -> None:
     """Raise MissingDependencyError if NNCF or OpenVINO is not installed."""
     if find_spec("nncf") is None or find_spec("openvino") is None:
-        raise MissingDependencyError("quantization requires NNCF: pip install 'resnet-service[quantize]'")
+        raise MissingDependencyError("quantization requires NNCF: make install EXTRAS=quantize")
 
 
 def quantize(model: Model, images: npt.NDArray[np.uint8]) -> QuantizedModel:

@@ -26,7 +26,7 @@ _OPENVINO_ARCHITECTURES: Final = ("x86_64", "AMD64")
 def require_openvino() -> None:
     """Raise MissingDependencyError if OpenVINO is not installed."""
     if find_spec("openvino") is None:
-        raise MissingDependencyError("OpenVINO is required: pip install 'resnet-service[openvino]'")
+        raise MissingDependencyError("OpenVINO is required: make install EXTRAS=openvino")
 
 
 def check_options(

@@ -8,4 +8,4 @@ from resnet_service.errors import MissingDependencyError
 def require_plots() -> None:
     """Raise MissingDependencyError if matplotlib is not installed, which every `plots` module needs."""
     if find_spec("matplotlib") is None:
-        raise MissingDependencyError("plots need matplotlib: pip install 'resnet-service[train]'")
+        raise MissingDependencyError("plots need matplotlib: make install EXTRAS=train")
