@@ -1,5 +1,6 @@
 """Dockerfiles and compose files, checked without building images; test_container_build.py builds them."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,12 @@ def test_mounted_files_exist_and_service_names_match() -> None:
     provisioning = monitoring / "grafana/provisioning"
     [provider] = yaml.safe_load((provisioning / "dashboards/resnet-service.yml").read_text())["providers"]
     assert provider["options"]["path"] in dict(mounts).values()
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda", "docker-compose.yml"])
+def test_containers_name_their_model(name: str) -> None:
+    """The default `auto` depends on the network, so that replicas could differ."""
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    models = re.findall(r"(?:ARG MODEL=|\bMODEL:-)(\w+)", text)
+    assert models
+    assert set(models) <= {"efficientnet_lite0", "resnet50"}

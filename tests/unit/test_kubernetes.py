@@ -186,3 +186,9 @@ def test_the_gpu_variant_only_patches_the_base() -> None:
     variable = operations[f"{containers}/env/-"]
     assert variable == {"name": "RESNET_SERVICE_DEVICE", "value": "cuda"}
     assert "device" in Settings.model_fields
+
+
+def test_deployment_names_its_model() -> None:
+    """The default `auto` depends on the network, so that replicas could differ."""
+    [container] = BASE["deployment"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "RESNET_SERVICE_MODEL", "value": "resnet50"} in container["env"]
