@@ -79,7 +79,7 @@ def test_uploaded_images_are_classified(page: Page, tmp_path: Path) -> None:
 
 def test_benchmark_button_draws_the_results_of_the_service(page: Page) -> None:
     page.get_by_role("button", name="Benchmark the model").click()
-    # Measured: 6 s on an idle machine, over 30 s beside other tests on a machine without bf16 instructions.
+    # It measures five batch sizes, which once took over 30 s beside other tests.
     expect(page.get_by_role("heading", name="Images per second")).to_be_visible(timeout=180_000)
     expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(2)
     photographed(page, "ui-bench")
