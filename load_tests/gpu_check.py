@@ -24,7 +24,7 @@ from load_tests.wrk import require_wrk, run_wrk
 from resnet_service.devices import choose_devices
 from resnet_service.errors import DeviceOutOfMemoryError, ServiceError
 from resnet_service.images import Crop, decode_image
-from resnet_service.models import Model, load_model
+from resnet_service.models import Model, ModelSource, load_model
 from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.selection import create_runtimes
 
@@ -147,7 +147,7 @@ class GPUCheck:
         if not self._is_gpu:
             yield Row("out of memory", "only on a GPU")
             return
-        model = load_model("resnet50", str(write_random_weights(self.output)))
+        model = load_model(ModelSource("resnet50", str(write_random_weights(self.output))))
         [runtime] = self._runtimes(model, "fp32", streams_per_device=1, cuda_graphs=False)
         crop = np.zeros((model.preprocessing.crop, model.preprocessing.crop, 3), np.uint8)
         runtime.run([crop], 1)

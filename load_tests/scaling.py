@@ -157,10 +157,10 @@ def measure_network_us(weights: Path) -> float:
     import numpy as np
 
     from resnet_service.devices import choose_devices
-    from resnet_service.models import load_model
+    from resnet_service.models import ModelSource, load_model
     from resnet_service.runtimes.selection import create_runtimes
 
-    model = load_model("resnet50", str(weights))
+    model = load_model(ModelSource("resnet50", str(weights)))
     [runtime] = create_runtimes(model, choose_devices("cpu"), streams_per_device=1)
     crop = np.zeros((model.preprocessing.crop, model.preprocessing.crop, 3), np.uint8)
     runtime.run([crop] * 16, 1)

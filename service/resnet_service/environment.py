@@ -8,15 +8,23 @@ RESNET_SERVICE_HOST=10.0.0.1 and RESNET_SERVICE_PORT=8000 of a Service called `r
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Final
 
-from pydantic import ValidationInfo
+from pydantic import ValidationError, ValidationInfo
 from pydantic_core import PydanticUseDefault
 
 from resnet_service.hints import input_error, most_similar
 
 PREFIX: Final = "RESNET_SERVICE_"
+ENVIRONMENT_ONLY: Final = frozenset({"api_keys"})
+"""Settings without a flag: every user of the machine can read a process's command line."""
+PAGE_URL_VARIABLE: Final = "RESNET_SERVICE_URL"
+"""Variable of `resnet-service ui`, not of the service: URL of the service that the page uses."""
+PAGE_API_KEY_VARIABLE: Final = "RESNET_SERVICE_API_KEY"
+"""Variable of `resnet-service ui`, not of the service: API key that the page sends."""
+UNKNOWN_VARIABLE: Final = "unknown_variable"
+"""The type of a validation error whose message contains the name of the variable."""
 
 _PORT_VARIABLE: Final = re.compile(r"(\w+)_PORT_\d+_(?:TCP|UDP|SCTP)")
 _SUFFIX: Final = re.compile(r"_SERVICE_HOST|_SERVICE_PORT(?:_\w+)?|_PORT(?:_\d+_\w+)?")
@@ -41,6 +49,21 @@ def unknown_variables(fields: Collection[str], others: Collection[str]) -> dict[
         # Upper case, because pydantic accepts the variables in any case.
         if name.upper().startswith(PREFIX) and name.upper() not in known and not _is_link(name, services)
     }
+
+
+def describe_errors(error: ValidationError, flags: Container[str] = ()) -> list[str]:
+    """Return one line per error of the settings: the variable or flag, its value unless secret, the reason.
+
+    `flags` has the names of the fields whose values are from flags; all others are from the environment.
+    """
+    lines = []
+    for details in error.errors():
+        name = str(details["loc"][0])
+        source = f"--{name.replace('_', '-')} " if name in flags else f"{variable(name)}="
+        value = "<hidden>" if name in ENVIRONMENT_ONLY else details["input"]
+        is_unknown = details["type"] == UNKNOWN_VARIABLE  # the message contains the name
+        lines.append(details["msg"] if is_unknown else f"{source}{value}: {details['msg']}")
+    return lines
 
 
 def reject_service_host(value: str, field: ValidationInfo) -> str:

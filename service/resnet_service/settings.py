@@ -5,9 +5,8 @@ Each field of `Settings` is an environment variable RESNET_SERVICE_<NAME> and, e
 generated from the descriptions. Units are part of the names. An unknown RESNET_SERVICE_ variable is an error.
 """
 
-from collections.abc import Container
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -22,21 +21,20 @@ from pydantic_core import InitErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from resnet_service import environment
+from resnet_service.environment import (
+    ENVIRONMENT_ONLY,
+    PAGE_API_KEY_VARIABLE,
+    PAGE_URL_VARIABLE,
+    UNKNOWN_VARIABLE,
+    describe_errors,
+)
 from resnet_service.hints import input_error
 from resnet_service.proxies import ROOT_PATH_PATTERN, check_networks
 from resnet_service.urls import check_http_url, normalize_origins
 
 __all__ = ["ENVIRONMENT_ONLY", "PAGE_API_KEY_VARIABLE", "PAGE_URL_VARIABLE", "Settings", "describe_errors"]
 
-ENVIRONMENT_ONLY: Final = frozenset({"api_keys"})
-"""Fields without a flag: every user of the machine can read a process's command line."""
-PAGE_URL_VARIABLE: Final = "RESNET_SERVICE_URL"
-"""Variable of `resnet-service ui`, not of the service: URL of the service that the page uses."""
-PAGE_API_KEY_VARIABLE: Final = "RESNET_SERVICE_API_KEY"
-"""Variable of `resnet-service ui`, not of the service: API key that the page sends."""
-
 _Port = Annotated[int, Field(ge=0, le=65535), BeforeValidator(environment.ignore_service_address)]
-_UNKNOWN_VARIABLE: Final = "unknown_variable"
 
 
 class Settings(BaseSettings):
@@ -82,6 +80,22 @@ class Settings(BaseSettings):
         None,
         description="Weights for a torchvision classifier or efficientnet_lite0: a file, a URL, or the name "
         "of a published set.",
+    )
+    labels: Path | None = Field(
+        None,
+        description="Labels of the classes, by default those of the weights: a text file with one a line, or "
+        "JSON, a list or an object from index to label.",
+    )
+    preprocessing: str | None = Field(
+        None,
+        description="JSON, or a file with it, whose fields replace those of the weights: resize, crop, mean, "
+        'std, interpolation; for example {"resize": 256, "crop": 224}.',
+    )
+    weights_sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-fA-F]{8,64}$",
+        description="SHA-256 of the file with the weights, or its first 8 digits or more; another file is "
+        "rejected.",
     )
     device: str = Field(
         "auto",
@@ -268,7 +282,7 @@ class Settings(BaseSettings):
         messages = environment.unknown_variables(cls.model_fields.keys(), others)
         if messages:
             errors = [
-                InitErrorDetails(type=input_error(message, _UNKNOWN_VARIABLE), loc=(name,), input=None)
+                InitErrorDetails(type=input_error(message, UNKNOWN_VARIABLE), loc=(name,), input=None)
                 for name, message in messages.items()
             ]
             raise ValidationError.from_exception_data(cls.__name__, errors)
@@ -282,18 +296,3 @@ class Settings(BaseSettings):
     def _lower(cls, value: Any) -> Any:
         """Accept these words in any case, as pydantic accepts those for booleans."""
         return value.strip().lower() if isinstance(value, str) else value
-
-
-def describe_errors(error: ValidationError, flags: Container[str] = ()) -> list[str]:
-    """Return one line per error of `Settings`: the variable or flag, its value unless secret, the reason.
-
-    `flags` has the names of the fields whose values are from flags; all others are from the environment.
-    """
-    lines = []
-    for details in error.errors():
-        name = str(details["loc"][0])
-        source = f"--{name.replace('_', '-')} " if name in flags else f"{environment.variable(name)}="
-        value = "<hidden>" if name in ENVIRONMENT_ONLY else details["input"]
-        is_unknown = details["type"] == _UNKNOWN_VARIABLE  # the message contains the name
-        lines.append(details["msg"] if is_unknown else f"{source}{value}: {details['msg']}")
-    return lines

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from resnet_service.cli import main
 from resnet_service.client import APIError, Client
 from resnet_service.errors import InvalidAPIKeysError, ModelLoadError
-from resnet_service.models import load_model
+from resnet_service.models import ModelSource, load_model
 from resnet_service.server.state import build_app_state
 from resnet_service.settings import Settings
 from tests.support.file_server import FileServer
@@ -291,7 +291,7 @@ def test_pickled_code_in_weights_is_not_run(tmp_path: Path) -> None:
     weights, folder = tmp_path / "weights.pth", tmp_path / "created"
     torch.save({"fc.weight": _MakeFolder(folder)}, weights)
     with pytest.raises(ModelLoadError, match="weights"):
-        load_model("resnet18", str(weights))
+        load_model(ModelSource("resnet18", str(weights)))
     assert not folder.exists()
 
 

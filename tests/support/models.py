@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import squeezenet1_1
 
 from resnet_service.errors import ModelLoadError
-from resnet_service.models import CIFAR10, catalog, checkpoint, load_model, weights_path
+from resnet_service.models import CIFAR10, ModelSource, catalog, checkpoint, load_model, weights_path
 from resnet_service.models.catalog import ModelSpec
 
 CLASSIFIER = "squeezenet1_1"
@@ -49,19 +49,21 @@ PublishFn = Callable[[str, str], None]
 
 def replace_source(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
     """Replace the URL of the published weights of the classifier `name`."""
-    original = catalog.get_spec
+    original, files = catalog.get_spec, catalog.published_files() | {url.rpartition("/")[2]}
 
     def get_spec(requested: str, weights: str | None = None) -> ModelSpec:
         spec = original(requested, weights)
         return replace(spec, source=url) if requested == name else spec
 
     monkeypatch.setattr(catalog, "get_spec", get_spec)
+    monkeypatch.setattr(catalog, "published_files", lambda: files)
 
 
-def load_error(name: str, weights: str | None = None) -> str:
+def load_error(source: ModelSource | str, weights: str | None = None) -> str:
     """Load a model, which must fail, and return the message, which must list alternatives."""
+    source = ModelSource(source, weights) if isinstance(source, str) else source
     with pytest.raises(ModelLoadError) as caught:
-        load_model(name, weights)
+        load_model(source)
     message = str(caught.value)
     assert "Alternatives:" in message
     return message

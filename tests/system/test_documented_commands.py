@@ -113,6 +113,8 @@ def documented_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = get_model(SMALL_NETWORK).state_dict()
     torch.save(state, folder / "resnet50.pth")
     save_file(state, folder / "resnet50.safetensors")
+    torch.save(get_model("resnet18", num_classes=2).state_dict(), folder / "fine-tuned.pth")
+    (folder / "labels.txt").write_text("cat\ndog\n")
     return folder
 
 

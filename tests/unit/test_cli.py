@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from resnet_service.cli import main
-from resnet_service.cli.common import CommaSeparated, FiniteFloat, exit_on_service_error, print_table
+from resnet_service.cli.common import CommaSeparated, FiniteFloat, exit_on_service_error
+from resnet_service.cli.tables import print_table
 from resnet_service.errors import ServiceError
 from tests.support import REPOSITORY
 

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from resnet_service.cli import main
-from resnet_service.models import choose_model, load_model_or_random, weights
+from resnet_service.models import ModelSource, choose_model, load_model_or_random, weights
 from tests.support import PHOTOGRAPHS
 from tests.support.file_server import FileServer
 from tests.support.models import CLASSIFIER, PublishFn, random_classifier, same_weights
@@ -62,7 +62,7 @@ def test_failed_download_is_the_reason(file_server: FileServer, publish: Publish
 
 
 def test_weights_select_resnet50() -> None:
-    assert choose_model("auto", "mine.pth").name == "resnet50"
+    assert choose_model(ModelSource("auto", "mine.pth")).name == "resnet50"
 
 
 def test_name_stands_for_itself() -> None:
@@ -91,11 +91,11 @@ def test_available_weights_are_not_replaced(
     torch.save(random_classifier().state_dict(), path)
     publish(CLASSIFIER, f"{file_server.url}/weights.pth")
     for source in (None, str(path)):
-        model, reason = load_model_or_random(CLASSIFIER, source)
+        model, reason = load_model_or_random(ModelSource(CLASSIFIER, source))
         assert reason is None
         assert same_weights(model.network, random_classifier())
     with pytest.raises(Exception, match="file not found"):
-        load_model_or_random(CLASSIFIER, str(tmp_path / "missing.pth"))
+        load_model_or_random(ModelSource(CLASSIFIER, str(tmp_path / "missing.pth")))
 
 
 @pytest.mark.parametrize(

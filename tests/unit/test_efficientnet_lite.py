@@ -17,7 +17,7 @@ from torchvision.models import ResNet50_Weights
 
 from resnet_service.diagnostics.model_summary import summarize_model
 from resnet_service.images import Crop, Preprocessing, decode_image
-from resnet_service.models import Model, load_model, weights_path
+from resnet_service.models import Model, ModelSource, load_model, weights_path
 from resnet_service.models.checkpoint import Checkpoint, save_checkpoint
 from resnet_service.models.efficientnet_lite import EfficientNetLite0, SamePadding
 from resnet_service.runtimes.selection import RuntimeName
@@ -198,7 +198,7 @@ def test_summary_has_the_size_of_network_and_file() -> None:
 def test_other_weights_replace_the_published_ones(tmp_path: Path) -> None:
     network = EfficientNetLite0(1000)
     torch.save(network.state_dict(), tmp_path / "mine.pth")
-    loaded = load_model(NAME, str(tmp_path / "mine.pth"))
+    loaded = load_model(ModelSource(NAME, str(tmp_path / "mine.pth")))
     assert same_weights(loaded.network, network)
     assert loaded.source == str(tmp_path / "mine.pth")
 

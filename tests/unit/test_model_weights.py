@@ -12,9 +12,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from resnet_service.models import catalog, load_model
+from resnet_service.models import ModelSource, catalog, load_model
 from tests.support.file_server import FileServer
-from tests.support.models import CLASSIFIER, load_error, random_classifier, same_weights
+from tests.support.models import (
+    CLASSIFIER,
+    PublishFn,
+    load_error,
+    random_classifier,
+    same_weights,
+    write_checkpoint,
+)
 
 pytestmark = pytest.mark.usefixtures("torch_cache")
 
@@ -32,7 +39,7 @@ def test_weights_file_replaces_published_weights(tmp_path: Path, suffix: str) ->
     path = tmp_path / f"weights{suffix}"
     save: Any = torch.save if suffix == ".pth" else save_file
     save(network.state_dict(), path)
-    assert same_weights(load_model(CLASSIFIER, str(path)).network, network)
+    assert same_weights(load_model(ModelSource(CLASSIFIER, str(path))).network, network)
 
 
 def test_format_is_detected_from_the_content(tmp_path: Path) -> None:
@@ -40,33 +47,45 @@ def test_format_is_detected_from_the_content(tmp_path: Path) -> None:
     network = random_classifier()
     path = tmp_path / "pytorch_model.bin"
     save_file(network.state_dict(), path)
-    assert same_weights(load_model(CLASSIFIER, str(path)).network, network)
+    assert same_weights(load_model(ModelSource(CLASSIFIER, str(path))).network, network)
 
 
-def test_date_in_file_name_is_not_a_hash(tmp_path: Path) -> None:
-    """A file whose name ends in a date is not checked against it."""
+@pytest.mark.parametrize("name", ["best-20240101.pth", "run-deadbeef.pth", "net-00000000.bin"])
+def test_file_name_of_a_user_is_not_checked_as_a_hash(tmp_path: Path, name: str) -> None:
+    """Only publishers put the hash of a file into its name; here it is a date or the id of a run."""
     network = random_classifier()
-    path = tmp_path / "weights-20260115.pth"
-    torch.save(network.state_dict(), path)
-    assert same_weights(load_model(CLASSIFIER, str(path)).network, network)
+    torch.save(network.state_dict(), tmp_path / name)
+    assert same_weights(load_model(ModelSource(CLASSIFIER, str(tmp_path / name))).network, network)
 
 
-@pytest.mark.parametrize("entry", ["state_dict", "model"])
-def test_state_dict_in_training_checkpoint_is_found(tmp_path: Path, entry: str) -> None:
-    """A state dict within a training checkpoint, with the prefix of DistributedDataParallel, is loaded."""
-    network = random_classifier()
-    state = {f"module.{key}": value for key, value in network.state_dict().items()}
-    torch.save({entry: state, "epoch": 3}, tmp_path / "run.pth")
-    assert same_weights(load_model(CLASSIFIER, str(tmp_path / "run.pth")).network, network)
+@pytest.mark.parametrize("digits", [8, 64])
+def test_expected_hash_is_checked(tmp_path: Path, digits: int) -> None:
+    """With its first digits, in any case, or all of them."""
+    torch.save(random_classifier().state_dict(), tmp_path / "net.pth")
+    expected = hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()[:digits]
+    for sha256 in (expected, expected.upper()):
+        load_model(ModelSource(CLASSIFIER, str(tmp_path / "net.pth"), weights_sha256=sha256))
+    other = "0" * digits
+    message = load_error(ModelSource(CLASSIFIER, str(tmp_path / "net.pth"), weights_sha256=other))
+    assert f"its SHA-256 starts with {expected}, and {other} was expected" in message
 
 
-def test_url_is_downloaded_once(file_server: FileServer, torch_cache: Path) -> None:
-    """Weights at a URL are downloaded once to PyTorch's cache, and checked against the hash in the name."""
+def test_expected_hash_of_a_checkpoint_is_checked(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "mine.safetensors")
+    message = load_error(ModelSource(str(tmp_path / "mine.safetensors"), weights_sha256="00000000"))
+    assert "SHA-256" in message
+
+
+def test_url_is_downloaded_once(file_server: FileServer, torch_cache: Path, publish: PublishFn) -> None:
+    """Published weights are downloaded once to PyTorch's cache, and checked against the hash in the name."""
     network = random_classifier()
     torch.save(network.state_dict(), file_server.folder / "weights.pth")
     path = add_hash(file_server.folder / "weights.pth")
+    publish(CLASSIFIER, f"{file_server.url}/{path.name}")
     for _ in range(2):
-        assert same_weights(load_model(CLASSIFIER, f"{file_server.url}/{path.name}").network, network)
+        assert same_weights(
+            load_model(ModelSource(CLASSIFIER, f"{file_server.url}/{path.name}")).network, network
+        )
     assert file_server.requests == [f"/{path.name}"]
     assert (torch_cache / path.name).exists()
 
@@ -78,7 +97,7 @@ def test_equal_file_names_at_two_urls_are_two_cache_entries(file_server: FileSer
         (file_server.folder / folder).mkdir()
         state = {**random_classifier().state_dict(), "classifier.1.bias": torch.full((1000,), float(number))}
         save_file(state, file_server.folder / folder / "model.safetensors")
-        loaded = load_model(CLASSIFIER, f"{file_server.url}/{folder}/model.safetensors")
+        loaded = load_model(ModelSource(CLASSIFIER, f"{file_server.url}/{folder}/model.safetensors"))
         biases.append(float(loaded.network.state_dict()["classifier.1.bias"][0]))
     assert biases == [0, 1]
 
@@ -95,14 +114,21 @@ def test_http_404_is_reported_with_the_url(file_server: FileServer) -> None:
     assert "/missing.pth" in message
 
 
-def test_download_with_wrong_hash_is_rejected(file_server: FileServer, torch_cache: Path) -> None:
-    """A downloaded file that does not match the hash in its name is rejected and deleted."""
+@pytest.mark.parametrize("is_published", [True, False], ids=["published", "expected"])
+def test_download_with_wrong_hash_is_rejected(
+    file_server: FileServer, torch_cache: Path, publish: PublishFn, is_published: bool
+) -> None:
+    """A downloaded file that does not match the hash in its name, or the expected one, is not kept."""
     torch.save({}, file_server.folder / "net-00000000.pth")
     url = f"{file_server.url}/net-00000000.pth"
-    message = load_error(CLASSIFIER, url)
+    if is_published:
+        publish(CLASSIFIER, url)
+        message = load_error(CLASSIFIER)
+    else:
+        message = load_error(ModelSource(CLASSIFIER, url, weights_sha256="00000000"))
     assert url in message
     assert "SHA-256" in message
-    assert not list(torch_cache.glob("*"))
+    assert not [path for path in torch_cache.rglob("*") if path.is_file()]
 
 
 def test_broken_connection_leaves_no_file(file_server: FileServer, torch_cache: Path) -> None:
@@ -111,9 +137,9 @@ def test_broken_connection_leaves_no_file(file_server: FileServer, torch_cache: 
     url = f"{file_server.url}/{add_hash(file_server.folder / 'weights.pth').name}"
     file_server.breaks_connections = True
     assert url in load_error(CLASSIFIER, url)
-    assert not list(torch_cache.glob("*"))
+    assert not [path for path in torch_cache.rglob("*") if path.is_file()]
     file_server.breaks_connections = False
-    assert same_weights(load_model(CLASSIFIER, url).network, random_classifier())
+    assert same_weights(load_model(ModelSource(CLASSIFIER, url)).network, random_classifier())
 
 
 def test_concurrent_downloads_of_one_file_succeed(file_server: FileServer, torch_cache: Path) -> None:
@@ -122,10 +148,10 @@ def test_concurrent_downloads_of_one_file_succeed(file_server: FileServer, torch
     path = add_hash(file_server.folder / "weights.pth")
     file_server.before_response = threading.Barrier(2, timeout=30).wait
     with ThreadPoolExecutor(2) as pool:
-        models = list(pool.map(load_model, [CLASSIFIER] * 2, [f"{file_server.url}/{path.name}"] * 2))
+        models = list(pool.map(load_model, [ModelSource(CLASSIFIER, f"{file_server.url}/{path.name}")] * 2))
     assert len(file_server.requests) == 2
     assert all(same_weights(model.network, random_classifier()) for model in models)
-    [cached] = torch_cache.glob("*")
+    [cached] = torch_cache.glob("*/*")
     assert cached.read_bytes() == path.read_bytes()
 
 
@@ -133,8 +159,9 @@ def test_downloaded_file_has_the_mode_of_the_umask(file_server: FileServer, torc
     """Another user may read a file in a shared cache, as if torch had downloaded it."""
     torch.save(random_classifier().state_dict(), file_server.folder / "weights.pth")
     path = add_hash(file_server.folder / "weights.pth")
-    load_model(CLASSIFIER, f"{file_server.url}/{path.name}")
-    assert (torch_cache / path.name).stat().st_mode == path.stat().st_mode
+    load_model(ModelSource(CLASSIFIER, f"{file_server.url}/{path.name}"))
+    [cached] = torch_cache.glob("*/*")
+    assert cached.stat().st_mode == path.stat().st_mode
 
 
 def test_download_prints_nothing_but_a_progress_bar(
@@ -142,7 +169,7 @@ def test_download_prints_nothing_but_a_progress_bar(
 ) -> None:
     """Standard output stays empty; standard error has the progress bar."""
     torch.save(random_classifier().state_dict(), file_server.folder / "weights.pth")
-    load_model(CLASSIFIER, f"{file_server.url}/weights.pth")
+    load_model(ModelSource(CLASSIFIER, f"{file_server.url}/weights.pth"))
     output, errors = capfd.readouterr()
     assert output == ""
     assert "100%" in errors
@@ -155,32 +182,33 @@ def test_damaged_download_is_downloaded_again(file_server: FileServer) -> None:
     url = f"{file_server.url}/net.pth"
     load_error(CLASSIFIER, url)
     torch.save(random_classifier().state_dict(), file_server.folder / "net.pth")
-    assert same_weights(load_model(CLASSIFIER, url).network, random_classifier())
+    assert same_weights(load_model(ModelSource(CLASSIFIER, url)).network, random_classifier())
 
 
 def test_local_file_with_wrong_hash_is_rejected(tmp_path: Path) -> None:
-    """A local file is also checked against the hash in its name."""
-    path = tmp_path / "net-00000000.pth"
+    """A local file with the name of published weights is also checked against the hash in it."""
+    path = tmp_path / Path(catalog.get_spec(CLASSIFIER).source).name
     torch.save({}, path)
     assert "SHA-256" in load_error(CLASSIFIER, str(path))
 
 
-def test_weights_for_another_number_of_classes_are_rejected(tmp_path: Path) -> None:
-    """The message contains both shapes."""
-    path = tmp_path / "ten.pth"
-    torch.save(random_classifier(classes=10).state_dict(), path)
-    message = load_error(CLASSIFIER, str(path))
-    assert "[10, 512" in message
-    assert "[1000, 512" in message
-
-
 def test_weights_of_another_network_are_rejected(tmp_path: Path) -> None:
-    """Weights with other keys are rejected with a message of limited length."""
+    """The message of limited length says what the file holds and what the network needs."""
     path = tmp_path / "other.pth"
     torch.save(random_classifier().state_dict(), path)
     message = load_error("mobilenet_v3_small", str(path))
-    assert "do not fit" in message
+    assert "do not fit mobilenet_v3_small: of 52 tensors for the network's 244, " in message
+    assert "are missing (classifier.0.bias, " in message
+    assert "are unexpected (classifier.1.bias, " in message
     assert len(message) < 2000
+
+
+def test_weights_of_another_size_of_the_network_are_rejected(tmp_path: Path) -> None:
+    """The message contains both shapes of a tensor."""
+    state = random_classifier().state_dict()
+    torch.save(state | {"features.0.weight": torch.zeros(96, 3, 7, 7)}, tmp_path / "other.pth")
+    message = load_error(CLASSIFIER, str(tmp_path / "other.pth"))
+    assert "1 have another shape (features.0.weight [96, 3, 7, 7] instead of [64, 3, 3, 3])" in message
 
 
 class Exploit:

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from resnet_service.models import catalog, checkpoint, load_model, weights_path
 from resnet_service.models.checkpoint import load_checkpoint
 from resnet_service.models.networks import NETWORKS
 from tests.support.file_server import FileServer
-from tests.support.models import CLASSIFIER, load_error, random_classifier, same_weights
+from tests.support.models import CLASSIFIER, PublishFn, load_error, random_classifier, same_weights
 
 pytestmark = pytest.mark.usefixtures("torch_cache")
 
@@ -58,7 +57,7 @@ def test_cifar_resnet18_has_the_documented_size() -> None:
 
 
 def test_published_model_has_its_labels_and_preprocessing(
-    file_server: FileServer, torch_cache: Path, monkeypatch: pytest.MonkeyPatch
+    file_server: FileServer, torch_cache: Path, publish: PublishFn
 ) -> None:
     """A torchvision name is downloaded once to PyTorch's cache, with its weights' labels and preprocessing.
 
@@ -68,8 +67,7 @@ def test_published_model_has_its_labels_and_preprocessing(
     file = file_server.folder / "published.pth"
     torch.save(network.state_dict(), file)
     file = file.rename(file.with_stem(f"published-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"))
-    spec = replace(catalog.get_spec(CLASSIFIER), source=f"{file_server.url}/{file.name}")
-    monkeypatch.setattr(catalog, "get_spec", lambda *_: spec)
+    publish(CLASSIFIER, f"{file_server.url}/{file.name}")
     for _ in range(2):
         model = load_model(CLASSIFIER)
         assert same_weights(model.network, network)
@@ -147,7 +145,7 @@ def test_weights_of_cifar10_are_rejected(tmp_path: Path) -> None:
         ("some.safetensors", None, "FILE.safetensors", ["--model cifar10", "resnet50"]),
         ("nonsense", None, "--weights", ["--model cifar10", "FILE.safetensors", "resnet50"]),
         (CLASSIFIER, None, "without --weights", ["--model cifar10", "--weights FILE or URL", "copy"]),
-        (CLASSIFIER, "some.pth", "--weights FILE", ["--model cifar10", "without --weights"]),
+        (CLASSIFIER, "some.pth", "--model cifar10", ["without --weights"]),
         (CLASSIFIER, "http://127.0.0.1:9/x.pth", "or URL", ["--weights FILE", "HTTPS_PROXY"]),
     ],
     ids=["cifar10", "file", "unknown", "download", "weights", "URL"],

@@ -20,6 +20,7 @@ from resnet_service.cli.outputs import check_local_directory
 
 if TYPE_CHECKING:
     from resnet_service.batch_inference.job import BatchSummary
+    from resnet_service.models import ModelSource
 
 
 @click.command(short_help="Classify a data set into Parquet files with Ray Data.")
@@ -49,8 +50,7 @@ if TYPE_CHECKING:
 def batch(
     source: str,
     target: str,
-    model: str,
-    weights: str | None,
+    model: "ModelSource",
     limit: int | None,
     resume: bool,
     address: str | None,
@@ -92,7 +92,7 @@ def batch(
         from resnet_service.batch_inference.execution import ExecutionConfig
         from resnet_service.batch_inference.job import BatchJob
 
-        loaded = load_chosen_model(model, weights)
+        loaded = load_chosen_model(model)
         execution["top_k"] = min(execution["top_k"], len(loaded.labels))
         config = ExecutionConfig(gpus=execution.pop("gpus_per_actor"), **execution)
         job = BatchJob(source, target, loaded, limit=limit, resume=resume, on_message=echo_error)

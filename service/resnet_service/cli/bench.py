@@ -19,14 +19,14 @@ from resnet_service.cli.common import (
     json_option,
     load_model_to_time,
     model_option,
-    print_table,
     workers_option,
 )
 from resnet_service.cli.outputs import exit_on_write_error, output_option
+from resnet_service.cli.tables import print_table
 
 if TYPE_CHECKING:
     from resnet_service.benchmark.results import BenchmarkRun, Variant
-    from resnet_service.models import Model
+    from resnet_service.models import Model, ModelSource
 
 _END_TO_END_OPTIONS: Final = ("batch_size", "workers")
 _MODEL_OPTIONS: Final = ("batch_sizes", "iterations")
@@ -111,8 +111,7 @@ def bench(context: click.Context, /, **options: Any) -> None:
 
 def _run_benchmark(
     *,
-    model: str,
-    weights: str | None,
+    model: "ModelSource",
     devices: tuple[str, ...],
     runtimes: tuple[str, ...],
     precisions: tuple[str, ...],
@@ -132,7 +131,7 @@ def _run_benchmark(
         targets = dict.fromkeys(str(device) for name in devices for device in choose_devices(name))
         if "openvino" in runtimes:
             require_openvino()
-        loaded = load_model_to_time(model, weights)
+        loaded = load_model_to_time(model)
         if "int8" in precisions and loaded.openvino_model is None:
             require_nncf()
         compiled = (False, True) if with_compile else (False,)

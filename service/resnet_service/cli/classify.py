@@ -19,6 +19,7 @@ from resnet_service.cli.common import (
 
 if TYPE_CHECKING:
     from resnet_service.inference import ClassificationResult
+    from resnet_service.models import ModelSource
 
 
 @click.command(short_help="Classify images without a server.")
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
 @json_option("Print one JSON object per image and line.")
 def classify(
     inputs: tuple[str, ...],
-    model: str,
-    weights: str | None,
+    model: "ModelSource",
     top_k: int,
     batch_size: int,
     workers: int | None,
@@ -58,7 +58,7 @@ def classify(
     from resnet_service.machine import available_cpus
 
     with exit_on_service_error():
-        loaded = load_on_device(model, weights, **execution)
+        loaded = load_on_device(model, **execution)
         results = classify_images(
             discover_inputs(inputs, echo_error) if inputs else example_inputs(),
             loaded.model,

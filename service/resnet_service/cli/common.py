@@ -1,15 +1,16 @@
-"""Shared parts of the commands: grouped help, options, parameter types, model loading, tables and errors.
+"""Shared parts of the commands: grouped help, options, parameter types, model loading and errors.
 
 Imports only click at module level; torch and the rest of the package are imported when they are used.
 """
 
 import math
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, cast
 
 import click
 
@@ -18,7 +19,7 @@ from resnet_service.files import set_folder_variables
 
 if TYPE_CHECKING:
     from resnet_service.devices import Precision
-    from resnet_service.models import Model
+    from resnet_service.models import Model, ModelSource
     from resnet_service.runtimes import Runtime
     from resnet_service.runtimes.selection import RuntimeName
 
@@ -32,9 +33,6 @@ RUNTIMES: Final = ("torch", "openvino")
 DEVICE_HELP: Final = "Device: auto, cpu, mps, cuda or cuda:N."
 PRECISION_HELP: Final = "Number format of the network; auto is the fastest one that does not reduce accuracy."
 RUNTIME_HELP: Final = "Library that runs the network."
-
-_UNLIMITED_WIDTH: Final = 1_000
-"""Width if the output is not a terminal: one line per row, for grep and files."""
 
 _MAX_SKIPPED_SHOWN: Final = 10
 _MAX_DIGITS: Final = 19
@@ -123,8 +121,43 @@ class FiniteFloat(click.FloatRange):
 
 
 def model_option(command: Command) -> Command:
-    """Add --model and --weights, which mean the same as for `serve`."""
+    """Add --model and the options for its weights, labels and preprocessing, as for `serve`.
+
+    The command takes them as one argument `model`, a `ModelSource`.
+    """
+
+    @wraps(command)
+    def with_source(
+        *arguments: Any,
+        model: str,
+        weights: str | None,
+        labels: Path | None,
+        preprocessing: str | None,
+        weights_sha256: str | None,
+        **options: Any,
+    ) -> Any:
+        from resnet_service.models import ModelSource
+
+        source = ModelSource(model, weights, labels, preprocessing, weights_sha256)
+        return command(*arguments, model=source, **options)
+
+    decorated: Any = with_source
     for option in (
+        click.option(
+            "--weights-sha256",
+            metavar="HEX",
+            help="SHA-256 of the file with the weights, or its first digits.",
+        ),
+        click.option(
+            "--preprocessing",
+            metavar="FILE|JSON",
+            help="Fields that replace those of the model: resize, crop, mean, std, interpolation.",
+        ),
+        click.option(
+            "--labels",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Labels of the classes: text with one a line, or JSON.",
+        ),
         click.option(
             "--weights", help="Weights for a torchvision classifier or efficientnet_lite0, as for serve."
         ),
@@ -137,8 +170,8 @@ def model_option(command: Command) -> Command:
             "resnet50, or efficientnet_lite0 if its weights cannot be downloaded.",
         ),
     ):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return cast(Command, decorated)
 
 
 def execution_options(command: Command) -> Command:
@@ -204,32 +237,32 @@ def report_skipped(unreadable: Mapping[Any, str]) -> None:
         echo_error(f"skipped {files} in total")
 
 
-def load_chosen_model(model: str, weights: str | None) -> "Model":
-    """Load the model of --model and --weights, and say what `auto` stands for. Raises ModelLoadError."""
+def load_chosen_model(model: "ModelSource") -> "Model":
+    """Load the model of --model, and say what `auto` stands for. Raises ModelLoadError."""
     from resnet_service.models import load_model
 
-    return load_model(resolve_auto(model, weights), weights)
+    return load_model(resolve_auto(model))
 
 
-def load_model_to_time(model: str, weights: str | None = None) -> "Model":
+def load_model_to_time(model: "ModelSource | str") -> "Model":
     """Load a model whose speed is measured; say so if its weights are random. Raises ModelLoadError."""
     from resnet_service.models import load_model_or_random
 
-    name = resolve_auto(model, weights)
-    loaded, reason = load_model_or_random(name, weights)
+    source = resolve_auto(model)
+    loaded, reason = load_model_or_random(source)
     if reason is not None:
-        echo_error(f"{name} has random weights, which changes its results, not its speed: {reason}")
+        echo_error(f"{source.name} has random weights, which changes its results, not its speed: {reason}")
     return loaded
 
 
-def resolve_auto(model: str, weights: str | None = None) -> str:
-    """Return the name of the model to load; if it is the choice of `auto`, print it with the reason."""
+def resolve_auto(model: "ModelSource | str") -> "ModelSource":
+    """Return the model to load; if it is the choice of `auto`, print its name with the reason."""
     from resnet_service.models import choose_model
 
-    choice = choose_model(model, weights)
+    choice = choose_model(model)
     if choice.reason is not None:
         echo_error(f"model {choice.name}: {choice.reason}")
-    return choice.name
+    return choice.source
 
 
 @dataclass(frozen=True)
@@ -246,8 +279,7 @@ class LoadedModel:
 
 
 def load_on_device(
-    model: str,
-    weights: str | None,
+    model: "ModelSource",
     device: str,
     precision: "Precision | Literal['auto']",
     runtime: "RuntimeName",
@@ -258,32 +290,6 @@ def load_on_device(
 
     target = choose_device(device)  # first: downloading weights takes longer
     check_options(target, runtime, precision)
-    loaded = load_chosen_model(model, weights)
+    loaded = load_chosen_model(model)
     [executor] = create_runtimes(loaded, [target], name=runtime, precision=precision, streams_per_device=1)
     return LoadedModel(loaded, executor)
-
-
-def terminal_width() -> int:
-    """Return the width of the terminal or COLUMNS; practically unlimited if the output is not a terminal."""
-    return shutil.get_terminal_size((_UNLIMITED_WIDTH, 0)).columns
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print rows with a label in the first column and figures, aligned right, in the others.
-
-    Nothing is wrapped: if the table is wider than the terminal, labels get lines of their own.
-    """
-    table = [tuple(columns), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    figures = "".join(f"  {{:>{width}}}" for width in widths[1:])
-    is_split = sum(widths) + 2 * len(widths[1:]) > terminal_width()
-    margin = len(columns[0]) if is_split else widths[0]
-    if title:
-        click.echo(f"{title}\n")
-    for number, (label, *values) in enumerate(table):
-        if is_split and number:
-            if number == 1 or label != table[number - 1][0]:
-                click.echo(label)
-            label = ""
-        line = f"{label:{margin}}{figures.format(*values)}"
-        click.echo(line if number else click.style(line, bold=True))

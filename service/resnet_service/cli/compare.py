@@ -19,12 +19,12 @@ from resnet_service.cli.common import (
     exit_on_service_error,
     json_option,
     load_model_to_time,
-    print_table,
     report_skipped,
     resolve_auto,
     workers_option,
 )
 from resnet_service.cli.outputs import exit_on_write_error, output_option
+from resnet_service.cli.tables import print_table
 
 if TYPE_CHECKING:
     from resnet_service.benchmark.comparison import ModelComparison
@@ -101,7 +101,7 @@ def compare(
         target = choose_device(device)
         check_options(target, runtime, precision)  # before weights are downloaded
         variant = Variant(str(target), runtime, precision)
-        loaded = {name: load_model_to_time(name) for name in map(resolve_auto, models)}
+        loaded = {source.name: load_model_to_time(source) for source in map(resolve_auto, models)}
         check_models(loaded, variant)
         images = list(discover_inputs(inputs, echo_error))
         try:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from resnet_service.cli.common import (
     report_skipped,
 )
 from resnet_service.cli.outputs import output_option
+
+if TYPE_CHECKING:
+    from resnet_service.models import ModelSource
 
 
 @click.command(short_help="Measure a model's accuracy on labeled images.")
@@ -35,8 +38,7 @@ from resnet_service.cli.outputs import output_option
 @batch_size_option(64)
 @json_option("Print one JSON object.")
 def evaluate(
-    model: str,
-    weights: str | None,
+    model: "ModelSource",
     data: str,
     test_share: float,
     mirrored: bool,
@@ -55,7 +57,7 @@ def evaluate(
     from resnet_service.training.evaluate import evaluate as evaluate_model
 
     with exit_on_service_error():
-        loaded = load_on_device(model, weights, **execution)
+        loaded = load_on_device(model, **execution)
         labels, preprocessing = loaded.model.labels, loaded.model.preprocessing
         dataset = load_test_dataset(data, labels, preprocessing, test_share=test_share)
         result = evaluate_model(
@@ -92,7 +94,7 @@ def evaluate(
 @output_option("Directory to write one PNG per layer to.", directory=True)
 @json_option("Print one JSON object per layer and line.")
 def activations(
-    image: Path, model: str, weights: str | None, layers: tuple[str, ...], output: Path, as_json: bool
+    image: Path, model: "ModelSource", layers: tuple[str, ...], output: Path, as_json: bool
 ) -> None:
     """Draw the activation maps of an image file: one grid of channels per layer.
 
@@ -107,7 +109,7 @@ def activations(
 
     with exit_on_service_error():
         require_plots()
-        loaded = load_chosen_model(model, weights)
+        loaded = load_chosen_model(model)
         crop = decode_image(image.read_bytes(), loaded.preprocessing)
         for path, shape in draw_activations(loaded, crop, output, layers).items():
             if as_json:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from resnet_service.cli.common import (
     report_skipped,
 )
 from resnet_service.cli.outputs import exit_on_write_error, output_option
+
+if TYPE_CHECKING:
+    from resnet_service.models import ModelSource
 
 
 @click.command(short_help="Convert a model to int8 for CPUs.")
@@ -27,7 +31,7 @@ from resnet_service.cli.outputs import exit_on_write_error, output_option
 @click.option("--samples", type=click.IntRange(1), default=300, help="Maximum number of calibration images.")
 @output_option("Checkpoint to write.")
 @json_option("Print one JSON object.")
-def quantize(model: str, weights: str | None, data: Path, samples: int, output: Path, as_json: bool) -> None:
+def quantize(model: "ModelSource", data: Path, samples: int, output: Path, as_json: bool) -> None:
     """Convert a model to int8, calibrated on images. The checkpoint can be served on CPUs.
 
     \b
@@ -43,7 +47,7 @@ def quantize(model: str, weights: str | None, data: Path, samples: int, output: 
 
     with exit_on_service_error():
         require_nncf()
-        loaded = load_chosen_model(model, weights)
+        loaded = load_chosen_model(model)
         check_quantizable(loaded)
         dataset = load_calibration_images(data, loaded.preprocessing, samples)
         result = quantize(loaded, dataset.images.permute(0, 2, 3, 1).numpy())
@@ -69,6 +73,6 @@ def quantize(model: str, weights: str | None, data: Path, samples: int, output: 
         return
     report_skipped(dataset.unreadable)
     click.echo(
-        f"{click.format_filename(output)}: {file_bytes / 1e6:.1f} MB; best class equal to {model}'s "
+        f"{click.format_filename(output)}: {file_bytes / 1e6:.1f} MB; best class equal to {loaded.name}'s "
         f"for {result.agreement:.1%} of {len(dataset):,} images"
     )

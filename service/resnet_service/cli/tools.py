@@ -11,14 +11,14 @@ from resnet_service.cli.common import (
     exit_on_service_error,
     json_option,
     model_option,
-    print_table,
     resolve_auto,
-    terminal_width,
 )
+from resnet_service.cli.tables import print_table, terminal_width
 
 if TYPE_CHECKING:
     from resnet_service.diagnostics.checks import Check
     from resnet_service.diagnostics.model_summary import ModelSummary
+    from resnet_service.models import ModelSource
 
 _STATUS_MARKS: Final = {"ok": ("✓", "green"), "note": ("·", "yellow"), "problem": ("✗", "red")}
 
@@ -62,7 +62,7 @@ def _print_check(check: "Check") -> None:
 @click.command(short_help="Describe a model: parameters, layers, size, input and labels.")
 @model_option
 @json_option("Print one JSON object.")
-def inspect(model: str, weights: str | None, as_json: bool) -> None:
+def inspect(model: "ModelSource", as_json: bool) -> None:
     """Describe a model: parameters, layers, operations, size, input, outputs and preprocessing.
 
     Published weights of torchvision are not downloaded for this.
@@ -75,7 +75,7 @@ def inspect(model: str, weights: str | None, as_json: bool) -> None:
     from resnet_service.diagnostics.model_summary import summarize_model
 
     with exit_on_service_error():
-        summary = summarize_model(resolve_auto(model, weights), weights)
+        summary = summarize_model(resolve_auto(model))
     if as_json:
         click.echo(json.dumps(asdict(summary) | {"memory_bytes": summary.memory_bytes}))
     else:

@@ -9,7 +9,7 @@ from typing import Final
 from torch import nn
 
 from resnet_service.images import Preprocessing
-from resnet_service.models import Model, catalog, load_model, weights_path
+from resnet_service.models import Model, ModelSource, load_model, weights_path
 
 _BYTES_PER_PARAMETER: Final = 4  # fp32, before a runtime converts the model
 
@@ -47,18 +47,17 @@ class ModelSummary:
         return None if self.parameters is None else self.parameters * _BYTES_PER_PARAMETER
 
 
-def summarize_model(name: str, weights_source: str | None = None) -> ModelSummary:
-    """Summarize a model, with the arguments of `load_model`; does not download published weights.
+def summarize_model(source: ModelSource | str) -> ModelSummary:
+    """Summarize a model, with the argument of `load_model`; does not download published weights.
 
     Raises ModelLoadError.
     """
-    if name in catalog.model_names() and (
-        weights_source is None or weights_source in catalog.published_weights(name)
-    ):
-        entry = catalog.get_spec(name, weights_source)
-        model = Model(name, entry.build().eval(), entry.labels, entry.preprocessing, entry.source_name)
+    source = ModelSource(source) if isinstance(source, str) else source
+    if source.is_published:
+        spec = source.published_spec()
+        model = Model(spec.name, spec.build().eval(), spec.labels, spec.preprocessing, spec.source_name)
     else:
-        model = load_model(name, weights_source)
+        model = load_model(source)
     network = model.program if isinstance(model.program, nn.Module) else None
     return ModelSummary(
         name=model.name,
@@ -67,7 +66,7 @@ def summarize_model(name: str, weights_source: str | None = None) -> ModelSummar
         buffers=None if network is None else sum(value.numel() for value in network.buffers()),
         layers=None if network is None else _layers(network),
         operations=model.operations,
-        file_bytes=_file_bytes(weights_path(name, weights_source)),
+        file_bytes=_file_bytes(weights_path(source)),
         labels=model.labels,
         preprocessing=model.preprocessing,
     )

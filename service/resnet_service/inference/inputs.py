@@ -15,7 +15,7 @@ from resnet_service import __version__
 from resnet_service.errors import InputError, PayloadTooLarge
 from resnet_service.images.examples import example_photographs
 from resnet_service.images.file_names import describe_skipped, describe_suffixes, select_images
-from resnet_service.models.weights import is_url
+from resnet_service.models.download import is_url
 
 STANDARD_INPUT: Final = "-"
 MAX_BYTES: Final = 100_000_000

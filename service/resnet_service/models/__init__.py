@@ -3,10 +3,12 @@
 Runs on the CPU only; `resnet_service.runtimes` places a model on a device.
 """
 
+from resnet_service.models.conversion import convert_to_checkpoint
 from resnet_service.models.default import AUTO, ModelChoice, choose_model
 from resnet_service.models.model import Model, ModelDescription, OpenVINOModel
 from resnet_service.models.random_weights import load_model_or_random
 from resnet_service.models.registry import CIFAR10, load_model, load_weights, weights_path
+from resnet_service.models.source import ModelSource
 
 __all__ = [
     "AUTO",
@@ -14,8 +16,10 @@ __all__ = [
     "Model",
     "ModelChoice",
     "ModelDescription",
+    "ModelSource",
     "OpenVINOModel",
     "choose_model",
+    "convert_to_checkpoint",
     "load_model",
     "load_model_or_random",
     "load_weights",

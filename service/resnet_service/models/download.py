@@ -26,6 +26,11 @@ DOWNLOAD_ERRORS: Final = (OSError, ValueError)
 pooch.get_logger().setLevel(logging.WARNING)  # it advises developers about hashes, by a handler of its own
 
 
+def is_url(source: str) -> bool:
+    """Return whether `source` is an http(s) URL; otherwise it is a path."""
+    return source.lower().startswith(("http://", "https://"))
+
+
 def download(
     url: str,
     path: Path,

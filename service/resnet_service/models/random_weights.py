@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from resnet_service.errors import ModelLoadError
-from resnet_service.models import catalog, weights
+from resnet_service.models import weights
+from resnet_service.models.download import is_url
 from resnet_service.models.model import Model
 from resnet_service.models.registry import load_model
+from resnet_service.models.source import ModelSource
 
 RANDOM_WEIGHTS: Final = "random weights"
 """The source of a model with random weights."""
@@ -16,25 +18,24 @@ RANDOM_WEIGHTS: Final = "random weights"
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def load_model_or_random(name: str, weights_source: str | None = None) -> tuple[Model, str | None]:
+def load_model_or_random(source: ModelSource | str) -> tuple[Model, str | None]:
     """Load a model; if it needs published weights that cannot be downloaded, use random ones.
 
     Returns the model and the reason for random weights, None if it has its own. Neither the duration nor the
-    memory of a batch depends on the weights; its results do. Takes the arguments of `load_model`, and raises
+    memory of a batch depends on the weights; its results do. Takes the argument of `load_model`, and raises
     ModelLoadError as it does.
     """
-    if name in catalog.model_names() and (
-        weights_source is None or weights_source in catalog.published_weights(name)
-    ):
-        spec = catalog.get_spec(name, weights_source)
-        if weights.is_url(spec.source):
+    source = ModelSource(source) if isinstance(source, str) else source
+    if source.is_published:
+        spec = source.published_spec()
+        if is_url(spec.source):
             try:
                 weights.fetch_published(spec.source)
             except ModelLoadError as error:
                 network = _randomize(spec.build(), spec.preprocessing.crop)
-                model = Model(name, network, spec.labels, spec.preprocessing, RANDOM_WEIGHTS)
+                model = Model(spec.name, network, spec.labels, spec.preprocessing, RANDOM_WEIGHTS)
                 return model, f"its weights cannot be downloaded: {error}"
-    return load_model(name, weights_source), None
+    return load_model(source), None
 
 
 @torch.no_grad()

