@@ -1,4 +1,4 @@
-"""Local classification without a server: batches, memory, and the classes that folders are named after."""
+"""Local classification without a server: batches and memory."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,12 +11,10 @@ from resnet_service.inference import (
     ClassificationResult,
     Classifier,
     ImageInput,
-    class_folder,
-    classes_of_folder,
     classify_images,
     decode_all,
 )
-from resnet_service.models import Model, catalog, load_model
+from resnet_service.models import Model, load_model
 from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult
 from resnet_service.runtimes.selection import create_runtimes
 from tests.support.images import encode, make_image
@@ -124,36 +122,3 @@ def test_inputs_are_read_a_few_batches_ahead(cifar10: tuple[Model, Runtime]) -> 
         next(results)
     assert reads <= 20 + 4 * 4
     del results
-
-
-@pytest.mark.parametrize(
-    ("path", "folder", "labels"),
-    [
-        ("photos/dog/1.jpg", "dog", {"dog"}),
-        ("photos/Tabby Cat/1.jpg", "Tabby Cat", {"tabby_cat"}),
-        ("dog/cat_1.jpg", "dog", {"dog"}),
-        ("dog.jpg", None, set()),
-        ("photos/dog_12.jpg", None, set()),
-        ("photos/hotdog/1.jpg", None, set()),
-        ("n02099601/1.jpg", None, set()),
-    ],
-)
-def test_true_class_is_the_name_of_the_folder(path: str, folder: str | None, labels: set[str]) -> None:
-    """Case and separators do not matter; names match as a whole; the name of the file is not a label."""
-    all_labels = ("cat", "dog", "tabby_cat")
-    assert class_folder(path, all_labels) == folder
-    assert {all_labels[index] for index in classes_of_folder(folder or "", all_labels)} == labels
-
-
-@pytest.mark.parametrize(
-    ("folder", "label"),
-    [
-        ("n02102040", "English springer"),
-        ("n02102040-English_springer", "English springer"),
-        ("golden retriever", "golden retriever"),
-        ("crane", "crane"),
-    ],
-)
-def test_folders_of_imagenet_have_labels_or_wordnet_ids(folder: str, label: str) -> None:
-    labels = catalog.get_spec("resnet50").labels
-    assert {labels[index] for index in classes_of_folder(folder, labels)} == {label}

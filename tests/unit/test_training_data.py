@@ -132,6 +132,15 @@ def test_images_of_one_color_can_be_normalized(tmp_path: Path) -> None:
     assert Normalize(mean, std)(train_set.images).isfinite().all()
 
 
+def test_test_folders_are_named_after_labels_in_any_spelling(tmp_path: Path) -> None:
+    """The targets are indices of the labels; a name that fits two classes is an error."""
+    write_images(tmp_path, 2)
+    labels = ("other", "LIGHT", "Dark")
+    assert load_test_dataset(str(tmp_path), labels, PREPROCESSING).targets.tolist() == [2, 2, 1, 1]
+    with pytest.raises(TrainingError, match="dark is named after 2 classes"):
+        load_test_dataset(str(tmp_path), ("Dark", "light", "DARK"), PREPROCESSING)
+
+
 def test_unusable_folders_are_errors_with_their_name(images: Path) -> None:
     """A missing folder, an empty class, an unknown test class, one class only, no training images."""
 

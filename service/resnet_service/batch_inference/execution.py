@@ -27,11 +27,11 @@ from resnet_service.inference import (
     Classifier,
     DecodedImage,
     ImageInput,
-    class_folder,
     decode_all,
 )
 from resnet_service.machine import available_cpus
 from resnet_service.models import Model
+from resnet_service.models.class_folders import class_folder
 from resnet_service.runtimes.selection import RuntimeName, create_runtimes
 
 _log: Final = logging.getLogger(__name__)

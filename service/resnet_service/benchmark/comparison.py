@@ -11,14 +11,9 @@ from resnet_service.benchmark.results import Variant
 from resnet_service.devices import Precision
 from resnet_service.diagnostics.model_summary import summarize_model
 from resnet_service.errors import BenchmarkError
-from resnet_service.inference import (
-    ClassificationResult,
-    ImageInput,
-    class_folder,
-    classes_of_folder,
-    classify_images,
-)
+from resnet_service.inference import ClassificationResult, ImageInput, classify_images
 from resnet_service.models import Model
+from resnet_service.models.class_folders import class_folder, classes_of_folder
 from resnet_service.runtimes.selection import RuntimeName, check_options
 from resnet_service.schemas import Prediction
 

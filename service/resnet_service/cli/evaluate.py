@@ -48,10 +48,14 @@ def evaluate(
 ) -> None:
     """Measure a model's accuracy on labeled images, with the runtime and precision that serve it.
 
+    Folders are named after classes of the model or, for ImageNet, WordNet ids; a model may have more classes.
+    Prints the accuracy of each class, the most frequent confusions, and the shares of images whose class is
+    the best one (top-1) and among the best five (top-5).
+
     \b
     Examples:
       resnet-service evaluate --model mine.safetensors --data cifar10
-      resnet-service evaluate --data path/to/cifar10 --mirrored
+      resnet-service evaluate --model efficientnet_lite0 --data imagenette
     """
     from resnet_service.training.data import load_test_dataset
     from resnet_service.training.evaluate import evaluate as evaluate_model
@@ -63,12 +67,15 @@ def evaluate(
         result = evaluate_model(
             loaded.model, loaded.runtime, dataset, mirrored=mirrored, batch_size=batch_size
         )
+    confusions = result.most_frequent_confusions()
     if as_json:
         content = {
             "model": loaded.model.name,
             "accuracy": result.accuracy,
+            "top5_accuracy": result.top5_accuracy,
             "images": len(dataset),
             "accuracy_by_class": result.accuracy_by_class(),
+            "confusions": [confusion._asdict() for confusion in confusions],
             "unreadable": {str(path): reason for path, reason in dataset.unreadable.items()},
             "device": loaded.runtime.device,
             "precision": loaded.runtime.precision,
@@ -77,8 +84,13 @@ def evaluate(
         return
     for label, share in result.accuracy_by_class().items():
         click.echo(f"{label:24} {share:7.2%}")
+    if confusions:
+        click.echo("\nMost frequent confusions (class, predicted class, images):")
+    for label, predicted, count in confusions:
+        click.echo(f"{label:24} {predicted:24} {count:7,}")
     report_skipped(dataset.unreadable)
-    click.echo(f"{loaded}: {result.accuracy:.2%} of {len(dataset):,} images")
+    top5 = "" if result.top5_accuracy is None else f", top-5 {result.top5_accuracy:.2%}"
+    click.echo(f"\n{loaded}: top-1 {result.accuracy:.2%}{top5} of {len(dataset):,} images")
 
 
 @click.command(short_help="Draw the activation maps of a model's layers for an image.")

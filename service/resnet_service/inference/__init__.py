@@ -6,7 +6,6 @@ from resnet_service.inference.inputs import (
     discover_inputs,
     example_inputs,
 )
-from resnet_service.inference.labels import class_folder, classes_of_folder
 from resnet_service.inference.pipeline import (
     ClassificationResult,
     Classifier,
@@ -21,8 +20,6 @@ __all__ = [
     "Classifier",
     "DecodedImage",
     "ImageInput",
-    "class_folder",
-    "classes_of_folder",
     "classify_images",
     "decode_all",
     "discover_inputs",

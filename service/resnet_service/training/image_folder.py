@@ -11,6 +11,7 @@ import torch
 
 from resnet_service.errors import TrainingError
 from resnet_service.images.file_names import describe_suffixes, is_system_name, select_images
+from resnet_service.models.class_folders import classes_of_folder
 
 LabeledImage = tuple[Path, int]
 """An image file and the index of its class."""
@@ -63,7 +64,8 @@ def index_test_folder(folder: Path, labels: tuple[str, ...], test_share: float =
     """List the test images under `folder`, which may have only some of the classes in `labels`.
 
     Without test/ or val/, the images that `index_folder` splits off with the same share, by default all of
-    them. Raises TrainingError for a class that is not in `labels` and for an empty class.
+    them. Raises TrainingError for a folder that is not named after exactly one of `labels` (by its label or
+    its WordNet id) and for an empty folder.
     """
     with _translate_os_errors():
         train_folder, test_folder = _split_dirs(folder)
@@ -110,17 +112,27 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _match_labels(folder: Path, labels: tuple[str, ...]) -> LabeledFiles:
-    """List the images under `folder`, whose classes must be in `labels`, with their index in `labels`."""
+    """List the images under `folder` with their index in `labels`.
+
+    Its class folders must be named after `labels` (see `classes_of_folder`), each after one of them.
+    """
     names = _subfolders(folder)
-    if unknown := [name for name in names if name not in labels]:
+    if not names:
+        raise TrainingError(f"{folder} has no class folders")
+    classes = {name: classes_of_folder(name, labels) for name in names}
+    if unknown := [name for name, indices in classes.items() if not indices]:
         raise TrainingError(
             f"{folder} has unknown classes: {', '.join(unknown[:5])}; "
             f"the known ones are {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"
         )
-    if not names:
-        raise TrainingError(f"{folder} has no class folders")
+    if ambiguous := [name for name, indices in classes.items() if len(indices) > 1]:
+        raise TrainingError(
+            f"{folder / ambiguous[0]} is named after {len(classes[ambiguous[0]])} classes; "
+            f"the name must be exactly that of one class"
+        )
     files = _list_images(folder, names)
-    return files._replace(images=tuple((path, labels.index(names[index])) for path, index in files.images))
+    images = tuple((path, min(classes[names[folder_index]])) for path, folder_index in files.images)
+    return files._replace(images=images)
 
 
 def _list_images(folder: Path, labels: tuple[str, ...]) -> LabeledFiles:

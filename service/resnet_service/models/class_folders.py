@@ -4,11 +4,11 @@ The name of a file is not a label, because it may say anything.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import PurePath
-from typing import Final
+from typing import Final, NamedTuple
 
 from resnet_service.models import catalog
 
@@ -25,10 +25,14 @@ def class_folder(path: str, labels: Sequence[str]) -> str | None:
 def classes_of_folder(name: str, labels: Sequence[str]) -> frozenset[int]:
     """Return the indices of the `labels` that a folder is named after: dog, Tabby Cat, n02099601.
 
-    There may be several, because two classes may have the same label, as ImageNet's "crane".
+    A label that is equal in case and separators comes first. There may be several, because labels may be
+    equal, or differ only in case and separators.
     """
-    return _classes_of_wordnet_id(name, labels) or _classes_by_label(tuple(labels)).get(
-        _normalize(name), frozenset()
+    by_label = _classes_by_label(tuple(labels))
+    return (
+        _classes_of_wordnet_id(name, labels)
+        or by_label.exact.get(name)
+        or by_label.normalized.get(_normalize(name), frozenset())
     )
 
 
@@ -39,12 +43,22 @@ def _classes_of_wordnet_id(text: str, labels: Sequence[str]) -> frozenset[int]:
     return frozenset((_imagenet_ids()[match[0]],))
 
 
+class _ClassesByLabel(NamedTuple):
+    exact: Mapping[str, frozenset[int]]
+    normalized: Mapping[str, frozenset[int]]
+
+
 @cache
-def _classes_by_label(labels: tuple[str, ...]) -> dict[str, frozenset[int]]:
-    classes: dict[str, frozenset[int]] = {}
-    for index, label in enumerate(labels):
-        classes[_normalize(label)] = classes.get(_normalize(label), frozenset()) | {index}
-    return classes
+def _classes_by_label(labels: tuple[str, ...]) -> _ClassesByLabel:
+    return _ClassesByLabel(_group(labels), _group(map(_normalize, labels)))
+
+
+def _group(names: Iterable[str]) -> Mapping[str, frozenset[int]]:
+    """Return the positions of each name."""
+    positions: dict[str, frozenset[int]] = {}
+    for index, name in enumerate(names):
+        positions[name] = positions.get(name, frozenset()) | {index}
+    return positions
 
 
 @cache
