@@ -92,6 +92,32 @@ def test_run_writes_log_model_card_and_plots(finished: Path) -> None:
     assert not (finished / "resume.pt").exists()
 
 
+def test_run_with_few_steps_warns(finished: Path) -> None:
+    [warning] = read_log(finished)["warnings"]
+    assert warning.startswith("12 steps on 64 images are too few for random weights")
+
+
+def test_run_that_learns_nothing_warns(images: Path, tmp_path: Path) -> None:
+    """Classes with the same images: the loss rises above that of chance, and the accuracy is that of chance.
+
+    Each warning is once on standard error and once in the log, and names the option to change.
+    """
+    image = (images / "train" / "dark" / "0.png").read_bytes()
+    for label in ("left", "right"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(40):
+            (tmp_path / "data" / label / f"{number}.png").write_bytes(image)
+    flags = ("--epochs", "4", "--max-lr", "1", "--no-flip", "--shift", "0")
+    result = train(tmp_path / "data", tmp_path / "out", *flags)
+    assert result.exit_code == 0, result.output
+    _, loss, accuracy = read_log(tmp_path / "out")["warnings"]
+    assert loss == "the loss rises and is above that of chance, 0.693; lower --max-lr"
+    assert accuracy.startswith("the accuracy on the test images, 50.00%, is not above")
+    for warning in (loss, accuracy):
+        assert result.stderr.count(f"warning: {warning}") == 1
+        assert warning not in result.stdout
+
+
 def test_each_seed_has_its_own_run(images: Path, finished: Path, tmp_path: Path) -> None:
     """--seeds 1,2 prints mean and spread; the same seed leads to the same weights, another to others."""
     try:
@@ -159,6 +185,7 @@ def test_interrupted_run_resumes_to_the_same_weights(
     epochs = [[{**epoch, "seconds": 0} for epoch in read_log(path)["epochs"]] for path in (output, finished)]
     assert epochs[0] == epochs[1]
     assert read_log(output)["resumed_after"] == [2]
+    assert read_log(output)["warnings"] == read_log(finished)["warnings"]
     assert {path.name for path in output.iterdir()} == {path.name for path in finished.iterdir()}
 
 
@@ -291,7 +318,6 @@ def test_unusable_input_leaves_no_files(images: Path, tmp_path: Path) -> None:
         ["--seeds", "one"],
         ["--test-share", "1"],
         ["--freeze"],
-        ["--pretrained", "--weights", "file.pth"],
     ],
     ids=str,
 )

@@ -49,7 +49,7 @@ SMALL_NETWORK: Final = "squeezenet1_1"
 SUBSTITUTIONS: Final = {
     r"\bresnet(50|152)\b(?![.-])": SMALL_NETWORK,
     "--data cifar10": "--data ./cifar10",  # a folder here instead of a download
-    "--pretrained": "--weights resnet50.pth",
+    rf"--weights {SMALL_NETWORK}\b": f"--network {SMALL_NETWORK} --weights resnet50.pth",
     r"\bW\.pth": "resnet50.pth",
     rf"(quantize|bench)( .*)?--model {SMALL_NETWORK}\b": r"\g<0> --weights resnet50.pth",
     "PORT=9000": "PORT=0",
@@ -107,6 +107,7 @@ def documented_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(PHOTOGRAPHS / "cat.jpg", folder / name)
     for label in ("cat", "dog"):
         _write_images(folder / "photos" / label, 5)
+    _write_images(folder / "imagenette" / "val" / "n02102040", 2)
     for label in load_model("cifar10").labels:
         _write_images(folder / "cifar10/train" / label, 3)
         _write_images(folder / "cifar10/test" / label, 1)

@@ -85,7 +85,7 @@ def labels_table() -> str:
 
 
 def recipes_table() -> str:
-    columns = {**RECIPES, "other, from scratch": FROM_SCRATCH, "`--pretrained`, `--weights`": FINE_TUNING}
+    columns = {**RECIPES, "other, from scratch": FROM_SCRATCH, "from a model": FINE_TUNING}
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for field in fields(TrainingConfig):
         if field.name != "seed":

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
-from torchvision import models as torchvision_models
+from torchvision import models
 
+from resnet_service.cli import main
 from resnet_service.errors import ModelLoadError, TrainingError
 from resnet_service.images import Preprocessing
-from resnet_service.models import checkpoint
+from resnet_service.models import OpenVINOModel, catalog, checkpoint, load_model
 from resnet_service.models.networks import NETWORKS
 from resnet_service.training.data import Dataset
 from resnet_service.training.recipes import FINE_TUNING, RECIPES, TrainingSetup, resolve_setup
@@ -63,7 +65,7 @@ def test_resnet18_for_small_images_has_its_own_stem() -> None:
 def test_fine_tuning_replaces_the_last_layer(tmp_path: Path, frozen: bool) -> None:
     """A torchvision classifier with weights from a file trains all layers, or only the last one if frozen."""
     torch.manual_seed(0)
-    before = torchvision_models.squeezenet1_1().state_dict()
+    before = models.squeezenet1_1().state_dict()
     torch.save(before, tmp_path / "squeezenet.pth")
     setup = resolve_setup("squeezenet1_1", weights_source=str(tmp_path / "squeezenet.pth"), size=64)
     after = train_one_step(setup, frozen=frozen)
@@ -105,20 +107,88 @@ def test_checkpoint_for_another_input_size_keeps_the_share_that_is_cropped_away(
 
 
 def test_weights_without_preprocessing_need_the_statistics_of_the_data(lenet: Path, tmp_path: Path) -> None:
-    """A plain state dict does not contain mean and standard deviation."""
+    """A plain state dict contains neither mean and standard deviation nor the name of the network."""
+    plain = str(tmp_path / "plain.pth")
+    torch.save(dict(checkpoint.load_checkpoint(lenet).state), plain)
+    assert resolve_setup("lenet", weights_source=plain).needs_statistics
+    with pytest.raises(TrainingError, match=r"plain.pth does not name its network; set --network"):
+        resolve_setup(weights_source=plain)
+
+
+@pytest.mark.parametrize(
+    ("source", "network", "side"),
+    [("cifar10", "cifar-resnet18", 32), ("efficientnet_lite0", "efficientnet_lite0", 224)],
+)
+def test_network_is_that_of_the_model_named_by_weights(source: str, network: str, side: int) -> None:
+    """Only the head of the model is new, and its preprocessing stays."""
+    setup = resolve_setup(weights_source=source)
+    original = load_model(source)
+    assert setup.network == network
+    assert setup.weights is not None
+    assert setup.weights.name.startswith(source[:5])
+    assert "/" not in setup.weights.name  # the log does not depend on the folder of the installation
+    assert setup.recipe == FINE_TUNING
+    assert setup.preprocessing == original.preprocessing
+    assert setup.preprocessing.crop == side
+    state, before = setup.build(3).state_dict(), original.network.state_dict()
+    changed = {key for key in before if not torch.equal(state[key], before[key])}
+    assert {key.rpartition(".")[2] for key in changed} == {"weight", "bias"}
+    assert {len(state[key]) for key in changed} == {3}
+
+
+def test_network_is_that_of_the_checkpoint(lenet: Path) -> None:
+    assert resolve_setup(weights_source=str(lenet)).network == "lenet"
+
+
+def test_network_may_be_named_beside_its_weights() -> None:
+    """The name resnet18 includes the variant for small images."""
+    for network in ("cifar-resnet18", "resnet18"):
+        assert resolve_setup(network, weights_source="cifar10").network == "cifar-resnet18"
+
+
+@pytest.mark.parametrize("source", ["cifar10", "efficientnet_lite0", "resnet50", "checkpoint"])
+def test_weights_of_another_network_are_an_error(lenet: Path, source: str) -> None:
+    source = str(lenet) if source == "checkpoint" else source
+    with pytest.raises(TrainingError, match="not cifar-resnet10; leave out --network"):
+        resolve_setup("cifar-resnet10", weights_source=source)
+
+
+def test_state_dict_of_another_network_is_an_error(lenet: Path, tmp_path: Path) -> None:
     torch.save(dict(checkpoint.load_checkpoint(lenet).state), tmp_path / "plain.pth")
-    assert resolve_setup("lenet", weights_source=str(tmp_path / "plain.pth")).needs_statistics
-
-
-def test_weights_of_another_network_are_an_error(lenet: Path) -> None:
-    setup = resolve_setup("cifar-resnet10", weights_source=str(lenet))
+    setup = resolve_setup("cifar-resnet10", weights_source=str(tmp_path / "plain.pth"))
     with pytest.raises(ModelLoadError, match="do not fit cifar-resnet10"):
         setup.build(2)
 
 
-def test_published_weights_of_an_own_network_are_an_error() -> None:
-    with pytest.raises(TrainingError, match="no published weights for lenet"):
-        resolve_setup("lenet", weights_source="DEFAULT")
+@pytest.mark.parametrize(
+    ("network", "source", "message"),
+    [
+        (None, "cifar01", r"neither a file nor a model; did you mean cifar10"),
+        (None, "missing.pth", "neither a file nor a model"),
+        (None, "https://localhost/resnet50.pth", "does not name its network"),
+        ("lenet", "DEFAULT", "no published weights for lenet"),
+        ("resnet50", "IMAGENET1K_V3", "sets of resnet50, IMAGENET1K_V1, IMAGENET1K_V2"),
+    ],
+)
+def test_unknown_weights_are_an_error_that_names_the_alternatives(
+    network: str | None, source: str, message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        resolve_setup(network, weights_source=source)
+
+
+def test_published_set_is_that_of_the_network() -> None:
+    setup = resolve_setup("resnet50", weights_source="IMAGENET1K_V1")
+    assert setup.weights is not None
+    assert setup.weights.source == setup.weights.name == models.ResNet50_Weights.IMAGENET1K_V1.url
+
+
+def test_quantized_checkpoint_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "int8.safetensors"
+    state = OpenVINOModel(b"<net/>", b"weights").state_dict()
+    checkpoint.save_checkpoint(checkpoint.Checkpoint("cifar10", ("a", "b"), PREPROCESSING, state), path)
+    with pytest.raises(TrainingError, match="is quantized and cannot be trained"):
+        resolve_setup(weights_source=str(path))
 
 
 def test_unknown_network_is_an_error_that_lists_the_known_ones() -> None:
@@ -129,3 +199,9 @@ def test_unknown_network_is_an_error_that_lists_the_known_ones() -> None:
 def test_network_that_cannot_be_built_for_a_size_is_an_error() -> None:
     with pytest.raises(ModelLoadError, match="100 pixels"):
         resolve_setup("vit_b_16", size=100).build(2)
+
+
+def test_help_of_train_lists_all_networks() -> None:
+    text = CliRunner().invoke(main, ["train", "--help"]).output
+    networks = text.partition("Networks:")[2].replace(",", " ").rstrip(".\n").split()
+    assert sorted(networks) == sorted([*NETWORKS, *catalog.model_names()])

@@ -24,7 +24,26 @@ from resnet_service.cli.outputs import output_option
 _SHARE: Final = FiniteFloat(0, 1, max_open=True)
 
 
-@click.command(short_help="Train a network and write a checkpoint.")
+_NETWORKS: Final = """
+    lenet lenet-wide cifar-resnet10 cifar-resnet18 efficientnet_lite0 alexnet convnext_base convnext_large
+    convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201 efficientnet_b0
+    efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
+    efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s googlenet inception_v3 maxvit_t
+    mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small
+    regnet_x_16gf regnet_x_1_6gf regnet_x_32gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf
+    regnet_y_128gf regnet_y_16gf regnet_y_1_6gf regnet_y_32gf regnet_y_3_2gf regnet_y_400mf regnet_y_800mf
+    regnet_y_8gf resnet101 resnet152 resnet18 resnet34 resnet50 resnext101_32x8d resnext101_64x4d
+    resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0
+    squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11 vgg11_bn vgg13
+    vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2
+    wide_resnet50_2
+"""
+"""All networks, for --help, which imports neither torch nor torchvision."""
+
+
+@click.command(
+    short_help="Train a network and write a checkpoint.", epilog=f"Networks: {', '.join(_NETWORKS.split())}."
+)
 @click.option(
     "--data",
     required=True,
@@ -33,12 +52,16 @@ _SHARE: Final = FiniteFloat(0, 1, max_open=True)
 @output_option("Directory of the run.", directory=True)
 @click.option(
     "--network",
-    default="resnet18",
-    help="lenet, lenet-wide, resnet18, cifar-resnet10, efficientnet_lite0, or a torchvision classifier.",
+    show_default="that of --weights, or resnet18",
+    help="Network to train; its names are listed below.",
 )
-@click.option("--pretrained", is_flag=True, help="Start from the network's published weights.")
-@click.option("--weights", help="Start from these weights: a file, a URL, or the name of a published set.")
-@click.option("--freeze", is_flag=True, help="Train only the new last layer.")
+@click.option(
+    "--weights",
+    show_default="random",
+    help="Start from a model: cifar10, efficientnet_lite0, a torchvision classifier, or the checkpoint of a "
+    "run. Or, with --network: a file or URL with a state dict, or the name of a published set.",
+)
+@click.option("--freeze", is_flag=True, help="Train only the new last layer; needs --weights.")
 @click.option(
     "--size",
     type=click.IntRange(8, 4096),
@@ -91,8 +114,7 @@ _SHARE: Final = FiniteFloat(0, 1, max_open=True)
 def train(
     data: str,
     output: Path,
-    network: str,
-    pretrained: bool,
+    network: str | None,
     weights: str | None,
     freeze: bool,
     size: int | None,
@@ -109,13 +131,14 @@ def train(
 ) -> None:
     """Train a network and write a checkpoint that `serve --model` accepts.
 
-    Options from --epochs to --progressive override the network's recipe; docs/training.md lists the recipes.
+    With few images, start from a model (--weights); --freeze is the quickest way. Options from --epochs to
+    --progressive override the network's recipe; docs/training.md lists the recipes.
 
     \b
     Examples:
-      resnet-service train --data cifar10 --output runs/resnet18
+      resnet-service train --data photos --weights efficientnet_lite0 --freeze -o runs/x
+      resnet-service train --data photos --weights resnet50 -o runs/x
       resnet-service train --data cifar10 --network lenet --seeds 1,2 -o runs/y
-      resnet-service train --data photos --network resnet50 --pretrained -o runs/x
       resnet-service serve --model runs/x/model.safetensors
     """
     from resnet_service.devices import choose_device, training_precision
@@ -125,14 +148,12 @@ def train(
     from resnet_service.training.run import RunConfig, check_earlier_run, run
     from resnet_service.training.run_dir import RunDirectory
 
-    if freeze and not (pretrained or weights):
-        raise click.UsageError("--freeze needs --pretrained or --weights: random weights cannot stay fixed")
-    if pretrained and weights:
-        raise click.UsageError("--pretrained and --weights exclude each other")
+    if freeze and not weights:
+        raise click.UsageError("--freeze needs --weights: a network with random weights has learned nothing")
     with exit_on_service_error():
         require_plots()
         target = choose_device(device)
-        setup = resolve_setup(network, weights_source="DEFAULT" if pretrained else weights, size=size)
+        setup = resolve_setup(network, weights_source=weights, size=size)
         overrides = {name: value for name, value in recipe_options.items() if value is not None}
         recipe = replace(setup.recipe, **overrides)
         config = RunConfig(
@@ -140,7 +161,7 @@ def train(
             data=data,
             training=recipe,
             size=setup.preprocessing.crop,
-            pretrained=setup.pretrained,
+            pretrained=setup.weights.name if setup.weights else None,
             frozen=freeze,
             test_share=test_share,
             device=str(target),
@@ -179,7 +200,7 @@ def _print_log(log: Mapping[str, Any], model: Path, seed: int, as_json: bool) ->
     if as_json:
         facts = {key: log[key] for key in ("accuracy", "accuracy_mirrored", "accuracy_by_class", "seconds")}
         line = {"seed": seed, "output": str(model), "images": log["images"], **facts}
-        click.echo(json.dumps({**line, "unreadable": unreadable}))
+        click.echo(json.dumps({**line, "warnings": log.get("warnings", []), "unreadable": unreadable}))
         return
     report_skipped(unreadable)
     click.echo(

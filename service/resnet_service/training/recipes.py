@@ -1,17 +1,17 @@
-"""What a run starts from: a network with random or pretrained weights, and the recipe for it."""
+"""What a run starts from: a network with random weights or those of a model, and the recipe for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import torch
 from torch import nn
 
-from resnet_service.errors import ModelLoadError, TrainingError
+from resnet_service.errors import TrainingError
 from resnet_service.images import MAX_SIDE, Preprocessing
-from resnet_service.models import catalog, checkpoint, load_weights, weights
+from resnet_service.models import catalog, load_weights, weights
 from resnet_service.models.networks import NETWORKS
+from resnet_service.training.initial_weights import InitialWeights, find_weights
 from resnet_service.training.trainer import TrainingConfig
 
 RECIPES: Final = {
@@ -25,6 +25,7 @@ RECIPES: Final = {
 FROM_SCRATCH: Final = TrainingConfig(epochs=60, cutout=0.25, progressive=True)
 FINE_TUNING: Final = TrainingConfig(epochs=10, batch_size=64, max_lr=0.01, weight_decay=1e-4)
 
+_DEFAULT_NETWORK: Final = "resnet18"
 _SMALL_IMAGE_VARIANTS: Final = {"resnet18": "cifar-resnet18"}
 _SMALL_IMAGE_SIZE: Final = 64
 """The stem of a network for ImageNet shrinks images four times, which leaves too little of smaller ones."""
@@ -36,9 +37,9 @@ class TrainingSetup:
 
     Attributes:
         network: its name in a checkpoint.
-        preprocessing: of its input. With pretrained weights, mean and std are those of their training.
+        preprocessing: of its input. With initial weights, mean and std are those of their training.
         recipe: hyperparameters for the network.
-        pretrained: where its weights come from, None for random weights.
+        weights: the initial weights, None for random ones.
         needs_statistics: whether mean and std are unknown and must be computed from the data.
 
     """
@@ -46,21 +47,21 @@ class TrainingSetup:
     network: str
     preprocessing: Preprocessing
     recipe: TrainingConfig
-    pretrained: str | None
+    weights: InitialWeights | None
     needs_statistics: bool
     _build: Callable[[int], nn.Module]
 
     def build(self, classes: int, *, frozen: bool = False) -> nn.Module:
-        """Build the network for `classes` classes; if it is pretrained, with a new last layer.
+        """Build the network for `classes` classes; if it has initial weights, with a new last layer.
 
         `frozen` excludes all but that layer from training. Raises ModelLoadError if the weights cannot be
         read or do not fit, or if the network does not support the size of the input.
         """
         network = self._build(classes)
-        if self.pretrained is None:
+        if self.weights is None:
             return network
         head = self._head_names(classes)
-        state = dict(weights.load_state_dict(self.pretrained))
+        state = dict(weights.load_state_dict(self.weights.source))
         if self.network in catalog.model_names():
             state = dict(catalog.get_spec(self.network).convert_state_dict(state))
         state |= {key: value for key, value in network.state_dict().items() if key in head}
@@ -77,59 +78,57 @@ class TrainingSetup:
 
 
 def resolve_setup(
-    network: str, *, weights_source: str | None = None, size: int | None = None
+    network: str | None = None, *, weights_source: str | None = None, size: int | None = None
 ) -> TrainingSetup:
     """Return the setup for `network`: one of NETWORKS or a classifier of the catalog.
 
-    `weights_source` is a path, an http(s) URL or the name of its published weights ("DEFAULT");
-    None starts from random weights. `size` is the side of the input in pixels, by default the network's own.
-    "resnet18" from random weights for up to 64 pixels is the variant for small images. Raises TrainingError
-    for an unknown network.
+    `weights_source` is what `find_weights` accepts; None starts from random weights. `network` is by default
+    that of the weights, or "resnet18". `size` is the side of the input in pixels, by default the network's
+    own. "resnet18" from random weights for up to 64 pixels is the variant for small images. Raises
+    TrainingError for an unknown network, and for weights that are unknown or of another network.
     """
-    if weights_source is None and (size or 0) <= _SMALL_IMAGE_SIZE:
-        network = _SMALL_IMAGE_VARIANTS.get(network, network)
-    pretrained = _load_checkpoint(weights_source)
-    if network in NETWORKS:
-        if weights_source == "DEFAULT":
-            raise TrainingError(f"no published weights for {network}; use --weights FILE")
-        default = pretrained.preprocessing if pretrained else _identity_preprocessing(32)
+    if weights_source is not None:
+        initial = find_weights(weights_source, network)
+        if network is not None and initial.network not in (network, _SMALL_IMAGE_VARIANTS.get(network)):
+            raise TrainingError(
+                f"the network of --weights {weights_source} is {initial.network}, not {network}; "
+                "leave out --network"
+            )
+        preprocessing = _rescale(initial.preprocessing or _identity_preprocessing(32), size)
         return TrainingSetup(
-            network,
-            _rescale(default, size),
-            recipe=FINE_TUNING if weights_source else RECIPES[network],
-            pretrained=weights_source,
-            needs_statistics=pretrained is None,
-            _build=NETWORKS[network],
+            initial.network,
+            preprocessing,
+            recipe=FINE_TUNING,
+            weights=initial,
+            needs_statistics=initial.preprocessing is None,
+            _build=_builder(initial.network, preprocessing),
         )
+    network = network or _DEFAULT_NETWORK
+    if (size or 0) <= _SMALL_IMAGE_SIZE:
+        network = _SMALL_IMAGE_VARIANTS.get(network, network)
+    if network not in NETWORKS and size is None and network in catalog.model_names():
+        size = catalog.get_spec(network).preprocessing.crop
+    preprocessing = _identity_preprocessing(size or 32)
+    return TrainingSetup(
+        network,
+        preprocessing,
+        recipe=RECIPES.get(network, FROM_SCRATCH),
+        weights=None,
+        needs_statistics=True,
+        _build=_builder(network, preprocessing),
+    )
+
+
+def _builder(network: str, preprocessing: Preprocessing) -> Callable[[int], nn.Module]:
+    """Return the function that builds `network` for a number of classes."""
+    if network in NETWORKS:
+        return NETWORKS[network]
     if network not in catalog.model_names():
         raise TrainingError(
             f"unknown network {network!r}; choose from {', '.join((*_SMALL_IMAGE_VARIANTS, *NETWORKS))}, "
             f"{catalog.EFFICIENTNET_LITE0}, or any torchvision classifier"
         )
-    is_published = weights_source in catalog.published_weights(network)
-    spec = catalog.get_spec(network, weights_source if is_published else None)
-    if weights_source is None:
-        preprocessing = _identity_preprocessing(size or spec.preprocessing.crop)
-    else:
-        preprocessing = _rescale(pretrained.preprocessing if pretrained else spec.preprocessing, size)
-    return TrainingSetup(
-        network,
-        preprocessing,
-        recipe=FROM_SCRATCH if weights_source is None else FINE_TUNING,
-        pretrained=spec.source if is_published else weights_source,
-        needs_statistics=weights_source is None,
-        _build=replace(spec, preprocessing=preprocessing).build,
-    )
-
-
-def _load_checkpoint(source: str | None) -> checkpoint.Checkpoint | None:
-    """Return `source` if it is a checkpoint of this project; None for other weights."""
-    if source is None or not Path(source).is_file():
-        return None
-    try:
-        return checkpoint.load_checkpoint(Path(source))
-    except ModelLoadError:
-        return None
+    return replace(catalog.get_spec(network), preprocessing=preprocessing).build
 
 
 def _identity_preprocessing(size: int) -> Preprocessing:

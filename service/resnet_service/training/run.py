@@ -21,6 +21,7 @@ from resnet_service.training.evaluate import evaluate
 from resnet_service.training.recipes import TrainingSetup
 from resnet_service.training.run_dir import RunDirectory
 from resnet_service.training.run_log import config_differences, new_log
+from resnet_service.training.run_warnings import check_accuracy, check_loss, check_steps
 from resnet_service.training.trainer import Epoch, Normalize, Step, Trainer, TrainingConfig
 
 _STORE_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
@@ -149,15 +150,26 @@ def _train_and_save(
         )
         if directory.is_resumable():
             _restore(trainer, log, directory)
-        _train_epochs(trainer, log, directory, config)
+        steps = config.training.epochs * trainer.steps_per_epoch
+        _warn(log, check_steps(steps, len(data.train), is_pretrained=setup.weights is not None))
+        _train_epochs(trainer, log, directory, config, len(data.labels))
     state = _export_state_dict(trainer.result, _STORE_DTYPES[config.store])
     load_weights(network, state, config.network)
     model = Model(directory.path.name, network.cpu().eval(), data.labels, preprocessing, directory.model.name)
     confusion = _evaluate_final(model, log, data.test, config)
+    is_pretrained = setup.weights is not None
+    _warn(log, check_accuracy(log["accuracy"], data.test.targets, is_pretrained=is_pretrained))
     training = {key: value for key, value in log.items() if key != "unreadable"}
     trained = checkpoint.Checkpoint(setup.network, data.labels, preprocessing, state, training)
     directory.save_result(trained, log, confusion, data.labels)
     return log
+
+
+def _warn(log: dict[str, Any], message: str | None) -> None:
+    """Print a warning to standard error and add it to the log, unless the log has it already."""
+    if message is not None and message not in log["warnings"]:
+        log["warnings"].append(message)
+        tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def _restore(trainer: Trainer, log: dict[str, Any], directory: RunDirectory) -> None:
@@ -169,11 +181,13 @@ def _restore(trainer: Trainer, log: dict[str, Any], directory: RunDirectory) -> 
         trainer.restore(state["trainer"])
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
         raise TrainingError(f"the run in {directory.path} cannot be resumed: {error}") from error
-    log |= {"epochs": state["epochs"], "seconds": state["seconds"]}
+    log |= {key: state[key] for key in ("epochs", "seconds", "warnings")}
     log["resumed_after"] = [*state["resumed_after"], trainer.completed_epochs]
 
 
-def _train_epochs(trainer: Trainer, log: dict[str, Any], directory: RunDirectory, config: RunConfig) -> None:
+def _train_epochs(
+    trainer: Trainer, log: dict[str, Any], directory: RunDirectory, config: RunConfig, classes: int
+) -> None:
     """Train the remaining epochs and save each one, with one progress bar for all."""
     training = config.training
 
@@ -202,7 +216,8 @@ def _train_epochs(trainer: Trainer, log: dict[str, Any], directory: RunDirectory
             epoch = trainer.train_epoch(show)
             log["epochs"].append(asdict(epoch))
             log["seconds"] += time.perf_counter() - started
-            resume_keys = ("config", "digest", "epochs", "seconds", "resumed_after")
+            _warn(log, check_loss([epoch["loss"] for epoch in log["epochs"]], classes))
+            resume_keys = ("config", "digest", "epochs", "seconds", "resumed_after", "warnings")
             directory.save_epoch({"trainer": trainer.state(), **{key: log[key] for key in resume_keys}}, log)
             bar.write(_format_epoch(epoch), file=sys.stderr)
         bar.refresh()

@@ -73,7 +73,8 @@ class RunDirectory:
         """Return the state that `save_epoch` wrote last; raises TrainingError if it is broken."""
         try:
             state: dict[str, Any] = torch.load(self._resume, map_location="cpu", weights_only=True)
-            if not {"config", "digest", "trainer", "epochs", "seconds", "resumed_after"} <= state.keys():
+            keys = {"config", "digest", "trainer", "epochs", "seconds", "resumed_after", "warnings"}
+            if not keys <= state.keys():
                 raise ValueError("it is not the state of a run")
         except (*LOAD_ERRORS, pickle.UnpicklingError) as error:
             raise TrainingError(f"{self._resume} cannot be read: {error}; choose another --output") from error

@@ -33,6 +33,7 @@ def new_log(config: Mapping[str, Any], parameters: int, data: TrainTestData) -> 
         "resumed_after": [],
         "seconds": 0.0,
         "epochs": [],
+        "warnings": [],
     }
 
 
