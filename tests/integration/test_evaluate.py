@@ -19,7 +19,7 @@ from resnet_service.models import Model, checkpoint, load_model
 from resnet_service.models.networks import NETWORKS
 from resnet_service.training import plots
 from resnet_service.training.activations import draw_activations
-from resnet_service.training.evaluate import Evaluation, confusion_matrix
+from resnet_service.training.evaluate import Confusion, Evaluation, confusion_matrix
 from tests.support.images import encode, make_image
 
 pytest.importorskip("matplotlib", reason="needs the extra train")
@@ -62,11 +62,11 @@ def test_most_frequent_confusions_come_first() -> None:
     confusion = torch.tensor([[9, 1, 0], [0, 9, 2], [0, 1, 9]])
     evaluation = Evaluation(confusion, ("a", "b", "b"))
     assert evaluation.most_frequent_confusions() == [
-        ("b (1)", "b (2)", 2),
-        ("a", "b (1)", 1),
-        ("b (2)", "b (1)", 1),
+        Confusion("b (1)", "b (2)", 2),
+        Confusion("a", "b (1)", 1),
+        Confusion("b (2)", "b (1)", 1),
     ]
-    assert evaluation.most_frequent_confusions(limit=1) == [("b (1)", "b (2)", 2)]
+    assert evaluation.most_frequent_confusions(limit=1) == [Confusion("b (1)", "b (2)", 2)]
     assert list(evaluation.accuracy_by_class()) == ["a", "b (1)", "b (2)"]
 
 

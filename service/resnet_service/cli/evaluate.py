@@ -1,6 +1,7 @@
 """`resnet-service evaluate` and `activations`: measure and visualize what a model does with images."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def evaluate(
             "top5_accuracy": result.top5_accuracy,
             "images": len(dataset),
             "accuracy_by_class": result.accuracy_by_class(),
-            "confusions": [confusion._asdict() for confusion in confusions],
+            "confusions": [asdict(confusion) for confusion in confusions],
             "unreadable": {str(path): reason for path, reason in dataset.unreadable.items()},
             "device": loaded.runtime.device,
             "precision": loaded.runtime.precision,
@@ -86,8 +87,8 @@ def evaluate(
         click.echo(f"{label:24} {share:7.2%}")
     if confusions:
         click.echo("\nMost frequent confusions (class, predicted class, images):")
-    for label, predicted, count in confusions:
-        click.echo(f"{label:24} {predicted:24} {count:7,}")
+    for confusion in confusions:
+        click.echo(f"{confusion.label:24} {confusion.predicted:24} {confusion.count:7,}")
     report_skipped(dataset.unreadable)
     top5 = "" if result.top5_accuracy is None else f", top-5 {result.top5_accuracy:.2%}"
     click.echo(f"\n{loaded}: top-1 {result.accuracy:.2%}{top5} of {len(dataset):,} images")

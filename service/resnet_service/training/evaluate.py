@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from resnet_service.training.data import Dataset
 _TOP: Final = 5
 
 
-class Confusion(NamedTuple):
+@dataclass(frozen=True)
+class Confusion:
     """`count` images of the class `label` whose best class was `predicted`, another one."""
 
     label: str
