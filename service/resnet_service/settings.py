@@ -73,8 +73,8 @@ class Settings(BaseSettings):
 
     model: str = Field(
         "auto",
-        description="Model to serve: a torchvision classifier, efficientnet_lite0, cifar10 or a checkpoint "
-        "file; auto is resnet50, or efficientnet_lite0 if its weights cannot be downloaded.",
+        description="Model to serve: a torchvision classifier, efficientnet_lite0, cifar10, a checkpoint or "
+        "an ONNX file; auto is resnet50, or efficientnet_lite0 if its weights cannot be downloaded.",
     )
     weights: str | None = Field(
         None,
@@ -109,10 +109,10 @@ class Settings(BaseSettings):
         description="Batches that run concurrently on each device; by default 2 on a GPU, and on a CPU 1 "
         "with torch or OpenVINO's recommendation with openvino.",
     )
-    runtime: Literal["auto", "torch", "openvino"] = Field(
+    runtime: Literal["auto", "torch", "openvino", "onnxruntime"] = Field(
         "auto",
         description="Library that runs the network; auto is openvino on x86 CPUs if it is installed, else "
-        "torch.",
+        "torch, and for an ONNX file openvino on CPUs, else onnxruntime.",
     )
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
         "auto",

@@ -42,6 +42,8 @@ ONLY_IN: Final = {
     "simplejpeg": {"images"},
     "openvino": {"runtimes"},
     "nncf": {"runtimes"},
+    "onnx": {"models", "runtimes"},
+    "onnxruntime": {"runtimes"},
     "matplotlib": {"figures", "training", "benchmark"},
     "httpx": {"client"},
     "pooch": {"models"},

@@ -59,7 +59,7 @@ def check_models(models: Mapping[str, Model], requested: Variant) -> None:
     device = torch.device(requested.device)
     runtime, precision = cast(RuntimeName, requested.runtime), cast(Precision, requested.precision)
     for name, model in models.items():
-        if precision == "int8" and model.openvino_model is None:
+        if precision == "int8" and not model.is_quantized:
             raise BenchmarkError(f"{name} is not quantized: see resnet-service quantize --help")
         check_options(device, runtime, precision, model)
 

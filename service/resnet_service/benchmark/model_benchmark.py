@@ -48,7 +48,7 @@ def create_variant_runtime(model: Model, variant: Variant) -> tuple[Runtime, Var
     gc.collect()  # the previous variant's device memory may be part of a reference cycle
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if variant.precision == "int8" and model.openvino_model is None:
+    if variant.precision == "int8" and not model.is_quantized:
         model = quantize(model, np.stack(random_crops(model, _CALIBRATION_IMAGES))).model
     [runtime] = create_runtimes(
         model,

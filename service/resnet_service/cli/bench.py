@@ -45,7 +45,7 @@ _LIST: Final = "Separate several by commas."
     "runtimes",
     type=CommaSeparated(("auto", *RUNTIMES)),
     default="auto",
-    metavar="auto,torch,openvino",
+    metavar=",".join(("auto", *RUNTIMES)),
     help=f"{RUNTIME_HELP} {_LIST}",
 )
 @click.option(
@@ -125,14 +125,16 @@ def _run_benchmark(
     from resnet_service.devices import choose_devices
     from resnet_service.errors import DeviceError, ServiceError
     from resnet_service.runtimes.quantization import require_nncf
-    from resnet_service.runtimes.selection import require_openvino
+    from resnet_service.runtimes.selection import require_onnxruntime, require_openvino
 
     with exit_on_service_error():
         targets = dict.fromkeys(str(device) for name in devices for device in choose_devices(name))
         if "openvino" in runtimes:
             require_openvino()
+        if "onnxruntime" in runtimes:
+            require_onnxruntime()
         loaded = load_model_to_time(model)
-        if "int8" in precisions and loaded.openvino_model is None:
+        if "int8" in precisions and not loaded.is_quantized:
             require_nncf()
         compiled = (False, True) if with_compile else (False,)
         rows: list[Any] = []

@@ -29,7 +29,7 @@ DEFAULT_MODEL: Final = "auto"
 MODEL_VARIABLE: Final = "RESNET_SERVICE_MODEL"
 """The variable that sets the model of `serve`, and of all other commands."""
 PRECISIONS: Final = ("fp32", "tf32", "bf16", "fp16", "int8")
-RUNTIMES: Final = ("torch", "openvino")
+RUNTIMES: Final = ("torch", "openvino", "onnxruntime")
 DEVICE_HELP: Final = "Device: auto, cpu, mps, cuda or cuda:N."
 PRECISION_HELP: Final = "Number format of the network; auto is the fastest one that does not reduce accuracy."
 RUNTIME_HELP: Final = "Library that runs the network."
@@ -166,8 +166,8 @@ def model_option(command: Command) -> Command:
             default=DEFAULT_MODEL,
             envvar=MODEL_VARIABLE,
             show_envvar=True,
-            help="A torchvision classifier, efficientnet_lite0, cifar10 or a checkpoint file; auto is "
-            "resnet50, or efficientnet_lite0 if its weights cannot be downloaded.",
+            help="A torchvision classifier, efficientnet_lite0, cifar10, a checkpoint or an ONNX file; auto "
+            "is resnet50, or efficientnet_lite0 if its weights cannot be downloaded.",
         ),
     ):
         decorated = option(decorated)

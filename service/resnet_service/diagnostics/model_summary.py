@@ -9,7 +9,8 @@ from typing import Final
 from torch import nn
 
 from resnet_service.images import Preprocessing
-from resnet_service.models import Model, ModelSource, load_model, weights_path
+from resnet_service.models import Model, ModelSource, ONNXModel, load_model, weights_path
+from resnet_service.models.onnx import count_nodes
 
 _BYTES_PER_PARAMETER: Final = 4  # fp32, before a runtime converts the model
 
@@ -21,9 +22,10 @@ class ModelSummary:
     Attributes:
         name: of the model.
         source: file name or URL of the weights.
-        parameters: their number, None for a quantized model.
+        parameters: their number, None for a quantized model; of an ONNX file, its floating-point constants.
         buffers: number of values that are stored but not trained, None for a quantized model.
-        layers: number of modules without submodules by type, None for a quantized model.
+        layers: number of modules without submodules by type, or of the nodes of an ONNX file; None for a
+            quantized checkpoint.
         operations: floating-point operations for one image; a multiply-add counts as two.
         file_bytes: size of the weights' file, None for published weights that are not downloaded.
         labels: of the classes.
@@ -58,13 +60,22 @@ def summarize_model(source: ModelSource | str) -> ModelSummary:
         model = Model(spec.name, spec.build().eval(), spec.labels, spec.preprocessing, spec.source_name)
     else:
         model = load_model(source)
-    network = model.program if isinstance(model.program, nn.Module) else None
+    parameters: int | None = None
+    buffers: int | None = None
+    layers: Mapping[str, int] | None = None
+    if isinstance(model.program, nn.Module):
+        parameters = sum(value.numel() for value in model.program.parameters())
+        buffers = sum(value.numel() for value in model.program.buffers())
+        layers = _layers(model.program)
+    elif isinstance(model.program, ONNXModel):
+        nodes, constants = count_nodes(model.program)
+        layers, parameters = nodes, None if model.is_quantized else constants
     return ModelSummary(
         name=model.name,
         source=model.source,
-        parameters=None if network is None else sum(value.numel() for value in network.parameters()),
-        buffers=None if network is None else sum(value.numel() for value in network.buffers()),
-        layers=None if network is None else _layers(network),
+        parameters=parameters,
+        buffers=buffers,
+        layers=layers,
         operations=model.operations,
         file_bytes=_file_bytes(weights_path(source)),
         labels=model.labels,

@@ -1,9 +1,9 @@
-"""A classifier in memory: a network or an OpenVINO model, with its labels and its preprocessing."""
+"""A classifier in memory: a network, an OpenVINO model or an ONNX graph, with labels and preprocessing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 import torch
@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from resnet_service.errors import ModelLoadError, UnsupportedModelError
 from resnet_service.images import Preprocessing
-from resnet_service.models.operations import count_network_operations, count_openvino_operations
+from resnet_service.models.operations import (
+    count_network_operations,
+    count_onnx_operations,
+    count_openvino_operations,
+)
 
 _TOPOLOGY: Final = "openvino.xml"
 _WEIGHTS: Final = "openvino.bin"
@@ -51,6 +55,19 @@ class OpenVINOModel:
 
 
 @dataclass(frozen=True)
+class ONNXModel:
+    """An ONNX graph with its weights, serialized; created by `resnet_service.models.onnx`.
+
+    Input [N, 3, S, S] normalized float32, output [N, classes] float32, any N. `output` says whether a softmax
+    is still missing. The operations of a quantized graph are int8.
+    """
+
+    graph: bytes
+    output: Literal["logits", "probabilities"]
+    is_quantized: bool
+
+
+@dataclass(frozen=True)
 class ModelDescription:
     """What a process needs to know about a model to decode its inputs and to name its outputs."""
 
@@ -64,13 +81,13 @@ class ModelDescription:
 class Model:
     """A classifier that a runtime can place on a device; immutable, created by `load_model`.
 
-    `program` is a network in fp32 on the CPU in eval mode, or an OpenVINO model. The network takes
-    [N, 3, S, S] normalized float, S = preprocessing.crop, and returns logits [N, len(labels)].
+    `program` is a network in fp32 on the CPU in eval mode, an OpenVINO model or an ONNX graph. The network
+    takes [N, 3, S, S] normalized float, S = preprocessing.crop, and returns logits [N, len(labels)].
     `source` is the file name or URL of the weights.
     """
 
     name: str
-    program: nn.Module | OpenVINOModel
+    program: nn.Module | OpenVINOModel | ONNXModel
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     source: str
@@ -82,7 +99,12 @@ class Model:
 
     @property
     def network(self) -> nn.Module:
-        """The network. Raises UnsupportedModelError if the model is quantized and has none."""
+        """The network. Raises UnsupportedModelError if the model has none."""
+        if isinstance(self.program, ONNXModel):
+            raise UnsupportedModelError(
+                f"the model {self.name!r} is an ONNX file, which only OpenVINO and ONNX Runtime can run; use "
+                "the model that it was exported from"
+            )
         if isinstance(self.program, OpenVINOModel):
             raise UnsupportedModelError(
                 f"the model {self.name!r} is quantized; use the model that it was quantized from"
@@ -94,9 +116,18 @@ class Model:
         """Floating-point operations for one image; a multiply-add counts as two."""
         if isinstance(self.program, OpenVINOModel):
             return count_openvino_operations(self.program.topology)
+        if isinstance(self.program, ONNXModel):
+            return count_onnx_operations(self.program.graph)
         return count_network_operations(self.program, self.preprocessing.crop)
 
     @property
     def openvino_model(self) -> OpenVINOModel | None:
         """The OpenVINO model of a quantized model, otherwise None."""
         return self.program if isinstance(self.program, OpenVINOModel) else None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the operations are int8."""
+        return isinstance(self.program, OpenVINOModel) or (
+            isinstance(self.program, ONNXModel) and self.program.is_quantized
+        )

@@ -1,4 +1,4 @@
-"""Load a model: a classifier of the catalog, cifar10, or the path of a checkpoint."""
+"""Load a model: a classifier of the catalog, cifar10, or the path of a checkpoint or an ONNX file."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,19 +16,20 @@ from resnet_service.models.checkpoint import load_checkpoint
 from resnet_service.models.download import is_url
 from resnet_service.models.model import Model, OpenVINOModel
 from resnet_service.models.networks import NETWORKS
+from resnet_service.models.onnx import SUFFIX as ONNX_SUFFIX
+from resnet_service.models.onnx import load_onnx
 from resnet_service.models.source import ModelSource
 
 CIFAR10: Final = "cifar10"
 _CIFAR10_RESOURCE: Final = resources.files("resnet_service.models") / "bundled" / "cifar10.safetensors"
-
-
 _MAX_KEYS_SHOWN: Final = 3
 
 
 def load_model(source: ModelSource | str) -> Model:
     """Load a model; a name is short for a `ModelSource` with nothing else.
 
-    Raises ModelLoadError if the model cannot be loaded; the message lists alternatives.
+    Raises ModelLoadError if the model cannot be loaded; the message lists alternatives. Raises
+    MissingDependencyError for an ONNX file without the package onnx.
     """
     source = ModelSource(source) if isinstance(source, str) else source
     try:
@@ -104,9 +105,10 @@ def _load(source: ModelSource) -> Model:
     path = Path(name)
     if _is_file_name(name) or path.exists():
         # The trainer writes RUN/model.safetensors: the name of the run directory identifies the model.
-        return _from_checkpoint(
-            path.absolute().parent.name if path.stem == "model" else path.stem, path, source
-        )
+        name = path.absolute().parent.name if path.stem == "model" else path.stem
+        if path.suffix.lower() == ONNX_SUFFIX:
+            return _from_onnx(name, path, source)
+        return _from_checkpoint(name, path, source)
     similar = get_close_matches(name, [CIFAR10, *catalog.model_names()], n=3)
     suggestion = f"; did you mean {' or '.join(similar)}?" if similar else ""
     raise ModelLoadError(f"it is neither a torchvision classifier nor a file{suggestion}")
@@ -153,11 +155,24 @@ def _from_checkpoint(name: str, path: Path, source: ModelSource) -> Model:
     return Model(name, network.eval(), labels, preprocessing, path.name)
 
 
+def _from_onnx(name: str, path: Path, source: ModelSource) -> Model:
+    if source.weights_sha256 is not None and path.exists():
+        weights.check_hash(path, path.name, source.weights_sha256)
+    model = load_onnx(name, path)
+    preprocessing = source.choose_preprocessing(model.preprocessing)
+    if preprocessing.crop != model.preprocessing.crop:
+        raise ModelLoadError(
+            f"{path} takes images of {model.preprocessing.crop} pixels, and the crop is {preprocessing.crop}"
+        )
+    labels = source.choose_labels(model.labels, len(model.labels))
+    return replace(model, labels=labels, preprocessing=preprocessing)
+
+
 @torch.inference_mode()
 def _check_output(model: Model) -> None:
     """Run a network once, so that a checkpoint that contradicts itself fails at the start."""
-    if model.openvino_model is not None:
-        return  # the OpenVINO runtime checks its shapes
+    if not isinstance(model.program, nn.Module):
+        return  # the runtimes check the shapes
     size = model.preprocessing.crop
     try:
         output = model.network(torch.zeros(1, 3, size, size))
@@ -191,6 +206,7 @@ def _hints(source: ModelSource) -> Iterator[str]:
         yield f"--model {catalog.EFFICIENTNET_LITE0} serves a network for ImageNet and needs no download"
     if is_classifier or not _is_file_name(name):
         yield "--model FILE.safetensors serves a checkpoint of this project"
+        yield "--model FILE.onnx serves an ONNX file"
     if not is_classifier:
         yield "--model resnet50, or another classifier of torchvision, serves its published weights"
     else:

@@ -1,4 +1,4 @@
-"""Run a network with OpenVINO on the CPU: faster than PyTorch in bf16, and the only runtime for int8."""
+"""Run a network or an ONNX graph with OpenVINO on the CPU: faster than PyTorch in bf16, and supports int8."""
 
 import hashlib
 import json
@@ -15,7 +15,6 @@ from threading import Lock
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,8 @@ from resnet_service.errors import DeviceOutOfMemoryError, DeviceUnavailableError
 from resnet_service.files import app_cache_dir
 from resnet_service.images import Crop, Preprocessing
 from resnet_service.models import Model, OpenVINOModel
-from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, normalization, stack_crops
+from resnet_service.runtimes.onnx_graph import end_to_end_graph
+from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, normalization, stack_crops, top_k
 from resnet_service.runtimes.sizing import has_small_images
 
 # Disables telemetry: converting a network sends usage data unless the user has opted out in a file.
@@ -64,17 +64,11 @@ class OpenVINORuntime:
                 if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS):
                     raise DeviceOutOfMemoryError("the device is out of memory") from error
                 raise
-            return _top_k(outputs[0], k, self.device)  # copies: the next batch overwrites the output
+            return top_k(outputs[0], k, self.device)  # copies: the next batch overwrites the output
 
     def memory(self) -> DeviceMemory | None:
         """Return None: a CPU has no memory of its own."""
         return None
-
-
-def _top_k(probabilities: npt.NDArray[np.float32], k: int, device: str) -> TopKResult:
-    best = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
-    ranked = np.take_along_axis(best, np.argsort(-np.take_along_axis(probabilities, best, 1), axis=1), 1)
-    return TopKResult(ranked, np.take_along_axis(probabilities, ranked, 1), device)
 
 
 class _StreamArbiter:
@@ -178,6 +172,13 @@ def convert(network: nn.Module, preprocessing: Preprocessing) -> ov.Model:
         raise ModelLoadError(f"OpenVINO cannot convert the network: {first_line(error)}") from error
 
 
+def to_openvino(model: Model) -> ov.Model:
+    """Return any model as an OpenVINO model, as `convert` does. Raises ModelLoadError."""
+    if isinstance(model.program, nn.Module):
+        return convert(model.program, model.preprocessing)
+    return _read(_core(), model)
+
+
 def serialize(model: ov.Model) -> OpenVINOModel:
     """Return the model's files for a checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
@@ -212,8 +213,8 @@ class _Compiler:
         self._core = core
         self._model = model
         self._ir_path: Path | None = None
-        if model.openvino_model is not None:
-            self._converted = _read(core, model.openvino_model, model)
+        if not isinstance(model.program, nn.Module):
+            self._converted = _read(core, model)
             return
         folder = app_cache_dir() / "openvino" / _fingerprint(model.network, model.preprocessing)
         topology = folder / "model.xml"
@@ -265,10 +266,14 @@ def _fingerprint(network: nn.Module, preprocessing: Preprocessing) -> str:
     return digest.hexdigest()[:32]
 
 
-def _read(core: ov.Core, files: OpenVINOModel, model: Model) -> ov.Model:
+def _read(core: ov.Core, model: Model) -> ov.Model:
     size, classes = model.preprocessing.crop, len(model.labels)
+    files = model.openvino_model
     try:
-        loaded = core.read_model(files.topology, files.weights)
+        if files is None:
+            loaded = core.read_model(end_to_end_graph(model), b"")
+        else:
+            loaded = core.read_model(files.topology, files.weights)
         shapes = [str(port.get_partial_shape()) for port in (*loaded.inputs, *loaded.outputs)]
     except RuntimeError as error:
         raise ModelLoadError(f"OpenVINO cannot read the model {model.name!r}: {error}") from error

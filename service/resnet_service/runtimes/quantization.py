@@ -11,7 +11,10 @@ import numpy.typing as npt
 import torch
 
 from resnet_service.errors import MissingDependencyError, UnsupportedModelError
-from resnet_service.models import Model
+from resnet_service.models import Model, ONNXModel
+from resnet_service.models.onnx import create_model
+from resnet_service.runtimes.onnx_graph import input_name
+from resnet_service.runtimes.runtime import normalization
 from resnet_service.runtimes.selection import create_runtimes
 
 _BATCH_SIZE: Final = 32
@@ -30,7 +33,7 @@ class QuantizedModel:
 
 def check_quantizable(model: Model) -> None:
     """Raise UnsupportedModelError if `model` is quantized."""
-    if model.openvino_model is not None:
+    if model.is_quantized:
         raise UnsupportedModelError(f"the model {model.name!r} is quantized already")
 
 
@@ -53,13 +56,43 @@ def quantize(model: Model, images: npt.NDArray[np.uint8]) -> QuantizedModel:
 
     with redirect_stdout(sys.stderr):  # NNCF prints its progress to standard output
         quantized = nncf.quantize(
-            openvino.convert(model.network, model.preprocessing),
+            openvino.to_openvino(model),
             nncf.Dataset([image[None] for image in images]),
             subset_size=len(images),
         )
     result = Model(model.name, openvino.serialize(quantized), model.labels, model.preprocessing, model.source)
-    agreement = (_best_classes(result, images) == _best_classes(model, images)).mean()
-    return QuantizedModel(result, float(agreement))
+    return QuantizedModel(result, _agreement(result, model, images))
+
+
+def quantize_onnx(model: Model, images: npt.NDArray[np.uint8]) -> QuantizedModel:
+    """Quantize a model whose program is an ONNX graph, as `quantize` does, to a graph with int8 operations.
+
+    Needs ONNX Runtime, too. Raises ModelLoadError if a runtime cannot run the graph.
+    """
+    import onnx
+
+    from resnet_service.runtimes import openvino  # noqa: F401 - before NNCF, because it disables telemetry
+
+    import nncf  # isort: skip
+
+    assert isinstance(model.program, ONNXModel)
+    proto = onnx.load_model_from_string(model.program.graph)
+    name = input_name(proto.graph)
+    mean, std = (values.numpy() for values in normalization(model.preprocessing))
+
+    def to_input(image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        return {name: ((image.transpose(2, 0, 1) - mean) / std)[None].astype(np.float32)}
+
+    with redirect_stdout(sys.stderr):  # NNCF prints its progress to standard output
+        quantized = nncf.quantize(proto, nncf.Dataset(list(images), to_input), subset_size=len(images))
+    result = create_model(
+        *(model.name, quantized, model.labels, model.preprocessing), model.program.output, model.source
+    )
+    return QuantizedModel(result, _agreement(result, model, images))
+
+
+def _agreement(quantized: Model, original: Model, images: npt.NDArray[np.uint8]) -> float:
+    return float((_best_classes(quantized, images) == _best_classes(original, images)).mean())
 
 
 def _best_classes(model: Model, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:

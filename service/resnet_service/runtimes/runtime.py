@@ -93,6 +93,13 @@ def stack_crops(crops: Sequence[Crop], out: Tensor | None = None) -> Tensor:
     return torch.stack([torch.from_numpy(crop) for crop in crops], out=out)
 
 
+def top_k(probabilities: npt.NDArray[np.float32], k: int, device: str) -> TopKResult:
+    """Return the best `k` of the probabilities [N, classes], which `device` has computed, as copies."""
+    best = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
+    ranked = np.take_along_axis(best, np.argsort(-np.take_along_axis(probabilities, best, 1), axis=1), 1)
+    return TopKResult(ranked, np.take_along_axis(probabilities, ranked, 1), device)
+
+
 def normalization(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """Return mean and std, [3, 1, 1] each, for pixels of 0..255; those of `preprocessing` are for 0..1."""
     mean, std = torch.tensor([preprocessing.mean, preprocessing.std]).view(2, 3, 1, 1) * 255
