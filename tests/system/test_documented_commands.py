@@ -51,7 +51,7 @@ SUBSTITUTIONS: Final = {
     "--data cifar10": "--data ./cifar10",  # a folder here instead of a download
     rf"--weights {SMALL_NETWORK}\b": f"--network {SMALL_NETWORK} --weights resnet50.pth",
     r"\bW\.pth": "resnet50.pth",
-    rf"(quantize|bench)( .*)?--model {SMALL_NETWORK}\b": r"\g<0> --weights resnet50.pth",
+    rf"(quantize|bench|export)( .*)?--model {SMALL_NETWORK}\b": r"\g<0> --weights resnet50.pth",
     "PORT=9000": "PORT=0",
     " +#.*": "",
     "^curl ": "curl --fail-with-body ",

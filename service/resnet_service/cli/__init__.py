@@ -13,6 +13,7 @@ from resnet_service.cli.common import CommandGroups
 from resnet_service.cli.compare import compare
 from resnet_service.cli.convert import convert
 from resnet_service.cli.evaluate import activations, evaluate
+from resnet_service.cli.export import export
 from resnet_service.cli.quantize import quantize
 from resnet_service.cli.serve import serve, ui
 from resnet_service.cli.tools import doctor, inspect
@@ -26,7 +27,7 @@ __all__ = ["main"]
     sections={
         "Serve and measure": (serve, bench, compare, ui),
         "Local inference": (classify, batch, evaluate, activations),
-        "Training": (train, quantize, convert),
+        "Training": (train, quantize, convert, export),
         "Tools": (doctor, inspect),
     },
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
