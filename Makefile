@@ -49,7 +49,7 @@ types: $(VENV)/.installed-dev
 
 lock: $(VENV)/.installed-dev  ## Update the lock files from pyproject.toml; locked versions do not change
 	$(LOCK) --extra openvino --extra heif --extra train --extra traces pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra ray --extra openvino --extra heif --extra client --extra onnx --extra quantize --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) --extra ray --extra openvino --extra heif --extra client --extra onnx --extra quantize --extra timm --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 
 load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL (default: cifar10); reports in load-test-results/
 	$(BIN)/python -m load_tests run --model "$(or $(MODEL),cifar10)"

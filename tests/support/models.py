@@ -14,6 +14,7 @@ from torchvision.models import squeezenet1_1
 from resnet_service.errors import ModelLoadError
 from resnet_service.models import CIFAR10, ModelSource, catalog, checkpoint, load_model, weights_path
 from resnet_service.models.catalog import ModelSpec
+from resnet_service.models.timm_models import TimmSpec
 
 CLASSIFIER = "squeezenet1_1"
 """A torchvision classifier with small weights (5 MB)."""
@@ -51,7 +52,7 @@ def replace_source(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None
     """Replace the URL of the published weights of the classifier `name`."""
     original, files = catalog.get_spec, catalog.published_files() | {url.rpartition("/")[2]}
 
-    def get_spec(requested: str, weights: str | None = None) -> ModelSpec:
+    def get_spec(requested: str, weights: str | None = None) -> ModelSpec | TimmSpec:
         spec = original(requested, weights)
         return replace(spec, source=url) if requested == name else spec
 

@@ -41,7 +41,7 @@ def test_server_that_does_not_respond_is_not_waited_for(
     publish: PublishFn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection is accepted and nothing is sent: the wait has a limit, here 0.1 s."""
-    monkeypatch.setattr(weights, "_CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(weights, "CONNECT_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         publish("resnet50", f"http://{address}/resnet50.pth")

@@ -70,7 +70,7 @@ def test_quantized_checkpoint_is_loaded_and_evaluated(
     """The checkpoint has the original's labels and preprocessing and runs in int8."""
     model = load_model(str(quantized))
     assert (model.name, model.labels, model.preprocessing) == ("small", LABELS, PREPROCESSING)
-    assert load_checkpoint(quantized).training["quantized_from"] == str(original)
+    assert load_checkpoint(quantized).training["quantized_from"] == original.stem
     result = run("evaluate", "--model", quantized, "--data", labeled_images)
     assert result.exit_code == 0, result.output
     assert "on cpu, int8" in result.output

@@ -166,8 +166,8 @@ def model_option(command: Command) -> Command:
             default=DEFAULT_MODEL,
             envvar=MODEL_VARIABLE,
             show_envvar=True,
-            help="A torchvision classifier, efficientnet_lite0, cifar10, a checkpoint or an ONNX file; auto "
-            "is resnet50, or efficientnet_lite0 if its weights cannot be downloaded.",
+            help="A classifier of torchvision or timm/NAME, efficientnet_lite0, cifar10, a checkpoint or an "
+            "ONNX file; auto is resnet50, or efficientnet_lite0 if its weights cannot be downloaded.",
         ),
     ):
         decorated = option(decorated)

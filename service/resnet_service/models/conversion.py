@@ -18,7 +18,7 @@ def convert_to_checkpoint(source: ModelSource) -> Checkpoint:
     model = load_model(source)
     network = source.name
     training: Mapping[str, Any] = {}
-    if source.name not in catalog.model_names():
+    if not catalog.is_classifier(source.name):
         original = load_checkpoint(weights_path(source))
         network, training = original.network, original.training
     program = model.network if model.openvino_model is None else model.openvino_model

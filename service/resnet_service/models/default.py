@@ -45,11 +45,11 @@ def choose_model(source: ModelSource | str) -> ModelChoice:
 
 
 def _choose_by_download() -> tuple[str, str]:
-    url = catalog.get_spec(_PREFERRED).source
+    spec = catalog.get_spec(_PREFERRED)
     try:
-        is_new = weights.fetch_published(url)
+        is_new = weights.fetch_published(spec)
     except (ModelLoadError, OSError) as error:  # OSError: the cache cannot be read
         reason = f"the weights of {_PREFERRED} cannot be downloaded: {error}"
         return catalog.EFFICIENTNET_LITE0, reason
-    where = "were downloaded" if is_new else f"are in {weights.cache_path(url).parent}"
+    where = "were downloaded" if is_new else f"are in {weights.cache_path(spec.source).parent}"
     return _PREFERRED, f"its published weights {where}"

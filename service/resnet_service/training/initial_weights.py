@@ -6,7 +6,8 @@ from pathlib import Path
 
 from resnet_service.errors import ModelLoadError, TrainingError
 from resnet_service.images import Preprocessing
-from resnet_service.models import CIFAR10, OpenVINOModel, catalog, checkpoint, weights, weights_path
+from resnet_service.models import CIFAR10, OpenVINOModel, catalog, checkpoint, weights_path
+from resnet_service.models.download import is_url
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ def find_weights(source: str, network: str | None = None) -> InitialWeights:
         return _published(source)
     if network in catalog.model_names() and source in catalog.published_weights(network):
         return _published(network, source)
-    if not (weights.is_url(source) or Path(source).is_file()):
+    if not (is_url(source) or Path(source).is_file()):
         raise TrainingError(_describe_unknown(source, network))
     reason = "only a checkpoint does"
-    if not weights.is_url(source):
+    if not is_url(source):
         try:
             return _from_checkpoint(checkpoint.load_checkpoint(Path(source)), source, Path(source))
         except ModelLoadError as error:
