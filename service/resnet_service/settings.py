@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     model: str = Field(
         "auto",
         description="Model to serve: a classifier of torchvision or timm/NAME, efficientnet_lite0, cifar10, "
-        "a checkpoint or an ONNX file; auto is resnet50, or efficientnet_lite0 if its weights are not available.",
+        "a checkpoint or an ONNX file; auto is resnet50, or efficientnet_lite0 if its weights cannot be had.",
     )
     weights: str | None = Field(
         None,
