@@ -23,11 +23,13 @@ Started = tuple["subprocess.Popen[str]", Log, str]
 def environment(**variables: str) -> dict[str, str]:
     """Return the environment of this process without settings that affect the service, plus `variables`.
 
-    Without a management port: services that run at the same time need different ones.
+    Without a management port: services that run at the same time need different ones. With the model cifar10:
+    `auto` depends on the network.
     """
     others = ("RESNET_SERVICE_", "MALLOC_", "GLIBC_TUNABLES")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-    return {**clean, "RESNET_SERVICE_MANAGEMENT_PORT": "0", **variables}
+    defaults = {"RESNET_SERVICE_MANAGEMENT_PORT": "0", "RESNET_SERVICE_MODEL": "cifar10"}
+    return {**clean, **defaults, **variables}
 
 
 def events(process: "subprocess.Popen[str]") -> Log:

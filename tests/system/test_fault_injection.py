@@ -3,6 +3,7 @@
 import resource
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ import pytest
 from monitoring.local import free_port
 from tests.support.file_server import FileServer
 from tests.support.http import connected
-from tests.support.processes import COMMAND, environment, started, until
+from tests.support.processes import COMMAND, environment, events, started, until
 
 SERVE_WITH_FAULT = """
 import sys
@@ -37,6 +38,10 @@ HUNG_DEVICE = """
 run = runtime.run
 runtime.run = lambda crops, k: threading.Event().wait() if k > 1 else run(crops, k)  # 1: the warm-up
 """
+HUNG_WARM_UP = """
+[runtime] = state.backend.engines.current.runtimes
+runtime.run = lambda crops, k: threading.Event().wait()
+"""
 BLOCKED_EVENT_LOOP = """
 async def block_event_loop(*_):
     threading.Event().wait()
@@ -57,6 +62,21 @@ def test_hung_device_returns_504_and_ends_the_process(jpeg: bytes) -> None:
         assert health.json()["detail"]
         until(log, "engine_stuck")
         assert process.wait(30) == 1
+
+
+def test_signal_during_a_long_warm_up_is_no_failure() -> None:
+    """SIGTERM ends a start whose warm-up still runs on the device, with status 0."""
+    program = SERVE_WITH_FAULT.format(settings="drain_timeout_s=4", fault=HUNG_WARM_UP)
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        try:
+            log = events(process)
+            until(log, "serving")
+            process.terminate()
+            until(log, "stopped")
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_blocked_event_loop_ends_the_process_with_stack_traces(jpeg: bytes) -> None:

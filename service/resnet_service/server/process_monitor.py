@@ -41,6 +41,7 @@ class ProcessMonitor:
     ) -> None:
         """Create a monitor; with `watchdog`, the process exits if `tick` is not called for the timeout."""
         self.reload_requested = False  # set by the handler of SIGHUP
+        self.has_failed = False
         self._backend = backend
         self._stall_timeout_s = stall_timeout_s
         self._management = management
@@ -55,6 +56,15 @@ class ProcessMonitor:
             self._allow(self._watchdog_s, arm=self._ticks % TICKS_PER_SECOND == 0)
         self._ticks += 1
         self._backend.heartbeat.beat()
+        self.has_failed = self._log_failure()
+        is_reloading = self._reload_task is not None and not self._reload_task.done()
+        if self.reload_requested and not (is_reloading or self.has_failed):
+            self.reload_requested = False
+            self._reload_task = asyncio.create_task(self._reload())
+        return self.has_failed
+
+    def _log_failure(self) -> bool:
+        """Return whether something has failed for which the process has to stop, and log it."""
         if self._management is not None and self._management.has_ended:
             _log.critical("management_port_failed")
             return True
@@ -64,9 +74,6 @@ class ProcessMonitor:
         if self._backend.is_hung:
             _log.critical("engine_stuck", stall_timeout_s=self._stall_timeout_s)
             return True
-        if self.reload_requested and (self._reload_task is None or self._reload_task.done()):
-            self.reload_requested = False
-            self._reload_task = asyncio.create_task(self._reload())
         return False
 
     def begin_shutdown(self, drain_timeout_s: float) -> None:
@@ -103,7 +110,7 @@ class ProcessMonitor:
             _log.info("reloaded", model=self._backend.served_model.model.name)
 
 
-def exit_immediately() -> NoReturn:
-    """Exit with status 1 without waiting for threads, one of which may never end."""
+def exit_immediately(status: int = 1) -> NoReturn:
+    """Exit without waiting for threads, one of which may never end."""
     logging.shutdown()
-    os._exit(1)
+    os._exit(status)

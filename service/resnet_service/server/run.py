@@ -140,9 +140,10 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
         management.stop()
     faulthandler.cancel_dump_traceback_later()
     _log.info("stopped")
-    if has_running_calls():
-        exit_immediately()
-    return 1 if has_failed or state.backend.fatal_error is not None else 0
+    has_failed = has_failed or server.monitor.has_failed or state.backend.fatal_error is not None
+    if has_running_calls():  # for example the warm-up of a start that a signal interrupts
+        exit_immediately(int(has_failed))
+    return int(has_failed)
 
 
 def tune_process() -> None:
