@@ -18,7 +18,7 @@ from tests.support.server import Running, serving
 from tests.support.v2 import base64_strings, json_input
 
 KEY, OTHER_SCOPE, SLOW = "images-0123456789", "scraper-0123456789", "slowly-0123456789"
-NAMES: Final = {"/predict": "/predict", "/predict/batch": "/predict/batch", "/v2": "/v2/models/bundled/infer"}
+NAMES: Final = {"/predict": "/predict", "/predict/batch": "/predict/batch", "/v2": "/v2/models/cifar10/infer"}
 _SAMPLE: Final = re.compile(r'inference_(\w+)\{.*?(?:outcome|reason|status)="(\w+)".*\} (\S+)')
 _COUNTED: Final = ("images_total", "rejected_total", "request_seconds_count")
 

@@ -35,9 +35,9 @@ OTHER_PATHS: Final = (
     "/predict/{name}",
     "/v2/{name}",
     "/v2/models/{name}/versions/{version}/{name}",
-    "/v2/models/bundled/infer",
-    "/v2/models/bundled/versions/1/infer",
-    "/v2/models/bundled/versions/{version}",
+    "/v2/models/cifar10/infer",
+    "/v2/models/cifar10/versions/1/infer",
+    "/v2/models/cifar10/versions/{version}",
 )
 """Paths that /openapi.json does not list in this form."""
 HIDDEN_ROUTES: Final = 3

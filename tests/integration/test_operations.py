@@ -53,7 +53,7 @@ def check_head(client: httpx.Client, path: str) -> None:
 def test_head_gets_the_headers_of_get_on_every_route(server: Running) -> None:
     """HAProxy, `wget --spider` and `curl -I` check with HEAD."""
     paths = get_paths(create_app(server.service))
-    assert {"/docs", "/openapi.json", "/v2/models/bundled/versions/1/ready", "/metrics"} <= set(paths)
+    assert {"/docs", "/openapi.json", "/v2/models/cifar10/versions/1/ready", "/metrics"} <= set(paths)
     for path in [*paths, "/", "/static-offline-docs/swagger-ui.css"]:
         check_head(server.client, path)
 
@@ -97,7 +97,7 @@ def test_head_is_not_allowed_where_get_is_not(server: Running) -> None:
 
 def test_path_with_another_slash_is_404_and_no_redirect(server: Running) -> None:
     """A redirect would lead out of the prefix of a proxy, and lose a body that is a stream."""
-    paths = [*get_paths(create_app(server.service)), "/predict", "/reload", "/v2/models/bundled/infer"]
+    paths = [*get_paths(create_app(server.service)), "/predict", "/reload", "/v2/models/cifar10/infer"]
     for path in [*paths, "/static-offline-docs"]:
         assert server.client.post(f"{path}/", content=b"x").status_code in (404, 405), path
         response = server.client.get(f"{path}/")

@@ -15,8 +15,8 @@ from tests.support.server import Running, in_this_process, serving
 from tests.support.v2 import INFER_PATH, error_message, json_input, output_data
 
 KEY = "every-scope-0123456789"
-PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/bundled/ready")
-MONITORING = (*PROBES, "/v2/models/bundled/versions/1/ready", "/metrics")
+PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/cifar10/ready")
+MONITORING = (*PROBES, "/v2/models/cifar10/versions/1/ready", "/metrics")
 
 
 @pytest.fixture(scope="module")

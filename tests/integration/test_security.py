@@ -235,7 +235,7 @@ def test_names_sent_by_clients_are_never_opened(
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(/etc/passwd) run\n"
     assert post("/predict", files={"file": eps}).status_code == 415
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [target]}
-    assert post("/v2/models/bundled/infer", json={"inputs": [tensor]}).status_code in (415, 422)
+    assert post("/v2/models/cifar10/infer", json={"inputs": [tensor]}).status_code in (415, 422)
     for header in ("X-Forwarded-For", "Forwarded", "Referer", "X-Original-URL"):
         assert server.client.get("/info", headers={header: target}).status_code == 200
     assert file_server.requests == []

@@ -196,11 +196,11 @@ def test_numbers_beyond_fp32_are_rejected_with_index(client: httpx.Client) -> No
     ("method", "path", "status"),
     [
         ("GET", "/v2/models/resnet50", 404),
-        ("GET", "/v2/models/bundled/versions/2", 404),
-        ("GET", "/v2/models/bundled/versions/2/ready", 404),
+        ("GET", "/v2/models/cifar10/versions/2", 404),
+        ("GET", "/v2/models/cifar10/versions/2/ready", 404),
         ("POST", "/v2/models/other/infer", 404),
-        ("POST", "/v2/models/bundled/versions/01/infer", 404),
-        ("GET", "/v2/models/bundled/config", 404),
+        ("POST", "/v2/models/cifar10/versions/01/infer", 404),
+        ("GET", "/v2/models/cifar10/config", 404),
         ("GET", "/v2/nothing", 404),
         ("GET", INFER_PATH, 405),
         ("POST", "/v2", 405),
@@ -304,7 +304,7 @@ def test_draining_server_is_live_and_not_ready() -> None:
     with serving(Settings(model="cifar10")) as server:
         server.engines.current.begin_drain()
         assert server.client.get("/v2/health/live").json() == {"live": True}
-        for path in ("/v2/health/ready", "/v2/models/bundled/ready"):
+        for path in ("/v2/health/ready", "/v2/models/cifar10/ready"):
             rejected = server.client.get(path)
             error_message(rejected, server.client.get("/readyz").status_code)
             assert "retry-after" in rejected.headers

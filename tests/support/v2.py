@@ -16,7 +16,7 @@ MODEL = load_model("cifar10").description
 PREPROCESSING = MODEL.preprocessing
 SIDE = PREPROCESSING.crop
 
-INFER_PATH = "/v2/models/bundled/infer"
+INFER_PATH = "/v2/models/cifar10/infer"
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 
 IMAGES = [encode(make_image(seed=seed)) for seed in range(3)]

@@ -114,7 +114,7 @@ def test_command_writes_a_file_that_other_commands_read(tmp_path: Path) -> None:
     (tmp_path / "data" / "cat" / "cat.jpg").write_bytes((PHOTOGRAPHS / "cat.jpg").read_bytes())
     result = run("evaluate", "--model", path, "--data", tmp_path / "data", "--runtime", "onnxruntime")
     assert result.exit_code == 0, result.output
-    assert "onnxruntime: 100.00% of 1 images" in result.output
+    assert "onnxruntime: top-1 100.00%, top-5 100.00% of 1 images" in result.output
     result = run(
         *("bench", "--model", path, "--runtime", "openvino,onnxruntime", "--precision", "fp32"),
         *("--batch-sizes", 2, "--iterations", 1, "--json"),

@@ -242,7 +242,7 @@ REJECTED: Final[dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]]] =
     "SavedModel": ("saved", save_saved_model, ("a SavedModel of TensorFlow", "PyTorch")),
     "TensorFlow": ("frozen.pb", save_bytes(b"\x0a\x20"), ("TensorFlow", "PyTorch")),
     "TensorFlow Lite": ("a.tflite", save_bytes(b"\x1c\0\0\0TFL3" + bytes(9)), ("TensorFlow", "PyTorch")),
-    "ONNX": ("a.bin", save_bytes(b"\x08\x08\x12\x07pytorch\x1a\x05"), ("an ONNX model", SAVE)),
+    "ONNX": ("a.bin", save_bytes(b"\x08\x08\x12\x07pytorch\x1a\x05"), ("an ONNX model", "--model FILE.onnx")),
     "OpenVINO": ("a.xml", save_bytes(b'<?xml version="1.0"?><net/>'), ("OpenVINO", SAVE)),
     "OpenVINO weights": ("a.bin", save_openvino_weights, ("OpenVINO", SAVE)),
     "folder": ("folder", save_folder, ("a folder", "model.safetensors")),

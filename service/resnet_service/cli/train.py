@@ -136,7 +136,7 @@ def train(
 
     \b
     Examples:
-      resnet-service train --data photos --weights efficientnet_lite0 --freeze -o runs/x
+      resnet-service train --data photos --weights resnet18 --freeze -o runs/x
       resnet-service train --data photos --weights resnet50 -o runs/x
       resnet-service train --data cifar10 --network lenet --seeds 1,2 -o runs/y
       resnet-service serve --model runs/x/model.safetensors
