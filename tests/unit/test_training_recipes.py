@@ -61,6 +61,15 @@ def test_resnet18_for_small_images_has_its_own_stem() -> None:
     assert resolve_setup("resnet18", size=96).network == "resnet18"
 
 
+def test_regnet_gets_a_new_last_layer(tmp_path: Path) -> None:
+    """While it is built, it computes with values, so it cannot be built without them."""
+    torch.save(models.regnet_y_400mf().state_dict(), tmp_path / "regnet.pth")
+    setup = resolve_setup("regnet_y_400mf", weights_source=str(tmp_path / "regnet.pth"))
+    network = setup.build(3, frozen=True)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == {"fc.weight", "fc.bias"}
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_fine_tuning_replaces_the_last_layer(tmp_path: Path, frozen: bool) -> None:
     """A torchvision classifier with weights from a file trains all layers, or only the last one if frozen."""

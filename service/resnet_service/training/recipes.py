@@ -72,9 +72,15 @@ class TrainingSetup:
 
     def _head_names(self, classes: int) -> set[str]:
         """Return the names of the tensors whose shape depends on the number of classes."""
-        with torch.device("meta"):
-            state, other = (self._build(count).state_dict() for count in (classes, classes + 1))
+        state, other = (self._build_without_values(count).state_dict() for count in (classes, classes + 1))
         return {key for key, value in state.items() if value.shape != other[key].shape}
+
+    def _build_without_values(self, classes: int) -> nn.Module:
+        try:
+            with torch.device("meta"):
+                return self._build(classes)
+        except NotImplementedError:  # RegNets compute with values of tensors while they are built
+            return self._build(classes)
 
 
 def resolve_setup(
