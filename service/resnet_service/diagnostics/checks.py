@@ -25,6 +25,7 @@ _OPTIONAL: Final = {
     "openvino": ("openvino", "the fastest runtime on x86 CPUs, required for int8"),
     "nncf": ("quantize", "resnet-service quantize"),
     "onnx": ("onnx", "ONNX files and resnet-service export"),
+    "timm": ("timm", "models of timm"),
     "matplotlib": ("train", "training, activation maps and plots in reports"),
     "streamlit": ("ui", "resnet-service ui"),
     "opentelemetry-sdk": ("traces", "serve --traces-url"),
