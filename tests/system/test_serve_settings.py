@@ -106,14 +106,14 @@ def test_incomplete_extra_for_traces_is_reported_before_the_model_is_loaded(
 ) -> None:
     """Other packages, such as Ray, install a part of the extra; the message is the same."""
     monkeypatch.setitem(sys.modules, missing, None)  # makes its import fail
-    with pytest.raises(MissingDependencyError, match=r"resnet-service\[traces\]"):
+    with pytest.raises(MissingDependencyError, match=r"make install EXTRAS=traces"):
         build_app_state(Settings(model="nonsense", traces_url="http://127.0.0.1:9"))
 
 
 def test_missing_openvino_is_reported_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the extra that has it."""
     monkeypatch.setattr(selection, "find_spec", lambda _: None)
-    with pytest.raises(MissingDependencyError, match=r"resnet-service\[openvino\]"):
+    with pytest.raises(MissingDependencyError, match=r"make install EXTRAS=openvino"):
         build_app_state(Settings(model="nonsense", device="cpu", runtime="openvino"))
 
 
