@@ -65,15 +65,14 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-def random_network(name: str, size: int) -> nn.Module:
-    """Return a network with random weights in which each layer has an effect, as after training.
+def random_network(name: str, images: Tensor) -> nn.Module:
+    """Return a network with random weights in which each layer has an effect, as after training on `images`.
 
     Some architectures start with zeros in the head, and with residual branches multiplied by 1e-6. Logits
     are scaled so that probabilities are neither all equal nor zero.
     """
     torch.manual_seed(0)
     network: nn.Module = get_timm_spec(name).build()
-    images = torch.rand(4, 3, size, size) * 2 - 1
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.abs().max() == 0:
@@ -96,18 +95,20 @@ def test_best_classes_are_those_of_timm(architecture: str) -> None:
 
     name = f"timm/{architecture}"
     spec = get_timm_spec(name)
-    network = random_network(name, spec.preprocessing.crop)
     photographs = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.jpg"))]
     config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(architecture).to_dict())
     transform = create_transform(**config)
     images = torch.stack([transform(Image.open(io.BytesIO(data)).convert("RGB")) for data in photographs])
+    network = random_network(name, images)
     with torch.inference_mode():
-        expected = network(images).softmax(1).topk(5)
+        expected = network(images).softmax(1)
     model = Model(name, network, spec.labels, spec.preprocessing, spec.source)
     [runtime] = create_runtimes(model, [torch.device("cpu")], precision="fp32", streams_per_device=1)
     result = runtime.run([decode_image(data, spec.preprocessing) for data in photographs], 5)
-    assert result.class_ids.tolist() == expected.indices.tolist()
-    np.testing.assert_allclose(result.probabilities, expected.values, rtol=0.02)
+    # With random weights, two classes can be equally probable but for rounding, and change places.
+    of_the_same_classes = expected.gather(1, torch.from_numpy(result.class_ids))
+    np.testing.assert_allclose(result.probabilities, of_the_same_classes, rtol=0.05)
+    np.testing.assert_allclose(result.probabilities, expected.topk(5).values, rtol=0.05)
 
 
 @pytest.fixture
