@@ -24,6 +24,7 @@ from load_tests.wrk import require_wrk, run_wrk
 from resnet_service.devices import choose_devices
 from resnet_service.errors import DeviceOutOfMemoryError, ServiceError
 from resnet_service.images import Crop, decode_image
+from resnet_service.machine import has_native_bf16
 from resnet_service.models import Model, ModelSource, load_model
 from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.selection import create_runtimes
@@ -164,8 +165,9 @@ class GPUCheck:
         yield Row("out of memory", f"{large}, one of 4 does", "not" in large and len(best.class_ids) == 4)
 
     def _engine(self) -> Iterator[Row]:
-        """Images/s of the network alone."""
-        flags = ["--device", self.device, "--precision", ",".join(self._precisions), "--json"]
+        """Images/s of the network alone. A CPU without native bf16 runs only fp32."""
+        precisions = self._precisions if self._is_gpu or has_native_bf16() else ("fp32",)
+        flags = ["--device", self.device, "--precision", ",".join(precisions), "--json"]
         flags += ["--batch-sizes", ",".join(map(str, self.batch_sizes)), "--model", self.model]
         flags += ["--weights", str(self._weights)] if self._weights else []
         for line in json.loads(_command("bench", *flags))["model"]:

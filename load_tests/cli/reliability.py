@@ -218,7 +218,7 @@ def interrupted_starts(model: str, weights: str | None, output: Path, workers: i
     """
     output.mkdir(parents=True, exist_ok=True)
     command = serve_command(model, weights, "--workers", str(workers))
-    result = run_interrupted_starts(command, os.environ, starts, show_progress=True)
+    result = run_interrupted_starts(command, os.environ, starts, output, show_progress=True)
     measurements = [("starts, seconds until ready", f"{starts}, {result.ready_s:.1f}")]
     _report(output, "interrupted-starts", result.checks(), measurements)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from load_tests import worst_case
-from load_tests.load_generator import arrival_times
+from load_tests.http_connection import post_request
+from load_tests.load_generator import arrival_times, measure_capacity
 from load_tests.overload import run_overload
 from load_tests.plots import draw_overload, draw_soak
 from load_tests.report import Check
@@ -53,10 +54,12 @@ def test_overload_is_recorded_request_by_request(jpeg: bytes, tmp_path: Path) ->
     assert (tmp_path / "overload.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_soak_sends_every_kind_of_request(server: Running, tmp_path: Path) -> None:
+def test_soak_sends_every_kind_of_request(server: Running, jpeg: bytes, tmp_path: Path) -> None:
     """Valid images are classified, bad ones rejected, and disconnects have no effect on other requests."""
-    result = run_soak(server.url, os.getpid(), seconds=3, capacity_s=0.5, share=0.3)
-    assert len(result.load) == len(list(arrival_times(0.3 * result.capacity_rps, 3, seed=0)))
+    capacity_rps = measure_capacity(server.url, [post_request(server.url, jpeg, "typical")], 4, 0.5)
+    seconds = max(3, 100 / (0.3 * capacity_rps))  # so that each kind is among the requests
+    result = run_soak(server.url, os.getpid(), seconds, capacity_s=0.5, share=0.3)
+    assert len(result.load) == len(list(arrival_times(0.3 * result.capacity_rps, seconds, seed=0)))
     assert set(result.load.kind) == set(SHARES)
     statuses = dict(result.statuses_by_kind())
     assert sum(sum(counts.values()) for counts in statuses.values()) == len(result.load)

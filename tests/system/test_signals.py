@@ -20,9 +20,10 @@ from tests.support.processes import COMMAND, environment, events, until
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_sigterm_at_any_moment_of_the_start_ends_the_process(workers: str) -> None:
+def test_sigterm_at_any_moment_of_the_start_ends_the_process(workers: str, tmp_path: Path) -> None:
     """It ends with status 0 or by the signal, and writes no traceback."""
-    result = run_interrupted_starts(serve_command("cifar10", None, "--workers", workers), environment(), 15)
+    command = serve_command("cifar10", None, "--workers", workers)
+    result = run_interrupted_starts(command, environment(), 15, tmp_path)
     assert not result.served_on
     assert not result.tracebacks
     assert result.statuses.total() == 15
