@@ -171,7 +171,9 @@ _OVERVIEW: Final = {
             "Images that wait for the device or for decoding, all in progress, and requests before that.",
             "short",
             (
-                Series(f"sum(inference_queue_depth{{{SELECTED}}})", "for the device"),
+                Series(
+                    f"sum by (priority) (inference_queue_depth{{{SELECTED}}})", "for the device, {{priority}}"
+                ),
                 Series(f"sum(inference_decode_waiting{{{SELECTED}}})", "for decoding"),
                 Series(f"sum(inference_in_flight{{{SELECTED}}})", "all in progress"),
                 Series(f"sum(inference_requests_waiting{{{SELECTED}}})", "not read yet"),

@@ -39,6 +39,7 @@ for _command in (
     hosts.gpu_check,
     reliability.overload,
     reliability.retry_storm,
+    reliability.priorities,
     reliability.slow_clients,
     reliability.worst_case,
     reliability.fuzz,

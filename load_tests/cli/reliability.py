@@ -19,6 +19,7 @@ from load_tests.images import encode_jpeg
 from load_tests.interrupted_starts import run_interrupted_starts
 from load_tests.overload import run_overload
 from load_tests.plots import draw_overload, draw_soak
+from load_tests.priorities import run_priorities
 from load_tests.report import Check, checks_table
 from load_tests.retry_storm import measure_peak, run_retry_storm
 from load_tests.service import describe_service, serve_command
@@ -101,6 +102,24 @@ def retry_storm(
                 checks += result.checks()
                 measurements += result.measurements()
     _report(output, "retry-storm", checks, measurements)
+
+
+@click.command()
+@model_option
+@weights_option
+@output_option
+@workers_option
+@click.option("--seconds", default=30.0, show_default=True, help="Duration of each of the four runs.")
+def priorities(model: str, weights: str | None, output: Path, workers: int, seconds: float) -> None:
+    """Saturate the device with bulk requests beside interactive ones.
+
+    Checks the latency of the interactive requests, and the share that bulk requests get if both saturate the
+    device.
+    """
+    flags = ("--workers", str(workers))
+    with service_under_test(output, model, weights, *flags, log="priorities.log") as (url, _):
+        result = run_priorities(url, seconds)
+    _report(output, "priorities", result.checks(), result.measurements())
 
 
 @click.command("slow-clients")

@@ -24,7 +24,7 @@ from resnet_service.inference.served_model import QueuedCrop
 from resnet_service.models import ModelDescription
 from resnet_service.runtimes import TopKResult
 from resnet_service.server.forms import FIELD, UploadedFile
-from resnet_service.server.parameters import TopKParameters
+from resnet_service.server.parameters import InferenceParameters
 from resnet_service.server.uploads import Upload, UploadMemory
 from resnet_service.server.v2.codec import parse_request
 from resnet_service.settings import Settings
@@ -69,7 +69,7 @@ def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFil
         try:
             with _MEMORY.account() as account, batcher.reserve() as reservation:
                 upload = Upload(Request(scope, receive), SETTINGS, account, reservation)
-                return (await upload.form(TopKParameters.model_fields)).images
+                return (await upload.form(InferenceParameters.model_fields)).images
         finally:
             await batcher.close(0)
 

@@ -39,6 +39,7 @@ LABELS: Final = {
     "stage": "`wait`, `read`, `decode`, `queue`, or `device`.",
     "pool": f"The decoders of JPEG and of other formats: {', '.join(f'`{pool}`' for pool in _DECODE_POOLS)}.",
     "outcome": "As listed with the metric.",
+    "priority": "`interactive` or `bulk`.",
     "reason": "As listed with the metric.",
     "model": "The name of the model in use.",
     "device": "A device in use, such as `cpu` or `cuda:0`.",
@@ -94,13 +95,15 @@ class Metrics:
             buckets=_DURATION_BUCKETS_S,
         )
         self.device_streams = gauge("inference_device_streams", "Batches that can run at the same time.")
-        self.queue_depth = gauge("inference_queue_depth", "Images that wait for a device.")
+        self.queue_depth = gauge("inference_queue_depth", "Images that wait for a device.", ("priority",))
         self.requests_waiting = gauge(
             "inference_requests_waiting",
             "Admitted requests that are not read yet, because of the limit on concurrent ones.",
         )
         self.queue_wait = gauge(
-            "inference_queue_wait_seconds", "Estimated time until a request that arrives now is finished."
+            "inference_queue_wait_seconds",
+            "Estimated time until a request that arrives now is finished.",
+            ("priority",),
         )
         self.queue_wait_limit = gauge(
             "inference_queue_wait_limit_seconds", "Limit of that time; more requests are rejected."

@@ -4,11 +4,14 @@ Imports neither FastAPI nor torch, so that the client needs neither.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from resnet_service.machine import HardwareInfo
+
+Priority = Literal["interactive", "bulk"]
+"""Of a request: a person waits for an interactive one, only a program for a bulk one."""
 
 _PREDICTION: Final = {"class_id": 5, "label": "dog", "probability": 0.535}
 _TIMING: Final = {"decode": 3.1, "queue": 0.1, "device": 2.4, "total": 6.0}

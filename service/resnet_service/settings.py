@@ -203,8 +203,9 @@ class Settings(BaseSettings):
     api_keys: SecretStr | None = Field(
         None,
         description="Comma-separated API keys. If set, every endpoint except the health probes and the API "
-        "page requires one. Format: KEY [scope ...] [N/s] [name=NAME]; without scopes a key grants "
-        "everything except admin. The access log has the name.",
+        "page requires one. Format: KEY [scope ...] [N/s] [name=NAME] [priority=bulk]; without scopes a "
+        "key grants everything except admin. The access log has the name. With priority=bulk, requests of "
+        "the key run after those of others.",
     )
     api_keys_file: Path | None = Field(
         None,

@@ -24,6 +24,7 @@ CHANGE_S: Final = 600
 END_S: Final = 2400
 TARGET: Final = 'job="resnet-service", instance="a"'
 OTHER_TARGET: Final = 'job="resnet-service", instance="b"'
+INTERACTIVE: Final = 'priority="interactive"'
 PREDICTIONS: Final = f'{TARGET}, route="/predict", method="POST"'
 REQUESTS: Final = f'inference_request_seconds_count{{{PREDICTIONS}, status="200"}}'
 FAILURES: Final = f'inference_request_seconds_count{{{PREDICTIONS}, status="500"}}'
@@ -123,9 +124,9 @@ FIRING: Final = (
         60,
         180,
         {
-            f"inference_queue_wait_seconds{{{TARGET}}}": before_and_after(2, 18),
+            f"inference_queue_wait_seconds{{{TARGET},{INTERACTIVE}}}": before_and_after(2, 18),
             f"inference_queue_wait_limit_seconds{{{TARGET}}}": lambda _: 20,
-            f"inference_queue_wait_seconds{{{OTHER_TARGET}}}": lambda _: 2,
+            f"inference_queue_wait_seconds{{{OTHER_TARGET},{INTERACTIVE}}}": lambda _: 2,
             f"inference_queue_wait_limit_seconds{{{OTHER_TARGET}}}": lambda _: 20,
         },
     ),
@@ -195,7 +196,7 @@ SILENT: Final[dict[str, Inputs]] = {
         FAILURES: lambda t: 0.1 * (t % CHANGE_S),
     },
     "a peak of the queue": {
-        f"inference_queue_wait_seconds{{{TARGET}}}": for_a_minute(2, 18),
+        f"inference_queue_wait_seconds{{{TARGET},{INTERACTIVE}}}": for_a_minute(2, 18),
         f"inference_queue_wait_limit_seconds{{{TARGET}}}": lambda _: 20,
     },
     "a single rejection": {
@@ -274,7 +275,7 @@ def test_recorded_series_do_not_depend_on_the_interval(interval_s: int, tmp_path
         FAILURES: counter(1),
         latency_bucket("0.1"): counter(9),
         latency_bucket("+Inf"): counter(19),
-        f"inference_queue_wait_seconds{{{TARGET}}}": lambda _: 5,
+        f"inference_queue_wait_seconds{{{TARGET},{INTERACTIVE}}}": lambda _: 5,
         f"inference_queue_wait_limit_seconds{{{TARGET}}}": lambda _: 20,
     }
     values = {
@@ -299,7 +300,9 @@ def test_each_panel_has_data_at_each_interval(interval_s: int, tmp_path: Path) -
     queries = [series.expr for _, series in panels.queries()]
     expressions = [*queries, *(rule["expr"] for rule in RULES)]
     names = {name for text in expressions for name in re.findall(r"\b(?:inference|process)_\w+", text)}
-    labels = f'{TARGET}, route="/predict", status="200", stage="decode", reason="limit"'
+    labels = (
+        f'{TARGET}, route="/predict", status="200", stage="decode", reason="limit", priority="interactive"'
+    )
     inputs = {
         f"{name}{{{labels}{le}}}": counter(10)
         for name in names

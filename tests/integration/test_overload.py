@@ -104,7 +104,8 @@ def test_images_of_an_admitted_request_are_not_rejected(
         assert server.runtime.begun.acquire(timeout=30)
         singles += [pool.submit(server.client.post, "/predict", files=files(jpeg)) for _ in range(3)]
         server.wait_for(lambda: server.metric("inference_queue_depth") == 3)
-        batch = pool.submit(server.client.post, "/predict/batch", files=files(*[jpeg] * count))
+        path = "/predict/batch?priority=interactive"
+        batch = pool.submit(server.client.post, path, files=files(*[jpeg] * count))
         server.wait_for(lambda: server.metric("inference_in_flight") == 4 + started)
         assert server.client.post("/predict", files=files(jpeg)).status_code == 429
         server.runtime.release()

@@ -187,6 +187,7 @@ def test_without_keys_everything_except_reload_is_public(server: Running) -> Non
         (f"{PREDICT} 0/s", "positive rate"),
         (f"{PREDICT} 1/s 2/s", "at most one"),
         (f"{PREDICT} name=a name=b", "at most one name"),
+        (f"{PREDICT} priority=interactive", "expected KEY"),
         ("schlüssel-0123456789", "visible ASCII"),
         (f"{PREDICT} predict,{PREDICT} metrics", "duplicate API key"),
         ("# only a comment", "no API keys found"),

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Any
 
-from resnet_service.batching import BatchResult, MicroBatcher
+from resnet_service.batching import BatchResult, Lane, MicroBatcher
 
 
 def run_async(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -50,9 +50,11 @@ async def batching(*devices: Any, **options: Any) -> AsyncIterator[MicroBatcher[
         await batcher.close(1.0)
 
 
-def submit(batcher: MicroBatcher[int, int], *items: int) -> list[asyncio.Task[BatchResult[int]]]:
+def submit(
+    batcher: MicroBatcher[int, int], *items: int, lane: Lane = Lane.INTERACTIVE
+) -> list[asyncio.Task[BatchResult[int]]]:
     """Submit each item in its own task."""
-    return [asyncio.create_task(batcher.submit(item)) for item in items]
+    return [asyncio.create_task(batcher.submit(item, lane=lane)) for item in items]
 
 
 def prepared(item: int) -> Callable[[], Awaitable[int]]:

@@ -102,14 +102,13 @@ class Running:
         self.thread.join(30)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return the value of the sample of /metrics with this name and these labels; 0 if it is missing."""
+        """Return the sum of the samples of /metrics with this name and these labels; 0 without any."""
         text = self.client.get("/metrics").text
         required = {f'{key}="{value}"' for key, value in labels.items()}
-        for line in text.splitlines():
-            match = re.match(rf"{name}(?:{{(.*)}})? (\S+)$", line)
-            if match and required <= set((match[1] or "").split(",")):
-                return float(match[2])
-        return 0.0
+        matches = (re.match(rf"{name}(?:{{(.*)}})? (\S+)$", line) for line in text.splitlines())
+        return sum(
+            float(match[2]) for match in matches if match and required <= set((match[1] or "").split(","))
+        )
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Send requests until the condition holds; they take the place of sleeping."""

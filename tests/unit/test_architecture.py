@@ -123,7 +123,7 @@ def test_modules_do_not_import_each_other_in_a_cycle() -> None:
 
 def test_batching_imports_only_asyncio_and_errors() -> None:
     """The micro-batcher depends on no HTTP, no torch, no metrics and no logging."""
-    standard = {"collections", "contextlib", "dataclasses", "math", "time", "typing"}
+    standard = {"bisect", "collections", "contextlib", "dataclasses", "enum", "math", "time", "typing"}
     imported = {
         module
         for path in (PACKAGE / "batching").glob("*.py")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from resnet_service.batching import Lane
 from resnet_service.errors import DeadlineExceededError
 from tests.support.batching import Device, batching, occupy, run_async, run_pending_tasks, submit
 
@@ -194,7 +195,7 @@ async def test_cancelled_item_frees_its_slot() -> None:
         (late,) = submit(batcher, 3)
         await run_pending_tasks()
         assert not late.done()
-        assert batcher.depth == 2
+        assert batcher.depth(Lane.INTERACTIVE) == 2
 
 
 @run_async

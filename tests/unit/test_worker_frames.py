@@ -19,6 +19,7 @@ FRAMES = st.builds(
     b=st.floats(allow_nan=False),
     c=st.floats(allow_nan=False),
     payload=st.binary(max_size=200),
+    lane=st.integers(0, 255),
 )
 
 

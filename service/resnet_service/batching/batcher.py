@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic
 
 from resnet_service.batching.cost_model import BatchCostModel, RunningBatch
+from resnet_service.batching.lanes import Lane, entries_ahead
 from resnet_service.batching.queue import BatchResult, Item, Queue, QueueItem, Result, fail
 from resnet_service.batching.reservation import ConcurrencyLimiter, Reservation
 from resnet_service.errors import (
@@ -49,11 +50,10 @@ class MicroBatcher(Generic[Item, Result]):
     ) -> None:
         """Create a batcher with one worker per runner.
 
-        Batches have at most `max_batch` items, or `largest_batch` if it is set and smaller.
-
-        An item is rejected if `max_queue` items wait or are reserved, or if the estimated time until it is
-        finished exceeds `max_queue_wait_s`. At most `max_concurrency` reservations
-        are started at a time; the others wait.
+        Batches have at most `max_batch` items, or `largest_batch` if it is set and smaller. An item is
+        rejected if `max_queue` items wait or are reserved, or if the estimated time until it is finished
+        exceeds `max_queue_wait_s`; for interactive items, bulk ones do not count. At most `max_concurrency`
+        reservations are started at a time, at most half of them bulk; the others wait.
         `grow_after_s` seconds after an out-of-memory error, larger batches are tried again: another process
         may have used the memory. `on_failure` is called with each error that a runner raises and the size of
         the batch, whether the batch is retried or not.
@@ -79,10 +79,9 @@ class MicroBatcher(Generic[Item, Result]):
         self.failure: Exception | None = None
         """The error that ended the last worker, usually DeviceError; after it, every item is rejected."""
 
-    @property
-    def depth(self) -> int:
-        """Number of items that wait, without reservations."""
-        return self._queue.depth
+    def depth(self, lane: Lane) -> int:
+        """Return the number of items of a lane that wait, without reservations."""
+        return self._queue.depth(lane)
 
     @property
     def waiting(self) -> int:
@@ -106,24 +105,28 @@ class MicroBatcher(Generic[Item, Result]):
         self._unavailable_reason = None
         self._workers = [asyncio.create_task(self._worker_loop(runner)) for runner in self._runners]
 
-    async def submit(self, item: Item, deadline: float | None = None) -> BatchResult[Result]:
+    async def submit(
+        self, item: Item, deadline: float | None = None, lane: Lane = Lane.INTERACTIVE
+    ) -> BatchResult[Result]:
         """Queue an item and wait for its result. Raises what `reserve` and `Reservation.run` raise."""
-        self._reserve_slot(deadline, has_permit=True)
+        self._reserve_slot(deadline, lane, has_permit=True)
 
         async def prepare() -> Item:
             return item
 
-        return await self._reservation(deadline).run(prepare)
+        return await self._reservation(deadline, lane).run(prepare)
 
-    def reserve(self, deadline: float | None = None) -> Reservation[Item, Result]:
+    def reserve(
+        self, deadline: float | None = None, lane: Lane = Lane.INTERACTIVE
+    ) -> Reservation[Item, Result]:
         """Reserve a slot in the queue before the item exists, so that no work is wasted on a rejected item.
 
         A reservation is finished even if `close` is called after it. Raises OverloadedError if the queue is
         full or the estimated wait exceeds its limit or the deadline, and ServiceUnavailable before `start`
         and after `close`.
         """
-        self._reserve_slot(deadline)
-        return self._reservation(deadline)
+        self._reserve_slot(deadline, lane)
+        return self._reservation(deadline, lane)
 
     async def close(self, timeout_s: float) -> None:
         """Reject new items, finish the accepted ones, and return within `timeout_s` seconds.
@@ -142,16 +145,23 @@ class MicroBatcher(Generic[Item, Result]):
         self._limiter.close(_shutdown_error())
         self._queue.fail_all(_shutdown_error())
 
-    def estimate_wait(self, *, has_permit: bool = False) -> float:
+    def estimate_wait(self, lane: Lane = Lane.INTERACTIVE, *, has_permit: bool = False) -> float:
         """Estimate the seconds until an item that comes now is finished; 0 before the first measurement.
 
-        With `has_permit`, it does not wait for the reservations that are not started.
+        With `has_permit`, it does not wait for the reservations that are not started. For a bulk item, the
+        interactive ones that come later do not count.
         """
-        ahead = self._queue.occupied - (self.waiting if has_permit else 0)
+        interactive, bulk = (
+            self._queue.occupied(each) - (self._limiter.count_waiting(each) if has_permit else 0)
+            for each in Lane
+        )
+        ahead = entries_ahead(lane, interactive, bulk)
         # A copy: the gauge of this value may be read in another thread, that of the management port.
         batches, workers = tuple(self._running.values()), len(self._workers)
-        device_s = self._cost_model.estimate_wait(ahead, batches, workers, self.largest_batch)
-        return device_s if has_permit else max(device_s, self._limiter.estimate_wait())
+        device_s = self._cost_model.estimate_wait(
+            ahead, interactive + bulk - ahead, batches, workers, self.largest_batch
+        )
+        return device_s if has_permit else max(device_s, self._limiter.estimate_wait(lane))
 
     def cancel(self, entry: QueueItem[Item, Result]) -> None:
         """Drop an item that waits, because its caller has gone; one that runs is finished."""
@@ -163,44 +173,45 @@ class MicroBatcher(Generic[Item, Result]):
         """Whether less than half of the permits are taken, so that no request waits for one."""
         return self._limiter.is_half_free
 
-    def is_overloaded(self, timeout_s: float) -> bool:
+    def is_overloaded(self, timeout_s: float, lane: Lane = Lane.INTERACTIVE) -> bool:
         """Whether `reserve`, with a deadline in `timeout_s` seconds, would raise OverloadedError."""
-        ahead = self._queue.occupied
-        if not ahead and not self._running:
+        if self._queue.is_empty and not self._running:
             return False
-        return ahead >= self._max_queue or self.estimate_wait() > min(self._max_queue_wait_s, timeout_s)
+        return self._is_full(lane) or self.estimate_wait(lane) > min(self._max_queue_wait_s, timeout_s)
 
-    def _check_admission(self, deadline: float | None, *, has_permit: bool) -> None:
+    def _is_full(self, lane: Lane) -> bool:
+        counted = Lane if lane is Lane.BULK else (Lane.INTERACTIVE,)
+        return sum(map(self._queue.occupied, counted)) >= self._max_queue
+
+    def _reserve_slot(self, deadline: float | None, lane: Lane, *, has_permit: bool = False) -> None:
         if self._unavailable_reason is not None:
             raise ServiceUnavailable(self._unavailable_reason)
-        ahead = self._queue.occupied
-        expected_s = self.estimate_wait(has_permit=has_permit)
-        if ahead >= self._max_queue:
+        expected_s = self.estimate_wait(lane, has_permit=has_permit)
+        if self._is_full(lane):
             raise OverloadedError(f"the queue is full ({self._max_queue} images)", "queue_full", expected_s)
-        if not ahead and not self._running:
-            return  # an idle device accepts any deadline: only a batch that runs can correct a wrong estimate
-        if expected_s > self._max_queue_wait_s:
-            message = f"the estimated wait of {expected_s:.1f} s exceeds {self._max_queue_wait_s:g} s"
-            raise OverloadedError(message, "queue_full", expected_s)
-        if deadline is not None and asyncio.get_running_loop().time() + expected_s > deadline:
-            message = f"the estimated response time of {expected_s:.1f} s exceeds the deadline"
-            raise OverloadedError(message, "deadline", expected_s)
+        # An idle device accepts any deadline: only a batch that runs can correct a wrong estimate.
+        if self._running or not self._queue.is_empty:
+            if expected_s > self._max_queue_wait_s:
+                message = f"the estimated wait of {expected_s:.1f} s exceeds {self._max_queue_wait_s:g} s"
+                raise OverloadedError(message, "queue_full", expected_s)
+            if deadline is not None and asyncio.get_running_loop().time() + expected_s > deadline:
+                message = f"the estimated response time of {expected_s:.1f} s exceeds the deadline"
+                raise OverloadedError(message, "deadline", expected_s)
+        self._queue.reserve(lane)
 
-    def _reserve_slot(self, deadline: float | None, *, has_permit: bool = False) -> None:
-        self._check_admission(deadline, has_permit=has_permit)
-        self._queue.reserve()
+    def _reservation(self, deadline: float | None, lane: Lane) -> Reservation[Item, Result]:
+        return Reservation(self._queue, self._limiter, self._reserve_slot, self.enqueue, deadline, lane)
 
-    def _reservation(self, deadline: float | None) -> Reservation[Item, Result]:
-        return Reservation(self._queue, self._limiter, self._reserve_slot, self.enqueue, deadline)
-
-    def enqueue(self, item: Item, deadline: float | None) -> QueueItem[Item, Result]:
+    def enqueue(
+        self, item: Item, deadline: float | None, lane: Lane = Lane.INTERACTIVE
+    ) -> QueueItem[Item, Result]:
         """Queue an item that needs no admission, and return its entry with the future of its result.
 
         Raises ServiceUnavailable if the batcher is closed.
         """
         if not self._workers:  # closed, or every device failed, since the slot was reserved
             raise ServiceUnavailable(self._unavailable_reason or "no device is available") from self.failure
-        return self._queue.add(item, deadline)
+        return self._queue.add(item, deadline, lane)
 
     async def _worker_loop(self, runner: Runner[Item, Result]) -> None:
         worker = asyncio.current_task()
@@ -208,7 +219,9 @@ class MicroBatcher(Generic[Item, Result]):
         try:
             while True:
                 self._maybe_grow()
-                batch = await self._queue.next_batch(self.largest_batch, self._max_wait_s)
+                batch = await self._queue.next_batch(
+                    self.largest_batch, self._max_wait_s, self._cost_model.fill_limit
+                )
                 if not batch:
                     return
                 self._running[worker] = RunningBatch(len(batch), time.perf_counter())

@@ -1,10 +1,13 @@
 """Estimate how long a batch of n items takes, and how long an item waits, from the batches that ran."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+_MAX_FILL_FACTOR: Final = 1.5
+"""Time of a batch that bulk items fill, as a multiple of its time without them."""
 _EMA_ALPHA: Final = 0.1
 """Weight of the newest batch in the moving average of its size: about the last 20 batches count."""
 
@@ -51,11 +54,21 @@ class BatchCostModel:
             return mean_t * max(1.0, n / mean_n)
         return self._line(n) * self._correction
 
+    def fill_limit(self, interactive: int, largest_batch: int) -> int:
+        """Return up to how many items bulk ones fill a batch with so many interactive ones.
+
+        Where the time of a batch grows with its size, filling it would delay the interactive items.
+        """
+        longest_s = _MAX_FILL_FACTOR * self.seconds(interactive)
+        sizes = range(interactive + 1, largest_batch + 1)
+        return interactive + bisect_right(sizes, longest_s, key=self.seconds)
+
     def estimate_wait(
-        self, ahead: int, running: Collection[RunningBatch], workers: int, largest_batch: int
+        self, ahead: int, behind: int, running: Collection[RunningBatch], workers: int, largest_batch: int
     ) -> float:
         """Estimate the seconds until an item with `ahead` items in front of it is finished.
 
+        The `behind` items behind it, which are bulk, fill its batch.
         `running` are the batches that occupy some of the `workers`. Returns 0 before the first observation.
         """
         until_idle = 0.0
@@ -66,7 +79,8 @@ class BatchCostModel:
             )
         full_batches, in_last_batch = divmod(ahead, largest_batch)
         rounds = full_batches // max(1, workers)
-        return until_idle + rounds * self.seconds(largest_batch) + self.seconds(in_last_batch + 1)
+        last_batch = min(in_last_batch + 1 + behind, self.fill_limit(in_last_batch + 1, largest_batch))
+        return until_idle + rounds * self.seconds(largest_batch) + self.seconds(last_batch)
 
     def _line(self, n: int) -> float:
         return self._a + self._b * n
@@ -79,6 +93,8 @@ class BatchCostModel:
         x, y = zip(*((1 / t, n / t) for n, t in self._means.values()), strict=True)
         xx, xy, yy = _dot(x, x), _dot(x, y), _dot(y, y)
         determinant = xx * yy - xy * xy
+        if not determinant:
+            return  # rounding: one batch took a billionth of the time of another
         self._a = (yy * sum(x) - xy * sum(y)) / determinant
         self._b = (xx * sum(y) - xy * sum(x)) / determinant
         # Noise can tilt the line, but a time neither decreases with n nor is negative.

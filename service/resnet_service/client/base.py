@@ -113,16 +113,20 @@ class BaseClient:
             raise ServiceUnavailableError(f"{url} is not a resnet-service endpoint") from error
 
 
-def predict_request(image: Image, top_k: int | None, name: str | None) -> RequestSpec[PredictResponse]:
+def predict_request(
+    image: Image, name: str | None, **parameters: str | int | None
+) -> RequestSpec[PredictResponse]:
     """Return the request for one image; reads the file if it is a path."""
-    parameters = _drop_none(top_k=top_k)
-    return RequestSpec("POST", "/predict", _PREDICT_BODY, parameters=parameters, files=[_part(image, name)])
+    query = _drop_none(**parameters)
+    return RequestSpec("POST", "/predict", _PREDICT_BODY, parameters=query, files=[_part(image, name)])
 
 
-def predict_batch_request(images: Sequence[Image], top_k: int | None) -> RequestSpec[BatchPredictResponse]:
+def predict_batch_request(
+    images: Sequence[Image], **parameters: str | int | None
+) -> RequestSpec[BatchPredictResponse]:
     """Return the request for several images; reads those that are paths."""
-    parameters, files = _drop_none(top_k=top_k), [_part(image) for image in images]
-    return RequestSpec("POST", "/predict/batch", _BATCH_BODY, parameters=parameters, files=files)
+    query, files = _drop_none(**parameters), [_part(image) for image in images]
+    return RequestSpec("POST", "/predict/batch", _BATCH_BODY, parameters=query, files=files)
 
 
 def info_request() -> RequestSpec[InfoResponse]:

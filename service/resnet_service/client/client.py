@@ -10,7 +10,13 @@ import httpx
 from resnet_service.client import base
 from resnet_service.client.base import BaseClient, Image, RequestSpec
 from resnet_service.client.retry import Outcome
-from resnet_service.schemas import BatchPredictResponse, BenchmarkRow, InfoResponse, PredictResponse
+from resnet_service.schemas import (
+    BatchPredictResponse,
+    BenchmarkRow,
+    InfoResponse,
+    PredictResponse,
+    Priority,
+)
 
 _Body = TypeVar("_Body")
 
@@ -31,13 +37,37 @@ class Client(BaseClient):
         super().__init__(url, api_key=api_key, timeout_s=timeout_s, attempts=attempts)
         self._http = httpx.Client(headers=self._headers)
 
-    def predict(self, image: Image, *, top_k: int | None = None, name: str | None = None) -> PredictResponse:
-        """Classify one image. `top_k` is the number of classes, `name` the file name in the request."""
-        return self._send(base.predict_request(image, top_k, name))
+    def predict(
+        self,
+        image: Image,
+        *,
+        top_k: int | None = None,
+        name: str | None = None,
+        priority: Priority | None = None,
+        timeout_ms: int | None = None,
+    ) -> PredictResponse:
+        """Classify one image.
 
-    def predict_batch(self, images: Sequence[Image], *, top_k: int | None = None) -> BatchPredictResponse:
-        """Classify several images; each result has either predictions or an error."""
-        return self._send(base.predict_batch_request(images, top_k))
+        `top_k` is the number of classes, and `name` the file name in the request. The service runs
+        interactive requests before bulk ones, and gives up after `timeout_ms` milliseconds; the defaults are
+        interactive and its own limit.
+        """
+        return self._send(
+            base.predict_request(image, name, top_k=top_k, priority=priority, timeout_ms=timeout_ms)
+        )
+
+    def predict_batch(
+        self,
+        images: Sequence[Image],
+        *,
+        top_k: int | None = None,
+        priority: Priority | None = None,
+        timeout_ms: int | None = None,
+    ) -> BatchPredictResponse:
+        """Classify several images, by default as bulk; each result has either predictions or an error."""
+        return self._send(
+            base.predict_batch_request(images, top_k=top_k, priority=priority, timeout_ms=timeout_ms)
+        )
 
     def info(self) -> InfoResponse:
         """Return the model, the device, the versions, the machine and the request limits."""
@@ -91,16 +121,29 @@ class AsyncClient(BaseClient):
         self._http = httpx.AsyncClient(headers=self._headers, limits=httpx.Limits(max_connections=None))
 
     async def predict(
-        self, image: Image, *, top_k: int | None = None, name: str | None = None
+        self,
+        image: Image,
+        *,
+        top_k: int | None = None,
+        name: str | None = None,
+        priority: Priority | None = None,
+        timeout_ms: int | None = None,
     ) -> PredictResponse:
         """Classify one image: see `Client.predict`."""
-        return await self._send(await asyncio.to_thread(base.predict_request, image, top_k, name))
+        parameters = {"top_k": top_k, "priority": priority, "timeout_ms": timeout_ms}
+        return await self._send(await asyncio.to_thread(base.predict_request, image, name, **parameters))
 
     async def predict_batch(
-        self, images: Sequence[Image], *, top_k: int | None = None
+        self,
+        images: Sequence[Image],
+        *,
+        top_k: int | None = None,
+        priority: Priority | None = None,
+        timeout_ms: int | None = None,
     ) -> BatchPredictResponse:
         """Classify several images: see `Client.predict_batch`."""
-        return await self._send(await asyncio.to_thread(base.predict_batch_request, images, top_k))
+        parameters = {"top_k": top_k, "priority": priority, "timeout_ms": timeout_ms}
+        return await self._send(await asyncio.to_thread(base.predict_batch_request, images, **parameters))
 
     async def info(self) -> InfoResponse:
         """Describe the service: see `Client.info`."""

@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 
 from resnet_service import __version__
-from resnet_service.batching import MicroBatcher, QueueItem, Reservation, warm_up
+from resnet_service.batching import Lane, MicroBatcher, QueueItem, Reservation, warm_up
 from resnet_service.errors import DeviceError
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop
 from resnet_service.inference.served_model import ImageDecoder, Placement, QueuedCrop, ServedModel
@@ -147,9 +147,11 @@ class Engine:
     def bind_metrics(self) -> None:
         """Make the gauges report this engine; those of an engine that was bound before are replaced."""
         metrics = self._metrics
-        metrics.queue_depth.set_function(lambda: self._batcher.depth)
+        for lane in Lane:
+            metrics.queue_depth.labels(lane.name.lower()).set_function(partial(self._batcher.depth, lane))
+            wait = metrics.queue_wait.labels(lane.name.lower())
+            wait.set_function(partial(self._batcher.estimate_wait, lane))
         metrics.requests_waiting.set_function(lambda: self._batcher.waiting)
-        metrics.queue_wait.set_function(lambda: self._batcher.estimate_wait())
         metrics.largest_batch.set_function(lambda: self.largest_batch)
         metrics.device_streams.set(len(self.runtimes))
         for labeled in (metrics.device_memory, metrics.device_memory_limit, metrics.model_info):
@@ -171,9 +173,9 @@ class Engine:
         if self._warmup_task is not None:
             await asyncio.shield(self._warmup_task)
 
-    def is_overloaded(self, timeout_s: float) -> bool:
+    def is_overloaded(self, timeout_s: float, lane: Lane) -> bool:
         """Whether `reserve` would reject a request because of the queue."""
-        return self._batcher.is_overloaded(timeout_s)
+        return self._batcher.is_overloaded(timeout_s, lane)
 
     def open_wait_s(self) -> float:
         """Return the estimated wait of a request if it needs no reservation, else infinity.
@@ -186,21 +188,23 @@ class Engine:
         wait_s = self._batcher.estimate_wait()
         return wait_s if 2 * wait_s < self._max_queue_wait_s else math.inf
 
-    def enqueue(self, queued: QueuedCrop, deadline: float | None) -> QueueItem[QueuedCrop, TopKResult]:
+    def enqueue(
+        self, queued: QueuedCrop, deadline: float | None, lane: Lane
+    ) -> QueueItem[QueuedCrop, TopKResult]:
         """Queue an image that needs no reservation. Raises ServiceUnavailable if the engine is closed."""
-        return self._batcher.enqueue(queued, deadline)
+        return self._batcher.enqueue(queued, deadline, lane)
 
     def cancel(self, entry: QueueItem[QueuedCrop, TopKResult]) -> None:
         """Drop an image that waits; one that runs has no effect any more."""
         self._batcher.cancel(entry)
 
-    def reserve(self, timeout_s: float | None = None) -> EngineReservation:
+    def reserve(self, timeout_s: float | None = None, lane: Lane = Lane.INTERACTIVE) -> EngineReservation:
         """Admit one request before its images exist; it may take `timeout_s` seconds.
 
         Use the result in a `with` block, which releases it. Raises what `MicroBatcher.reserve` raises.
         """
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        return self._batcher.reserve(deadline)
+        return self._batcher.reserve(deadline, lane)
 
     async def run_benchmark_batch(self, batch_size: int) -> None:
         """Run one batch of `batch_size` dummy images on the first device, between the batches of requests."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
-from resnet_service.batching import BatchResult
+from resnet_service.batching import BatchResult, Lane
 from resnet_service.errors import DeadlineExceededError, InvalidRequestError
 from resnet_service.images import JPEG_SIGNATURE, Crop, Preprocessing, Sandbox, decode_jpeg
 from resnet_service.inference.image_limits import ImageLimits
@@ -33,6 +33,9 @@ class QueuedCrop(NamedTuple):
 
 class ImageReservation(Protocol):
     """The admission of one request; `resnet_service.batching.Reservation` describes the methods."""
+
+    lane: Lane
+    """The lane of the images that are queued from now on."""
 
     @property
     def deadline(self) -> float | None:
@@ -102,8 +105,10 @@ class ImageDecoder:
             self._metrics.decode_waiting, lambda: self.threads.waiting + self._sandbox_threads.waiting
         )
 
-    async def decode(self, data: bytes | bytearray, deadline: float | None) -> Crop:
-        """Decode an encoded image.
+    async def decode(
+        self, data: bytes | bytearray, deadline: float | None, lane: Lane = Lane.INTERACTIVE
+    ) -> Crop:
+        """Decode an encoded image; interactive ones go first.
 
         Raises what `resnet_service.images.decode_image` raises, and DeadlineExceededError if the image is
         not decoded by the deadline, a time of the event loop.
@@ -113,9 +118,9 @@ class ImageDecoder:
         with _deadline_errors():
             async with asyncio.timeout_at(deadline):
                 if data.startswith(JPEG_SIGNATURE):
-                    crop = await self.threads.run(decode_jpeg, *arguments)
+                    crop = await self.threads.run(decode_jpeg, *arguments, lane=lane)
                 if crop is None:
-                    crop = await self._sandbox_threads.run(self._sandbox.decode, *arguments)
+                    crop = await self._sandbox_threads.run(self._sandbox.decode, *arguments, lane=lane)
         return crop
 
     async def run(self, deadline: float | None, function: Callable[..., Value], *arguments: object) -> Value:
@@ -195,7 +200,7 @@ class ServedModel:
 
         async def prepare() -> QueuedCrop:
             started = time.perf_counter()
-            crop = await self.decoder.decode(data, reservation.deadline)
+            crop = await self.decoder.decode(data, reservation.deadline, reservation.lane)
             timing.record("decode", started, time.perf_counter())
             return QueuedCrop(crop, top_k)
 

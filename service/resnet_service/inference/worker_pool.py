@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import get_ident
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
+from resnet_service.batching import BULK_INTERVAL, Lane
 from resnet_service.errors import ServiceUnavailable
 
 Value = TypeVar("Value")
@@ -39,6 +41,8 @@ class WorkerPool:
         self._on_busy = on_busy
         self._started_at: dict[int, float] = {}  # by thread
         self._calls: set[Future[Any]] = set()
+        self._bulk_calls = 0
+        self._bulk_waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._closed = False
         _pools.add(self)
 
@@ -51,14 +55,62 @@ class WorkerPool:
     @property
     def waiting(self) -> int:
         """Number of calls that wait for a thread."""
-        return max(0, len(self._calls) - len(self._started_at))
+        return max(0, len(self._calls) - len(self._started_at)) + len(self._bulk_waiting)
 
-    async def run(self, function: Callable[..., Value], *arguments: object) -> Value:
+    async def run(
+        self, function: Callable[..., Value], *arguments: object, lane: Lane = Lane.INTERACTIVE
+    ) -> Value:
         """Call `function` in the next idle thread and return its result.
 
-        Cancelling the caller drops a waiting call; a running call continues. Raises what `function` raises,
-        and ServiceUnavailable if the pool is closed before the call starts.
+        Bulk calls wait while others do: see `_max_bulk_calls`. Cancelling the caller drops a waiting call; a
+        running call continues. Raises what `function` raises, and ServiceUnavailable if the pool is closed
+        before the call starts.
         """
+        is_bulk = lane is Lane.BULK
+        if is_bulk:
+            await self._acquire_bulk()
+        try:
+            return await self._run(function, arguments)
+        finally:
+            self._bulk_calls -= is_bulk
+            if self._bulk_waiting:
+                self._start_bulk_calls()
+
+    @property
+    def _max_bulk_calls(self) -> int:
+        """Bulk calls that may be in the executor, which runs its calls in order of arrival.
+
+        One more than the threads, so that no thread waits for the event loop, and one for each
+        BULK_INTERVAL - 1 interactive calls, so that bulk calls get their share of the threads.
+        """
+        interactive_calls = len(self._calls) - self._bulk_calls
+        return self.count + 1 + max(0, interactive_calls) // (BULK_INTERVAL - 1)
+
+    async def _acquire_bulk(self) -> None:
+        """Wait until a bulk call may start, in order of arrival, and count it."""
+        if not self._bulk_waiting and self._bulk_calls < self._max_bulk_calls:
+            self._bulk_calls += 1
+            return
+        permit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._bulk_waiting[permit] = None
+        try:
+            await permit
+        except asyncio.CancelledError:
+            if permit.done() and not permit.cancelled():
+                self._bulk_calls -= 1
+                self._start_bulk_calls()
+            raise
+        finally:
+            self._bulk_waiting.pop(permit, None)
+
+    def _start_bulk_calls(self) -> None:
+        while self._bulk_waiting and (self._closed or self._bulk_calls < self._max_bulk_calls):
+            permit, _ = self._bulk_waiting.popitem(last=False)
+            if not permit.done():
+                permit.set_result(None)
+                self._bulk_calls += 1
+
+    async def _run(self, function: Callable[..., Value], arguments: tuple[object, ...]) -> Value:
         if self._closed:
             raise _shutdown_error()
         call = self._executor.submit(self._call, function, arguments)
@@ -77,6 +129,7 @@ class WorkerPool:
     async def close(self, timeout_s: float) -> None:
         """Drop the waiting calls and wait up to `timeout_s` seconds for the running ones."""
         self._closed = True
+        self._start_bulk_calls()  # each raises the error of a closed pool
         self._executor.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(wait, tuple(self._calls), timeout_s)
 

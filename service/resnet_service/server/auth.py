@@ -28,6 +28,8 @@ SCOPES: Final = ("predict", "metrics", "bench", "admin")
 """All scopes. The health probes and the API page need none."""
 
 _DEFAULT_SCOPES: Final = frozenset(SCOPES) - {"admin"}
+_FORMAT: Final = "KEY [SCOPE ...] [N/s] [name=NAME] [priority=bulk]"
+_BULK_ONLY: Final = "priority=bulk"
 _MIN_KEY_LENGTH: Final = 16
 _KEY: Final = re.compile(r"[!-~]+")
 _COMMENT: Final = re.compile(r"(?:^|\s)#")
@@ -36,12 +38,16 @@ _RATE: Final = re.compile(r"(\d+(?:\.\d+)?)/s")
 
 @dataclass(frozen=True)
 class APIKey:
-    """One API key: its name in the access log, its digest, its scopes, and its requests per second."""
+    """One API key: its name in the access log, its digest, its scopes, and its limits.
+
+    `rate` is in requests per second; with `is_bulk_only`, all its requests have the priority bulk.
+    """
 
     name: str
     digest: bytes
     scopes: frozenset[str]
     rate: float | None
+    is_bulk_only: bool
 
 
 class RateLimiter:
@@ -158,6 +164,7 @@ class APIKeyAuth(SecurityBase):
             key = state.backend.api_keys.check(scope, request.headers)
             if key is not None:
                 request.scope["api_key_name"] = key.name
+                request.scope["is_bulk_only"] = key.is_bulk_only
                 if key.rate is not None:
                     await state.backend.count_request(key)
         return state
@@ -172,8 +179,10 @@ def _key_from_headers(headers: Headers) -> str | None:
 
 
 def _parse_entry(number: int, words: list[str], default_rate: float | None) -> APIKey:
-    """Parse KEY [SCOPE ...] [N/s] [name=NAME]; error messages have the entry's number instead of the key."""
+    """Parse one entry: see `_FORMAT`. Error messages have the entry's number instead of the key."""
     key, *options = words
+    is_bulk_only = _BULK_ONLY in options
+    options = [option for option in options if option != _BULK_ONLY]
     names = [option.removeprefix("name=") for option in options if option.startswith("name=")]
     options = [option for option in options if not option.startswith("name=")]
     if len(key) < _MIN_KEY_LENGTH or not _KEY.fullmatch(key):
@@ -185,9 +194,9 @@ def _parse_entry(number: int, words: list[str], default_rate: float | None) -> A
     is_valid = scopes <= frozenset(SCOPES) and len(rates) <= 1 and len(names) <= 1
     if not is_valid or (rates and float(rates[0][1]) == 0) or "" in names:
         raise InvalidAPIKeysError(
-            f"API key {number}: expected KEY [SCOPE ...] [N/s] [name=NAME], with scopes from "
+            f"API key {number}: expected {_FORMAT}, with scopes from "
             f"{', '.join(SCOPES)}, at most one positive rate and at most one name"
         )
     rate = float(rates[0][1]) if rates else default_rate
     name = names[0] if names else f"key-{number}"
-    return APIKey(name, hashlib.sha256(key.encode()).digest(), scopes or _DEFAULT_SCOPES, rate)
+    return APIKey(name, hashlib.sha256(key.encode()).digest(), scopes or _DEFAULT_SCOPES, rate, is_bulk_only)

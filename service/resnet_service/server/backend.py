@@ -7,6 +7,7 @@ worker. The routes do not know which one they use.
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from resnet_service.batching import Lane
 from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.schemas import BenchResponse, InfoResponse
 from resnet_service.server.auth import APIKey, APIKeys
@@ -41,7 +42,7 @@ class Backend(Protocol):
         """Whether a call has been running for twice the stall timeout: the process has to end."""
         ...
 
-    def admit(self, timeout_s: float) -> Admission:
+    def admit(self, timeout_s: float, lane: Lane) -> Admission:
         """Yield the current model and a reservation to one inference request, before its body is read.
 
         `timeout_s` is the time that the request may take, without that to receive its body. Raises what

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from resnet_service.batching import Lane
 from resnet_service.errors import Conflict, ReloadError, ServiceError, ServiceUnavailable
 from resnet_service.inference.engine import Engine
 from resnet_service.inference.served_model import ImageReservation, ServedModel
@@ -121,17 +122,19 @@ class EngineManager:
         await self._rejections.wait(is_overloaded)
 
     @asynccontextmanager
-    async def admit(self, timeout_s: float) -> AsyncIterator[tuple[ServedModel, ImageReservation]]:
+    async def admit(
+        self, timeout_s: float, lane: Lane
+    ) -> AsyncIterator[tuple[ServedModel, ImageReservation]]:
         """Yield the current model and a reservation on it to one inference request, before its body is read.
 
         `timeout_s` is the time that the request may take, without that to receive its body. Raises what
         `Engine.reserve` raises.
         """
         with self.acquire() as engine:
-            is_overloaded = partial(engine.is_overloaded, timeout_s)
+            is_overloaded = partial(engine.is_overloaded, timeout_s, lane)
             if is_overloaded():
                 await self.delay_rejection(is_overloaded)
-            with engine.reserve(timeout_s) as reservation:
+            with engine.reserve(timeout_s, lane) as reservation:
                 yield engine.served_model, reservation
 
     async def reload(self, read_config: Callable[[], Config]) -> Config:

@@ -8,6 +8,7 @@ import torch
 import torchvision
 
 from resnet_service import __version__
+from resnet_service.batching import Lane
 from resnet_service.benchmark.timing import time_batches
 from resnet_service.errors import Conflict, ServiceUnavailable
 from resnet_service.images import FORMATS
@@ -39,7 +40,7 @@ class LocalBackend:
         self, settings: Settings, engines: EngineManager, metrics: Metrics, api_keys: APIKeys, workers: int
     ) -> None:
         self.engines = engines
-        self.admit: Callable[[float], Admission] = engines.admit
+        self.admit: Callable[[float, Lane], Admission] = engines.admit
         self.workers = workers
         self.ready_workers = 0
         self.metrics_registry = metrics.registry

@@ -150,6 +150,7 @@ class ObservabilityMiddleware:
             "error": scope.get("error_kind"),
             "client": client[0] if client else None,
             "key": scope.get("api_key_name"),
+            "priority": scope.get("priority"),
         }
         _log.info(
             "request",

@@ -12,9 +12,10 @@ from pydantic import Field, ValidationError
 
 from resnet_service.errors import InvalidRequestError
 from resnet_service.hints import StrictModel, summarize_errors
+from resnet_service.schemas import Priority
 
 
-class TopKParameters(StrictModel):
+class InferenceParameters(StrictModel):
     """The parameters of requests that classify images."""
 
     top_k: int | None = Field(
@@ -23,10 +24,24 @@ class TopKParameters(StrictModel):
         description="Number of classes to return, up to the number of the model's classes; the default is a "
         "setting of the service.",
     )
+    priority: Priority | None = Field(
+        None,
+        description="Interactive requests are decoded and run before bulk ones. The default is interactive; "
+        "for /predict/batch, it is bulk.",
+    )
+    timeout_ms: int | None = Field(
+        None,
+        ge=1,
+        le=86_400_000,
+        description="Time that the request may take, without that to receive its body, in milliseconds; at "
+        "most a setting of the service. A request that cannot be finished in time is rejected at once.",
+    )
 
 
-TopKQuery = Annotated[TopKParameters, Query()]
+InferenceQuery = Annotated[InferenceParameters, Query()]
 """The query of a route that classifies images."""
+
+_NO_FIELDS: Final = InferenceParameters()
 
 
 async def _no_parameters(_: Annotated[StrictModel, Query()]) -> None:
@@ -37,12 +52,14 @@ NO_PARAMETERS: Final = Depends(_no_parameters)
 """Dependency of routes without query parameters."""
 
 
-def parse_fields(fields: Mapping[str, str]) -> TopKParameters:
+def parse_fields(fields: Mapping[str, str]) -> InferenceParameters:
     """Validate the fields of a form as the query; an empty field, which browsers send, is not set.
 
     Raises InvalidRequestError.
     """
+    if not fields:
+        return _NO_FIELDS
     try:
-        return TopKParameters.model_validate({name: value for name, value in fields.items() if value})
+        return InferenceParameters.model_validate({name: value for name, value in fields.items() if value})
     except ValidationError as error:
         raise InvalidRequestError(f"form.{summarize_errors(error.errors())}") from error

@@ -6,14 +6,16 @@ from fastapi import APIRouter, Request, Security
 from fastapi.responses import Response
 
 from resnet_service import errors
+from resnet_service.batching import Lane
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.schemas import BatchPredictItem, BatchPredictResponse, PredictResponse, StageTimings
+from resnet_service.server.admission import admit, update_admission
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses, to_problem
-from resnet_service.server.forms import Form, UploadedFile
-from resnet_service.server.parameters import TopKParameters, TopKQuery, parse_fields
+from resnet_service.server.forms import UploadedFile
+from resnet_service.server.parameters import InferenceParameters, InferenceQuery, parse_fields
 from resnet_service.server.state import AppState
 from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
 
@@ -38,15 +40,12 @@ _SERVICE_ERRORS: Final = (
     errors.InferenceError,
 )
 
-_FIELDS: Final = TopKParameters.model_fields.keys()
-"""Fields of a form beside the images."""
-_TOP_K: Final = TopKParameters.model_json_schema()["properties"]["top_k"]
+_FIELDS: Final = InferenceParameters.model_json_schema()["properties"]
+"""Fields of a form beside the images, with their schemas."""
 
 
 def _form(schema: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "schema": {"type": "object", "required": ["file"], "properties": {"file": schema, "top_k": _TOP_K}}
-    }
+    return {"schema": {"type": "object", "required": ["file"], "properties": {"file": schema, **_FIELDS}}}
 
 
 @router.post(
@@ -61,21 +60,23 @@ def _form(schema: dict[str, Any]) -> dict[str, Any]:
         }
     },
 )
-async def predict(request: Request, state: Authorized, query: TopKQuery) -> Response:
+async def predict(request: Request, state: Authorized, query: InferenceQuery) -> Response:
     """Classify an image, sent as the form field `file` or as the body with an image/* content type.
 
     Supported formats are JPEG, PNG, WebP, AVIF, GIF (first frame), BMP and TIFF, and HEIC with the extra
     `heif`. EXIF orientation is applied.
     """
     settings, timing = state.settings, request_timing(request)
-    async with state.backend.admit(settings.request_timeout_s) as (served, reservation):
+    async with admit(request, state, query, Lane.INTERACTIVE) as (served, reservation):
         with state.upload_memory.account() as account:
             form = await Upload(request, settings, account, reservation).form(_FIELDS)
             if len(form.images) > 1:
                 raise errors.InvalidRequestError(
                     f"expected one image, got {len(form.images)}; use /predict/batch"
                 )
-            classes = served.top_k(_top_k_values(query, form), settings.top_k)
+            body = parse_fields(form.texts())
+            update_admission(request, state, reservation, query, body)
+            classes = served.top_k([query.top_k, body.top_k], settings.top_k)
             work = served.classify(form.images[0].data, classes, reservation, timing)
             result = await cancel_on_disconnect(request, work)
             return _json(
@@ -107,17 +108,19 @@ async def predict(request: Request, state: Authorized, query: TopKQuery) -> Resp
         }
     },
 )
-async def predict_batch(request: Request, state: Authorized, query: TopKQuery) -> Response:
+async def predict_batch(request: Request, state: Authorized, query: InferenceQuery) -> Response:
     """Classify several images, each sent as a form field `file`.
 
     The results are in the order of the request; an image that cannot be classified has its own error. If the
     service itself fails for all images, because it is overloaded for example, the response has that status.
     """
     settings, timing = state.settings, request_timing(request)
-    async with state.backend.admit(settings.request_timeout_s) as (served, reservation):
+    async with admit(request, state, query, Lane.BULK) as (served, reservation):
         with state.upload_memory.account() as account:
             form = await Upload(request, settings, account, reservation).form(_FIELDS)
-            classes = served.top_k(_top_k_values(query, form), settings.top_k)
+            body = parse_fields(form.texts())
+            update_admission(request, state, reservation, query, body)
+            classes = served.top_k([query.top_k, body.top_k], settings.top_k)
             work = _classify_all(served, form.images, classes, reservation, timing)
             results = await cancel_on_disconnect(request, work)
             return _json(
@@ -125,11 +128,6 @@ async def predict_batch(request: Request, state: Authorized, query: TopKQuery) -
                     results=results, model=served.model.name, device=served.placement.devices
                 )
             )
-
-
-def _top_k_values(query: TopKParameters, form: Form) -> list[int | None]:
-    """Return the values of `top_k` in the query and in the form."""
-    return [query.top_k, parse_fields(form.texts()).top_k] if form.fields else [query.top_k]
 
 
 async def _classify_all(

@@ -8,14 +8,16 @@ from fastapi.exceptions import HTTPException
 from fastapi.responses import Response
 
 from resnet_service import __version__, errors
+from resnet_service.batching import Lane
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.runtimes import TopKResult
-from resnet_service.schemas import V2Error
+from resnet_service.schemas import Priority, V2Error
+from resnet_service.server.admission import admit, update_admission
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.exception_handlers import AUTH_ERRORS, V2_PREFIX, openapi_responses
-from resnet_service.server.parameters import NO_PARAMETERS, TopKQuery
+from resnet_service.server.parameters import NO_PARAMETERS, InferenceParameters, InferenceQuery
 from resnet_service.server.routes import management
 from resnet_service.server.state import AppState, StateDep
 from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
@@ -29,7 +31,6 @@ from resnet_service.server.v2.schemas import (
     ServerMetadata,
     ServerReady,
 )
-from resnet_service.settings import Settings
 
 Value = TypeVar("Value")
 
@@ -197,19 +198,17 @@ _INFER: Final[dict[str, Any]] = {
 
 @router.post(f"{_VERSION}/infer", operation_id="v2_version_infer", dependencies=[_CHECK_VERSION], **_INFER)
 @router.post(f"{_MODEL}/infer", operation_id="v2_infer", **_INFER)
-async def infer(request: Request, state: ModelDep, query: TopKQuery) -> Response:
+async def infer(request: Request, state: ModelDep, query: InferenceQuery) -> Response:
     """Classify the images of one input, in batches shared with other requests.
 
     If one image cannot be classified, the request fails. The parameter `top_k` (of the request, its input,
     its outputs, or the query) sets the number of classes in `class_id`, `label` and `probability`.
     """
     json_length = _json_length(request)
-    settings = state.settings
-    async with state.backend.admit(settings.request_timeout_s) as (served, reservation):
+    async with admit(request, state, query, Lane.INTERACTIVE) as (served, reservation):
         with state.upload_memory.account() as account:
-            body = await Upload(request, settings, account, reservation).body()
-            timing = request_timing(request)
-            work = _infer(settings, served, reservation, timing, body, json_length, query.top_k)
+            body = await Upload(request, state.settings, account, reservation).body()
+            work = _infer(request, state, query, served, reservation, body, json_length)
             content, content_json_length = await cancel_on_disconnect(request, work)
     if content_json_length is None:
         return Response(content, media_type="application/json")
@@ -229,19 +228,23 @@ def _json_length(request: Request) -> int | None:
 
 
 async def _infer(
-    settings: Settings,
+    request: Request,
+    state: AppState,
+    query: InferenceParameters,
     served: ServedModel,
     reservation: ImageReservation,
-    timing: RequestTiming,
     body: bytearray,
     json_length: int | None,
-    query_top_k: int | None,
 ) -> tuple[bytes, int | None]:
     """Return the body of the response and the length of its JSON; None if all of it is JSON."""
+    settings, timing = state.settings, request_timing(request)
     deadline, limit = reservation.deadline, settings.max_images_per_request
     is_long = (len(body) if json_length is None else json_length) > _MAX_INLINE_JSON_BYTES
     parsed = await _call(is_long, served, deadline, parse_request, body, json_length, served.model, limit)
-    top_k = served.top_k([query_top_k, *parsed.top_k], settings.top_k)
+    if parsed.parameters.priority:
+        priority: Priority = "interactive" if parsed.parameters.priority == 1 else "bulk"
+        update_admission(request, state, reservation, query, InferenceParameters(priority=priority))
+    top_k = served.top_k([query.top_k, *parsed.top_k], settings.top_k)
     classes = required_top_k(parsed, served.model, top_k)
 
     limits = served.image_limits()

@@ -21,7 +21,7 @@ PROBABILITY_OUTPUT: Final = "probability"
 
 
 _IGNORED_PARAMETERS: Final = frozenset(
-    {"content_type", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout"}
+    {"content_type", "headers", "sequence_end", "sequence_id", "sequence_start", "timeout"}
 )
 """Parameters that Triton reserves, and `content_type` of MLServer, which clients send to any server."""
 
@@ -66,10 +66,14 @@ class OutputParameters(_Parameters):
 
 
 class RequestParameters(_Parameters):
-    """Parameters of a request: the default for `binary_data`, and the number of classes to return."""
+    """Parameters of a request: the default for `binary_data`, the number of classes, and the priority.
+
+    As in Triton, `priority` 0 is the default and 1 the highest; all others are bulk.
+    """
 
     binary_data_output: bool = False
     top_k: int | None = Field(None, ge=1)
+    priority: int = Field(0, ge=0, lt=2**64)
 
 
 class RequestInput(_RequestMessage):

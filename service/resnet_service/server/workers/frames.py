@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, NamedTuple, cast
 
-_HEADER: Final = struct.Struct("<BxHIIIIddd")
+_HEADER: Final = struct.Struct("<BBHIIIIddd")
 _MAX_DELAY_S: Final = 0.002
 _MAX_PAYLOAD: Final = 256_000_000
 """Metrics and API keys are smaller; more is a sign of a damaged stream."""
@@ -24,13 +24,15 @@ class Kind(IntEnum):
     """
 
     READY = 1
-    RESERVE = 2  # token, which becomes the number of the reservation; a: timeout in seconds
+    RESERVE = 2  # token, which becomes the number of the reservation; lane; a: timeout in seconds
     START = 3  # token, reservation, a: deadline
     SUSPEND = 4  # reservation
     RELEASE = 5  # reservation
     DROP = 6  # reservation: its slot is not needed any more
-    RUN = 7  # token, reservation, slot, number: classes, a: deadline
-    RUN_UNRESERVED = 8  # token, reservation: generation of the model, slot, number: classes, a: deadline
+    RUN = 7  # token, reservation, slot, number: classes, lane, a: deadline
+    RUN_UNRESERVED = (
+        8  # token, reservation: generation of the model, slot, number: classes, lane, a: deadline
+    )
     CANCEL = 9  # token
     CALL = 10  # token, payload: JSON
     RETIRED = 11  # number: a generation that no request uses any more
@@ -54,6 +56,7 @@ class Frame(NamedTuple):
     b: float = 0.0
     c: float = 0.0
     payload: bytes = b""
+    lane: int = 0
 
 
 class FrameChannel(asyncio.Protocol):
@@ -91,8 +94,8 @@ class FrameChannel(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         elif not self._outgoing:
             self._loop.call_later(_MAX_DELAY_S, self._flush)
-        kind, slot, token, reservation, number, a, b, c, payload = frame
-        header = _HEADER.pack(kind, slot, token, reservation, number, len(payload), a, b, c)
+        kind, slot, token, reservation, number, a, b, c, payload, lane = frame
+        header = _HEADER.pack(kind, lane, slot, token, reservation, number, len(payload), a, b, c)
         self._outgoing.append(header + payload if payload else header)
 
     def close(self) -> None:
@@ -114,7 +117,9 @@ class FrameChannel(asyncio.Protocol):
         data = self._received + data if self._received else data
         position, size = 0, len(data)
         while size - position >= _HEADER.size:
-            kind, slot, token, reservation, number, length, a, b, c = _HEADER.unpack_from(data, position)
+            kind, lane, slot, token, reservation, number, length, a, b, c = _HEADER.unpack_from(
+                data, position
+            )
             if length > _MAX_PAYLOAD:
                 self.close()
                 return
@@ -123,7 +128,7 @@ class FrameChannel(asyncio.Protocol):
                 break
             payload = data[end - length : end] if length else b""
             position = end
-            self._on_frame(Frame(kind, slot, token, reservation, number, a, b, c, payload))
+            self._on_frame(Frame(kind, slot, token, reservation, number, a, b, c, payload, lane))
         self._received = data[position:] if position else data
         self._on_read()
 

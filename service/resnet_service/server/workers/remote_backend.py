@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 import structlog
 
+from resnet_service.batching import Lane
 from resnet_service.errors import ServiceUnavailable
 from resnet_service.images import Preprocessing
 from resnet_service.inference.served_model import ImageDecoder, ImageReservation, ServedModel
@@ -91,17 +92,19 @@ class RemoteBackend:
     def _oldest_decode_s(self) -> float:
         return max(served.decoder.threads.oldest_call_age_s for served, _ in self._models.values())
 
-    def admit(self, timeout_s: float) -> Admission:
+    def admit(self, timeout_s: float, lane: Lane) -> Admission:
         """See `Backend`."""
-        return self._admit(timeout_s)
+        return self._admit(timeout_s, lane)
 
     @asynccontextmanager
-    async def _admit(self, timeout_s: float) -> AsyncIterator[tuple[ServedModel, ImageReservation]]:
+    async def _admit(
+        self, timeout_s: float, lane: Lane
+    ) -> AsyncIterator[tuple[ServedModel, ImageReservation]]:
         if self._closing:
             raise ServiceUnavailable("the service is shutting down")
         self._memory.requests[self._index] += 1
         try:
-            async with RemoteReservation(self, timeout_s, self._generation) as reservation:
+            async with RemoteReservation(self, timeout_s, lane, self._generation) as reservation:
                 served, images = self._models[reservation.generation]
                 with images.in_use():
                     yield served, reservation

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, Self
 
-from resnet_service.batching import BatchResult
+from resnet_service.batching import BatchResult, Lane
 from resnet_service.errors import DeadlineExceededError
 from resnet_service.inference.served_model import QueuedCrop
 from resnet_service.runtimes import TopKResult
@@ -126,13 +126,14 @@ class RemoteReservation:
 
     `resnet_service.batching.Reservation` describes the methods. `generation` is that of the model to use.
 
-        async with RemoteReservation(main, timeout_s=30, generation=1) as reservation:
+        async with RemoteReservation(main, timeout_s=30, lane=Lane.BULK, generation=1) as reservation:
             await reservation.start()
             result = await reservation.run(prepare)
     """
 
-    def __init__(self, main: MainProcess, timeout_s: float, generation: int) -> None:
+    def __init__(self, main: MainProcess, timeout_s: float, lane: Lane, generation: int) -> None:
         self.generation = generation
+        self.lane = lane
         self._deadline = asyncio.get_running_loop().time() + timeout_s
         self._main = main
         self._number = 0  # of the reservation in the main process, if there is one
@@ -208,13 +209,13 @@ class RemoteReservation:
             kind, reservation = Kind.RUN_UNRESERVED, self.generation
         else:
             kind, reservation = Kind.RUN, self._number
-        return Frame(kind, slot, token, reservation, top_k, self._deadline)
+        return Frame(kind, slot, token, reservation, top_k, self._deadline, lane=self.lane)
 
     async def _reserve(self, generation: int) -> None:
         """Reserve in the main process, on the current model if `generation` is 0."""
         self._number = self._main.new_token()
         timeout_s = self._deadline - asyncio.get_running_loop().time()
-        frame = Frame(Kind.RESERVE, token=self._number, number=generation, a=timeout_s)
+        frame = Frame(Kind.RESERVE, token=self._number, number=generation, a=timeout_s, lane=self.lane)
         try:
             answer = await self._main.ask(frame)
         except BaseException:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import structlog
 
-from resnet_service.batching import BatchResult, QueueItem
+from resnet_service.batching import BatchResult, Lane, QueueItem
 from resnet_service.errors import ServiceError, ServiceUnavailable
 from resnet_service.inference.engine import Engine, EngineReservation
 from resnet_service.inference.served_model import QueuedCrop
@@ -120,17 +120,17 @@ class WorkerConnection:
 
     def _reserve(self, frame: Frame) -> None:
         request = self._requests[frame.token] = _Request(self._models[frame.number or self._generation])
-        if request.model.engine.is_overloaded(frame.a):
+        if request.model.engine.is_overloaded(frame.a, Lane(frame.lane)):
             self._begin(frame.token, self._reserve_after_delay(request, frame))
         else:
             self._answer(frame.token, partial(self._reserve_now, request, frame))
 
     def _reserve_now(self, request: _Request, frame: Frame) -> Frame:
-        reservation = request.reservation = request.model.engine.reserve(frame.a)
+        reservation = request.reservation = request.model.engine.reserve(frame.a, Lane(frame.lane))
         return Frame(Kind.OK, slot=reservation.try_start(), number=request.model.generation)
 
     async def _reserve_after_delay(self, request: _Request, frame: Frame) -> Frame:
-        is_overloaded = partial(request.model.engine.is_overloaded, frame.a)
+        is_overloaded = partial(request.model.engine.is_overloaded, frame.a, Lane(frame.lane))
         await self._backend.engines.delay_rejection(is_overloaded)
         # A reload may have replaced the model, and the worker may have forgotten it.
         request.model = self._models[frame.number or self._generation]
@@ -161,12 +161,13 @@ class WorkerConnection:
 
     def _run(self, frame: Frame) -> None:
         reservation = self._reservation(frame)
+        reservation.lane = Lane(frame.lane)
         submit = partial(reservation.submit, is_first=reservation.claim())
         self._queue(frame, self._requests[frame.reservation].model, submit)
 
     def _run_unreserved(self, frame: Frame) -> None:
         model = self._models[frame.reservation]
-        self._queue(frame, model, lambda queued: model.engine.enqueue(queued, frame.a))
+        self._queue(frame, model, lambda queued: model.engine.enqueue(queued, frame.a, Lane(frame.lane)))
 
     def _queue(
         self, frame: Frame, model: _Model, submit: Callable[[QueuedCrop], QueueItem[QueuedCrop, TopKResult]]
