@@ -93,12 +93,16 @@ class PrioritiesResult:
         return requests * (_IMAGES_PER_BULK_REQUEST if kind == "bulk" else 1)
 
 
-def run_priorities(url: str, seconds: float) -> PrioritiesResult:
-    """Measure each of the four loads for `seconds`. Raises LoadTestError if the service is not usable."""
+def run_priorities(url: str, seconds: float, share: float = _INTERACTIVE_SHARE) -> PrioritiesResult:
+    """Measure each of the four loads for `seconds`.
+
+    `share` is the rate of the interactive requests that do not saturate the device, as a share of the
+    capacity. Raises LoadTestError if the service is not usable.
+    """
     images = encoded_images("typical")
     interactive = [post_request(url, image, "interactive") for image in images]
     bulk = [batch_request(url, (images * _IMAGES_PER_BULK_REQUEST)[:_IMAGES_PER_BULK_REQUEST], "bulk")]
-    rate = _INTERACTIVE_SHARE * measure_capacity(url, interactive, _INTERACTIVE_CLIENTS, _CAPACITY_S)
+    rate = share * measure_capacity(url, interactive, _INTERACTIVE_CLIENTS, _CAPACITY_S)
     return run_async(_run(url, interactive, bulk, rate, seconds))
 
 

@@ -12,6 +12,7 @@ from load_tests.http_connection import post_request
 from load_tests.load_generator import arrival_times, measure_capacity
 from load_tests.overload import run_overload
 from load_tests.plots import draw_overload, draw_soak
+from load_tests.priorities import run_priorities
 from load_tests.report import Check
 from load_tests.request_log import DISCONNECTED
 from load_tests.retry_storm import measure_peak, run_retry_storm
@@ -97,6 +98,22 @@ def test_retry_storm_is_measured_on_both_ports(jpeg: bytes, tmp_path: Path) -> N
         assert prober.probes > 0
         assert prober.failures == 0
     assert len(list(result.checks())) == 5
+    assert all(value for _, value in result.measurements())
+
+
+def test_priorities_are_measured_under_four_loads(server: Running) -> None:
+    """Interactive and bulk requests succeed alone and beside each other, and each guarantee is checked."""
+    result = run_priorities(server.url, seconds=2, share=0.3)
+    for log, kinds in (
+        (result.alone, {"interactive"}),
+        (result.bulk, {"bulk"}),
+        (result.beside, {"interactive", "bulk"}),
+        (result.saturated, {"interactive", "bulk"}),
+    ):
+        assert set(log.kind) == kinds
+        assert log.has_status(200).all()
+    assert result.batch_s > 0
+    assert len(list(result.checks())) == 3
     assert all(value for _, value in result.measurements())
 
 
