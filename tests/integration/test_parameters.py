@@ -210,7 +210,12 @@ def test_top_k_under_v2_may_be_in_several_places(
         ("", {"top_k": 2}, {}, "unknown field 'top_k'; did you mean 'parameters.top_k'?"),
         ("", {"output": []}, {}, "unknown field 'output'; did you mean 'outputs'?"),
         ("", {"parameters": {"topk": 2}}, {}, "parameters: unknown parameter 'topk'; did you mean 'top_k'?"),
-        ("", {"parameters": {"x": 2}}, {}, "unknown parameter 'x'; expected 'binary_data_output' or 'top_k'"),
+        (
+            "",
+            {"parameters": {"x": 2}},
+            {},
+            "unknown parameter 'x'; expected 'binary_data_output' or 'timeout' or 'top_k' or 'priority'",
+        ),
         ("", {}, {"topK": 2}, "inputs.0.parameters: unknown parameter 'topK'; did you mean 'top_k'?"),
         (
             "",
@@ -248,7 +253,6 @@ def test_parameters_of_other_servers_are_ignored(server: Running) -> None:
         "sequence_start": True,
         "sequence_end": False,
         "priority": 1,
-        "timeout": 1_000_000,
         "headers": {},
         "content_type": "np",
         "triton_enable_empty_final_response": True,

@@ -8,7 +8,7 @@ import pytest
 
 from resnet_service.batching import Lane
 from resnet_service.errors import DeadlineExceededError
-from tests.support.batching import Device, batching, occupy, run_async, run_pending_tasks, submit
+from tests.support.batching import Device, batching, occupy, prepared, run_async, run_pending_tasks, submit
 
 # 1. Work-conserving
 
@@ -225,3 +225,24 @@ async def test_item_past_its_deadline_fails_and_is_not_run() -> None:
         device.gate.set()
         await asyncio.gather(*submit(batcher, 2))
         assert device.batches == [[0], [2]]
+
+
+@run_async
+async def test_limit_shortens_the_deadline_of_a_reservation_and_never_extends_it() -> None:
+    """It counts from the admission, and the time of `extend` does not count."""
+    now = asyncio.get_running_loop().time()
+    async with batching(Device()) as batcher:
+        with batcher.reserve(now + 10) as reservation:
+            reservation.limit(20)
+            assert reservation.deadline == now + 10
+            reservation.extend(3)
+            reservation.limit(5)
+            assert reservation.deadline == pytest.approx(now + 8, abs=0.5)
+            reservation.extend(1)
+            assert reservation.deadline == pytest.approx(now + 9, abs=0.5)
+        with batcher.reserve() as reservation:
+            reservation.limit(5)
+            assert reservation.deadline == pytest.approx(now + 5, abs=0.5)
+            reservation.limit(0.001)
+            with pytest.raises(DeadlineExceededError):
+                await reservation.run(prepared(1))

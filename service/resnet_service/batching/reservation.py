@@ -143,6 +143,7 @@ class Reservation(Generic[Item, Result]):
         self.deadline = deadline
         self.lane = lane  # a request may change it, once its body has been read
         self._slot_lane = self._permit_lane = lane
+        self._admitted_at = asyncio.get_running_loop().time()
         self._queue = queue
         self._limiter = limiter
         self._reserve_slot = reserve_slot
@@ -158,8 +159,17 @@ class Reservation(Generic[Item, Result]):
 
     def extend(self, seconds: float) -> None:
         """Move the deadline, by the time that the client took."""
+        self._admitted_at += seconds
         if self.deadline is not None:
             self.deadline += seconds
+
+    def limit(self, seconds: float) -> None:
+        """Let the request take at most `seconds`, and never more than before.
+
+        As with the deadline, the time of `extend` does not count.
+        """
+        deadline = self._admitted_at + seconds
+        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
 
     def try_start(self) -> bool:
         """Start if that needs no wait, directly after `MicroBatcher.reserve`, and return whether it did."""

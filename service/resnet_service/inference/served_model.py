@@ -54,6 +54,10 @@ class ImageReservation(Protocol):
         """Move the deadline."""
         ...
 
+    def limit(self, seconds: float) -> None:
+        """Let the request take at most `seconds`, without the time to receive its body."""
+        ...
+
     async def run(self, prepare: Callable[[], Awaitable[QueuedCrop]]) -> BatchResult[TopKResult]:
         """Run the image that `prepare` returns."""
         ...

@@ -47,7 +47,7 @@ def update_admission(
         _record(request, reservation.lane)
     if body.timeout_ms is not None:
         _check_equal("timeout_ms", query.timeout_ms, body.timeout_ms)
-        reservation.extend(_timeout_s(state, body) - _timeout_s(state, query))
+        reservation.limit(_timeout_s(state, body))
 
 
 def _timeout_s(state: AppState, parameters: InferenceParameters) -> float:

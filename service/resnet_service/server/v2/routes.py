@@ -244,6 +244,9 @@ async def _infer(
     if parsed.parameters.priority:
         priority: Priority = "interactive" if parsed.parameters.priority == 1 else "bulk"
         update_admission(request, state, reservation, query, InferenceParameters(priority=priority))
+    if parsed.parameters.timeout:
+        reservation.limit(parsed.parameters.timeout / 1e6)
+        deadline = reservation.deadline
     top_k = served.top_k([query.top_k, *parsed.top_k], settings.top_k)
     classes = required_top_k(parsed, served.model, top_k)
 

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
-from resnet_service.hints import StrictModel
+from resnet_service.hints import StrictModel, input_error
 from resnet_service.models import ModelDescription
 
 MODEL_VERSION: Final = "1"
@@ -21,9 +21,13 @@ PROBABILITY_OUTPUT: Final = "probability"
 
 
 _IGNORED_PARAMETERS: Final = frozenset(
-    {"content_type", "headers", "sequence_end", "sequence_id", "sequence_start", "timeout"}
+    {"content_type", "headers", "sequence_end", "sequence_id", "sequence_start"}
 )
-"""Parameters that Triton reserves, and `content_type` of MLServer, which clients send to any server."""
+"""Parameters that Triton reserves and that have no effect here, and `content_type` of MLServer, which clients
+send to any server."""
+
+
+_MAX_TIMEOUT_US: Final = 2**64 - 1
 
 
 class _Message(BaseModel):
@@ -66,14 +70,25 @@ class OutputParameters(_Parameters):
 
 
 class RequestParameters(_Parameters):
-    """Parameters of a request: the default for `binary_data`, the number of classes, and the priority.
+    """Parameters of a request: the default for `binary_data`, the number of classes, time limit and priority.
 
-    As in Triton, `priority` 0 is the default and 1 the highest; all others are bulk.
+    As in Triton, `timeout` is in microseconds; 0 is that of the service, which it cannot exceed. `priority` 0
+    is the default and 1 the highest; all others are bulk.
     """
 
     binary_data_output: bool = False
+    timeout: int | None = Field(
+        None, ge=0, le=_MAX_TIMEOUT_US, description="Microseconds in which the response is needed; then 504."
+    )
     top_k: int | None = Field(None, ge=1)
     priority: int = Field(0, ge=0, lt=2**64)
+
+    @field_validator("timeout", mode="before")
+    @classmethod
+    def _check_timeout(cls, value: Any) -> Any:
+        if value is not None and (type(value) is not int or not 0 <= value <= _MAX_TIMEOUT_US):
+            raise input_error("must be a whole number of microseconds, or 0 for the limit of the service")
+        return value
 
 
 class RequestInput(_RequestMessage):

@@ -134,7 +134,8 @@ class RemoteReservation:
     def __init__(self, main: MainProcess, timeout_s: float, lane: Lane, generation: int) -> None:
         self.generation = generation
         self.lane = lane
-        self._deadline = asyncio.get_running_loop().time() + timeout_s
+        self._admitted_at = asyncio.get_running_loop().time()
+        self._deadline = self._admitted_at + timeout_s
         self._main = main
         self._number = 0  # of the reservation in the main process, if there is one
         self._is_started = self._is_unreserved = main.take_unreserved(timeout_s)
@@ -160,7 +161,12 @@ class RemoteReservation:
 
     def extend(self, seconds: float) -> None:
         """See `Reservation`."""
+        self._admitted_at += seconds
         self._deadline += seconds
+
+    def limit(self, seconds: float) -> None:
+        """See `Reservation`: the main process gets the deadline with each image."""
+        self._deadline = min(self._deadline, self._admitted_at + seconds)
 
     async def start(self) -> None:
         """See `Reservation`."""
