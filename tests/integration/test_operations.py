@@ -227,7 +227,8 @@ def test_every_operation_is_described(server: Running) -> None:
     assert set(document["paths"]) == {
         *("/predict", "/predict/batch", "/bench", "/metrics", "/healthz", "/readyz", "/info", "/reload"),
         *("/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/infer"),
-        *(f"{model}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer")),
+        *(f"{model}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer", "/stats")),
+        *("/v2/models/stats", f"{model}/stats"),
     }
     ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(set(ids)) == len(ids)

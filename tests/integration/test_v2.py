@@ -201,6 +201,8 @@ def test_numbers_beyond_fp32_are_rejected_with_index(client: httpx.Client) -> No
         ("POST", "/v2/models/other/infer", 404),
         ("POST", "/v2/models/cifar10/versions/01/infer", 404),
         ("GET", "/v2/models/cifar10/config", 404),
+        ("GET", "/v2/models/other/stats", 404),
+        ("GET", "/v2/models/cifar10/versions/2/stats", 404),
         ("GET", "/v2/nothing", 404),
         ("GET", INFER_PATH, 405),
         ("POST", "/v2", 405),

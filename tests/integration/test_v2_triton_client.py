@@ -68,7 +68,9 @@ def test_client_reads_metadata_and_health(triton: Any) -> None:
     assert triton.is_model_ready("cifar10")
     assert triton.is_model_ready("cifar10", "1")
     assert not triton.is_model_ready("cifar10", "2")
-    assert triton.get_server_metadata()["extensions"] == ["binary_tensor_data", "classification"]
+    assert triton.get_server_metadata()["extensions"] == [
+        *("binary_tensor_data", "classification", "statistics")
+    ]
     metadata = triton.get_model_metadata("cifar10", "1")
     assert metadata == triton.get_model_metadata("cifar10")
     assert (metadata["name"], metadata["versions"]) == ("cifar10", ["1"])

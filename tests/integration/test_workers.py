@@ -70,6 +70,12 @@ def in_own_connection(server: Running, call: Callable[[httpx.Client], httpx.Resp
         return call(client)
 
 
+def inference_count(server: Running) -> int:
+    """Return that of Triton's statistics."""
+    [model] = server.client.get("/v2/models/stats").json()["model_stats"]
+    return int(model["inference_count"])
+
+
 def is_whole(server: Running) -> bool:
     return server.metric("inference_ready") == 1 and len(workers(server)) == 2
 
@@ -87,6 +93,7 @@ def test_killed_worker_costs_its_own_requests_only(server: Running, jpeg: bytes)
         for client in (*lost, *kept):
             assert client.post("/predict", files=files(jpeg)).status_code == 200
         done = server.metric("inference_images_total", outcome="ok")
+        inferences = inference_count(server)
         with server.runtime.held():
             send = [pool.submit(client.post, "/predict", files=files(jpeg)) for client in lost]
             keep = [pool.submit(client.post, "/predict", files=files(jpeg)) for client in kept]
@@ -106,6 +113,7 @@ def test_killed_worker_costs_its_own_requests_only(server: Running, jpeg: bytes)
     server.wait_for(lambda: server.metric("inference_worker_restarts_total") == restarts_before + 1)
     assert server.metric("inference_abandoned_requests_total") == lost_before + 5
     assert server.metric("inference_images_total", outcome="ok") == done + 5 + 8
+    assert inference_count(server) == inferences + 5 + 8
     server.wait_for(lambda: server.metric("inference_in_flight") == 0)
 
 

@@ -39,12 +39,12 @@ def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 def send_only(
-    server: Running, body: bytes, path: str = "/predict", length: int | None = None
+    server: Running, body: bytes, path: str = "/predict", length: int | None = None, *, key: str = ""
 ) -> socket.socket:
     """Send a request, or the first `length` bytes of its body, without reading the response."""
     host, port = server.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    headers = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    headers = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nX-API-Key: {key}\r\n"
     connection.sendall(f"{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body[:length])
     return connection
 

@@ -19,6 +19,7 @@ from resnet_service.batching import Lane, MicroBatcher, QueueItem, Reservation, 
 from resnet_service.errors import DeviceError
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop
 from resnet_service.inference.served_model import ImageDecoder, Placement, QueuedCrop, ServedModel
+from resnet_service.inference.statistics import BatchCounters
 from resnet_service.inference.worker_pool import WorkerPool
 from resnet_service.metrics import Metrics
 from resnet_service.models import Model
@@ -62,10 +63,12 @@ class Engine:
         workers: int = 0,
         decoder: ImageDecoder | None = None,
         stall_timeout_s: float = 60.0,
+        counters: BatchCounters | None = None,
     ) -> None:
         self.model = model
         self.runtimes = tuple(runtimes)
         self._metrics = metrics
+        self._counters = counters or BatchCounters()
         self._batch_limit = batch_limit or BatchLimit(max_batch, "max_batch is set")
         self._stall_timeout_s = stall_timeout_s
         self._max_queue, self._max_queue_wait_s = max_queue, max_queue_wait_s
@@ -235,8 +238,13 @@ class Engine:
     async def _run_batch(self, runtime: Runtime, batch: list[QueuedCrop]) -> list[TopKResult]:
         self._metrics.batch_size.observe(len(batch))
         crops, k = [queued.crop for queued in batch], max(queued.top_k for queued in batch)
-        with self._metrics.batch_seconds.time():
+        started = time.perf_counter()
+        try:
             best = await self._device_threads[runtime].run(runtime.run, crops, k)
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.batch_seconds.observe(seconds)
+        self._counters.add(len(batch), seconds)
         return best.images()
 
     async def _time_batch(self, batch_size: int) -> float:

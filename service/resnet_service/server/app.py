@@ -21,11 +21,17 @@ from resnet_service.server.proxy_headers import ProxyMiddleware
 from resnet_service.server.routes import admin, management, predict
 from resnet_service.server.state import AppState
 from resnet_service.server.v2 import routes as v2
+from resnet_service.server.v2 import statistics
 
 __all__ = ["create_app", "create_management_app"]
 
 _NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False}
 """FastAPI's own; `tracing.py` and `metrics.py` have more."""
+
+_V2_ROUTERS: Final = (
+    statistics.router,  # before the metadata, because `stats` could be the name of a model
+    v2.router,
+)
 
 
 def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
@@ -58,7 +64,7 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.app_state = state
-    for router in (predict.router, management.router, admin.router, v2.router):
+    for router in (predict.router, management.router, admin.router, *_V2_ROUTERS):
         app.include_router(router)
     add_exception_handlers(app)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
@@ -91,7 +97,11 @@ def _add_middleware(app: FastAPI, state: AppState) -> None:
 
 def _add_observability(app: FastAPI, state: AppState) -> None:
     app.add_middleware(
-        ObservabilityMiddleware, metrics=state.metrics, tracer=state.tracer, settings=state.settings
+        ObservabilityMiddleware,
+        metrics=state.metrics,
+        counters=state.backend.request_counters,
+        tracer=state.tracer,
+        settings=state.settings,
     )
     app.add_middleware(HeadMiddleware)
     root_path, trusted = state.settings.root_path, parse_networks(state.settings.trusted_proxies)

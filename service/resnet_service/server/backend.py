@@ -4,11 +4,13 @@
 worker. The routes do not know which one they use.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from resnet_service.batching import Lane
 from resnet_service.inference.served_model import ImageReservation, ServedModel
+from resnet_service.inference.statistics import ModelStatistics, RequestCounters
 from resnet_service.schemas import BenchResponse, InfoResponse
 from resnet_service.server.auth import APIKey, APIKeys
 from resnet_service.server.heartbeat import Heartbeat
@@ -21,6 +23,9 @@ class Backend(Protocol):
 
     heartbeat: Heartbeat
     """When the event loop of this process last ran."""
+
+    request_counters: RequestCounters
+    """Those of the requests that end in this process."""
 
     @property
     def served_model(self) -> ServedModel:
@@ -64,6 +69,10 @@ class Backend(Protocol):
 
     async def info(self) -> InfoResponse:
         """Return the model, the device, the versions, the machine and the limits."""
+        ...
+
+    async def statistics(self) -> Sequence[ModelStatistics]:
+        """Return the counters of all versions of all models, over all processes."""
         ...
 
     async def benchmark(self, batch_sizes: list[int], iterations: int) -> BenchResponse:

@@ -1,4 +1,4 @@
-"""Count the images of inference requests by outcome, from the responses that their clients get.
+"""Count inference requests and their images by outcome, from the responses that their clients get.
 
 Each request is counted once, by construction: when its response has been sent, whatever ended it.
 """
@@ -10,8 +10,9 @@ from starlette.types import Scope
 
 from resnet_service.errors import ServiceError
 from resnet_service.inference.request_timing import RequestTiming
+from resnet_service.inference.statistics import RequestCounters
 from resnet_service.metrics import IMAGE_OUTCOMES, Metrics
-from resnet_service.server.exception_handlers import status_of
+from resnet_service.server.exception_handlers import AUTH_ERRORS, status_of
 
 CLIENT_CLOSED: Final = 499
 """The status recorded for a request whose client disconnected; no client receives it (nginx's number)."""
@@ -20,21 +21,27 @@ _ROUTES: Final = frozenset({"predict", "predict_batch", "infer"})
 
 
 class ImageCounter:
-    """Counts `inference_images_total` and `inference_rejected_total`."""
+    """Counts `inference_images_total`, `inference_rejected_total`, and the requests of the model."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, counters: RequestCounters) -> None:
         # Each call of `labels` takes 1 us.
         self._outcomes = {outcome: metrics.images.labels(outcome) for outcome in IMAGE_OUTCOMES}
         self._rejected = metrics.rejected
+        self._counters = counters
 
     def count(self, scope: Scope, status: int, timing: RequestTiming) -> None:
         """Count the images of a request, if it is one for inference; `status` is that of its response.
 
         A request with several images counts each of them by its own result. One that ends before its images
-        are known counts as one image.
+        are known counts as one image. A request without a valid key, or for another model, is not one of the
+        model.
         """
         if scope["method"] != "POST" or getattr(scope.get("route"), "name", None) not in _ROUTES:
             return
+        if status == 200:
+            self._counters.add_success(timing)
+        elif status != 404 and not (timing.error and issubclass(timing.error, AUTH_ERRORS)):
+            self._counters.add_failure(timing)
         if not timing.images:
             self._count_one(status, timing)
         for image in timing.images:

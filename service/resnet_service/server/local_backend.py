@@ -1,7 +1,7 @@
 """The backend in the process that has the devices."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from resnet_service.benchmark.timing import time_batches
 from resnet_service.errors import Conflict, ServiceUnavailable
 from resnet_service.images import FORMATS
 from resnet_service.inference.served_model import ServedModel
+from resnet_service.inference.statistics import ModelCounters, ModelStatistics
 from resnet_service.machine import hardware_info
 from resnet_service.metrics import Metrics
 from resnet_service.schemas import BenchResponse, InfoResponse, RequestLimits
@@ -20,6 +21,7 @@ from resnet_service.server.auth import APIKey, APIKeys, RateLimiter
 from resnet_service.server.backend import Admission
 from resnet_service.server.engine_manager import EngineManager
 from resnet_service.server.heartbeat import Heartbeat
+from resnet_service.server.v2.schemas import MODEL_VERSION
 from resnet_service.settings import Settings
 
 
@@ -33,17 +35,26 @@ class LocalBackend:
     workers: the number of HTTP workers; without any, this process handles HTTP as well.
     ready_workers: how many of them accept requests.
     metrics_registry: what `render_metrics` returns.
+    counters: what `statistics` returns.
     on_reload: called on that event loop after each reload.
     """
 
     def __init__(
-        self, settings: Settings, engines: EngineManager, metrics: Metrics, api_keys: APIKeys, workers: int
+        self,
+        settings: Settings,
+        engines: EngineManager,
+        metrics: Metrics,
+        counters: ModelCounters,
+        api_keys: APIKeys,
+        workers: int,
     ) -> None:
         self.engines = engines
         self.admit: Callable[[float, Lane], Admission] = engines.admit
         self.workers = workers
         self.ready_workers = 0
         self.metrics_registry = metrics.registry
+        self.counters = counters
+        [self.request_counters] = counters.requests
         self.api_keys = api_keys
         self.heartbeat = Heartbeat()
         self.on_reload: Callable[[], None] = lambda: None
@@ -118,6 +129,10 @@ class LocalBackend:
                 formats=list(FORMATS),
             ),
         )
+
+    async def statistics(self) -> Sequence[ModelStatistics]:
+        """See `Backend`."""
+        return [self.counters.read(self.engines.current.model.name, MODEL_VERSION)]
 
     async def benchmark(self, batch_sizes: list[int], iterations: int) -> BenchResponse:
         """See `Backend`: on the first device, between the batches of requests."""

@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resnet_service.inference.request_timing import STAGES, RequestTiming
+from resnet_service.inference.statistics import RequestCounters
 from resnet_service.metrics import Metrics
 from resnet_service.server.connection_errors import new_request_id
 from resnet_service.server.exception_handlers import app_path
@@ -40,13 +41,18 @@ class ObservabilityMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, tracer: RequestTracer | None, settings: Settings
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        counters: RequestCounters,
+        tracer: RequestTracer | None,
+        settings: Settings,
     ) -> None:
         self._app = app
         self._metrics = metrics
         # Each call of `labels` takes 1 us.
         self._stage_seconds = {stage: metrics.stage_seconds.labels(stage) for stage in STAGES}
-        self._image_counter = ImageCounter(metrics)
+        self._image_counter = ImageCounter(metrics, counters)
         self._tracer = tracer
         self._access_log = settings.access_log
         self._skipped_paths = frozenset() if settings.access_log_probes else _MONITORING_PATHS

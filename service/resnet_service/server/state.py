@@ -15,6 +15,7 @@ from resnet_service.images import Preprocessing
 from resnet_service.images.sandbox import RestartReason, Sandbox
 from resnet_service.inference.engine import Engine
 from resnet_service.inference.served_model import ImageDecoder
+from resnet_service.inference.statistics import BatchCounters, ModelCounters
 from resnet_service.log_config import count_dropped_lines
 from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
@@ -91,10 +92,10 @@ def build_app_state(
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6))
     metrics.report(metrics.upload_bytes, lambda: upload_memory.used)
     metrics.queue_wait_limit.set(settings.max_queue_wait_s)
-    engines = EngineManager(
-        partial(_create_engine, settings, metrics, workers, wrap_runtime), settings.drain_timeout_s
-    )
-    backend = LocalBackend(settings, engines, metrics, api_keys, workers)
+    counters = ModelCounters()
+    load_engine = partial(_create_engine, settings, metrics, counters.batches, workers, wrap_runtime)
+    engines = EngineManager(load_engine, settings.drain_timeout_s)
+    backend = LocalBackend(settings, engines, metrics, counters, api_keys, workers)
     return AppState(settings, backend, metrics, upload_memory, tracer)
 
 
@@ -127,7 +128,11 @@ def count_workers(settings: Settings) -> int:
 
 
 def _create_engine(
-    settings: Settings, metrics: Metrics, workers: int, wrap_runtime: Callable[[Runtime], Runtime]
+    settings: Settings,
+    metrics: Metrics,
+    counters: BatchCounters,
+    workers: int,
+    wrap_runtime: Callable[[Runtime], Runtime],
 ) -> Engine:
     model = load_model(_model_source(settings))
     runtimes = create_runtimes(
@@ -153,6 +158,7 @@ def _create_engine(
         workers=workers,
         decoder=create_decoder(settings, metrics, model.preprocessing),
         stall_timeout_s=settings.stall_timeout_s,
+        counters=counters,
     )
 
 

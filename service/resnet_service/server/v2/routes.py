@@ -1,10 +1,9 @@
 """Routes of the Open Inference Protocol. Errors are those of the service, in the protocol's body shape."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from fastapi import APIRouter, Depends, Request, Security
-from fastapi.exceptions import HTTPException
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from resnet_service import __version__, errors
@@ -12,9 +11,8 @@ from resnet_service.batching import Lane
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.runtimes import TopKResult
-from resnet_service.schemas import Priority, V2Error
+from resnet_service.schemas import Priority
 from resnet_service.server.admission import admit, update_admission
-from resnet_service.server.auth import api_key_auth
 from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.exception_handlers import AUTH_ERRORS, V2_PREFIX, openapi_responses
 from resnet_service.server.parameters import NO_PARAMETERS, InferenceParameters, InferenceQuery
@@ -23,6 +21,17 @@ from resnet_service.server.state import AppState, StateDep
 from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
 from resnet_service.server.v2 import schemas
 from resnet_service.server.v2.codec import ImageInput, encode_response, parse_request, required_top_k
+from resnet_service.server.v2.dependencies import (
+    AUTH,
+    CHECK_VERSION,
+    INVALID,
+    MODEL_PATH,
+    NOT_FOUND,
+    NOT_READY,
+    VERSION_PATH,
+    Authorized,
+    ModelDep,
+)
 from resnet_service.server.v2.schemas import (
     InferResponse,
     ModelMetadata,
@@ -36,6 +45,12 @@ Value = TypeVar("Value")
 
 router = APIRouter(prefix=V2_PREFIX, tags=["open inference protocol"])
 
+_EXTENSIONS: Final = (
+    "binary_tensor_data",
+    "classification",
+    "statistics",
+)
+"""The extensions of Triton that exist here, by Triton's names."""
 _JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 _BINARY_TYPE: Final = "application/octet-stream"
 _MAX_INLINE_JSON_BYTES: Final = 32_768
@@ -43,13 +58,6 @@ _MAX_INLINE_JSON_BYTES: Final = 32_768
 _MAX_INLINE_CLASSES: Final = 10_000
 """Results with more classes, over all images, are encoded in a decoding thread."""
 
-_NOT_READY: Final = openapi_responses(errors.ServiceUnavailable, protocol=True)
-_INVALID: Final = openapi_responses(errors.InvalidRequestError, protocol=True)
-_AUTH: Final = openapi_responses(*AUTH_ERRORS, protocol=True)
-_NOT_FOUND: Final[dict[int | str, dict[str, Any]]] = _AUTH | {
-    404: {"description": "Unknown model or version", "model": V2Error},
-    "default": {"description": "Any other error", "model": V2Error},
-}
 _IMAGE_ERRORS: Final = (
     errors.InvalidImageError,
     errors.UnsupportedMediaType,
@@ -64,53 +72,26 @@ _INFER_ERRORS: Final = openapi_responses(
 )
 
 
-Authorized = Annotated[AppState, Security(api_key_auth, scopes=["predict"])]
-
-
-async def _check_model(name: str, state: Authorized) -> AppState:
-    model = state.backend.served_model.model.name
-    if name != model:
-        raise HTTPException(404, f"unknown model {name[:50]!r}; the server has {model!r}")
-    return state
-
-
-async def _check_version(version: str, _: Authorized) -> None:
-    if version != schemas.MODEL_VERSION:
-        raise HTTPException(
-            404, f"unknown version {version[:50]!r}; the model has version {schemas.MODEL_VERSION!r}"
-        )
-
-
-ModelDep = Annotated[AppState, Depends(_check_model)]
-"""The application's state, for a path that names the current model."""
-
-_MODEL: Final = "/models/{name}"
-_VERSION: Final = _MODEL + "/versions/{version}"
-_CHECK_VERSION: Final = Depends(_check_version)
-
-
 @router.get(
     "",
     operation_id="v2_server",
     summary="Server metadata",
-    responses=_AUTH | _INVALID,
+    responses=AUTH | INVALID,
     dependencies=[NO_PARAMETERS],
 )
 async def server_metadata(_: Authorized) -> ServerMetadata:
     """Return the name and version of the server and the protocol extensions that it supports."""
-    return ServerMetadata(
-        name="resnet-service", version=__version__, extensions=["binary_tensor_data", "classification"]
-    )
+    return ServerMetadata(name="resnet-service", version=__version__, extensions=list(_EXTENSIONS))
 
 
-@router.get("/health/live", operation_id="v2_live", summary="Server liveness", responses=_NOT_READY)
+@router.get("/health/live", operation_id="v2_live", summary="Server liveness", responses=NOT_READY)
 async def live(state: StateDep) -> ServerLive:
     """Return whether the server is alive, with the same condition and status as /healthz."""
     await management.healthz(state)
     return ServerLive(live=True)
 
 
-@router.get("/health/ready", operation_id="v2_ready", summary="Server readiness", responses=_NOT_READY)
+@router.get("/health/ready", operation_id="v2_ready", summary="Server readiness", responses=NOT_READY)
 async def ready(state: StateDep) -> ServerReady:
     """Return whether the server is ready for requests, with the same condition and status as /readyz."""
     await management.readyz(state)
@@ -118,18 +99,18 @@ async def ready(state: StateDep) -> ServerReady:
 
 
 @router.get(
-    _VERSION,
+    VERSION_PATH,
     operation_id="v2_version",
     summary="Metadata of a model version",
-    responses=_NOT_FOUND | _INVALID,
-    dependencies=[_CHECK_VERSION, NO_PARAMETERS],
+    responses=NOT_FOUND | INVALID,
+    dependencies=[CHECK_VERSION, NO_PARAMETERS],
     response_model_exclude_none=True,
 )
 @router.get(
-    _MODEL,
+    MODEL_PATH,
     operation_id="v2_model",
     summary="Model metadata",
-    responses=_NOT_FOUND | _INVALID,
+    responses=NOT_FOUND | INVALID,
     dependencies=[NO_PARAMETERS],
     response_model_exclude_none=True,
 )
@@ -147,17 +128,17 @@ async def model_metadata(state: ModelDep) -> ModelMetadata:
 
 
 @router.get(
-    f"{_VERSION}/ready",
+    f"{VERSION_PATH}/ready",
     operation_id="v2_version_ready",
     summary="Readiness of a model version",
-    responses=_NOT_FOUND | _NOT_READY,
-    dependencies=[_CHECK_VERSION],
+    responses=NOT_FOUND | NOT_READY,
+    dependencies=[CHECK_VERSION],
 )
 @router.get(
-    f"{_MODEL}/ready",
+    f"{MODEL_PATH}/ready",
     operation_id="v2_model_ready",
     summary="Model readiness",
-    responses=_NOT_FOUND | _NOT_READY,
+    responses=NOT_FOUND | NOT_READY,
 )
 async def model_ready(state: ModelDep) -> ModelReady:
     """Return whether the model is ready for requests, with the same condition and status as /readyz."""
@@ -175,7 +156,7 @@ _EXAMPLE: Final = {
 _INFER: Final[dict[str, Any]] = {
     "summary": "Classify images",
     "response_model": InferResponse,
-    "responses": {200: {"content": _BINARY_BODY}} | _NOT_FOUND | _INFER_ERRORS,
+    "responses": {200: {"content": _BINARY_BODY}} | NOT_FOUND | _INFER_ERRORS,
     "openapi_extra": {
         "parameters": [
             {
@@ -196,8 +177,8 @@ _INFER: Final[dict[str, Any]] = {
 }
 
 
-@router.post(f"{_VERSION}/infer", operation_id="v2_version_infer", dependencies=[_CHECK_VERSION], **_INFER)
-@router.post(f"{_MODEL}/infer", operation_id="v2_infer", **_INFER)
+@router.post(f"{VERSION_PATH}/infer", operation_id="v2_version_infer", dependencies=[CHECK_VERSION], **_INFER)
+@router.post(f"{MODEL_PATH}/infer", operation_id="v2_infer", **_INFER)
 async def infer(request: Request, state: ModelDep, query: InferenceQuery) -> Response:
     """Classify the images of one input, in batches shared with other requests.
 

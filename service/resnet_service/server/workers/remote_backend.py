@@ -2,7 +2,7 @@
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
@@ -12,6 +12,7 @@ from resnet_service.batching import Lane
 from resnet_service.errors import ServiceUnavailable
 from resnet_service.images import Preprocessing
 from resnet_service.inference.served_model import ImageDecoder, ImageReservation, ServedModel
+from resnet_service.inference.statistics import ModelStatistics
 from resnet_service.metrics import Metrics
 from resnet_service.schemas import BenchResponse, InfoResponse
 from resnet_service.server.auth import APIKey, APIKeys
@@ -48,6 +49,7 @@ class RemoteBackend:
         `on_lost` when the main process has ended.
         """
         self.heartbeat = Heartbeat(memory.beats[index : index + 1])
+        self.request_counters = memory.request_counters(index)
         self.updated = asyncio.Event()
         """Set once there is a model to serve."""
         self.channel = FrameChannel(self._receive, on_lost)
@@ -130,6 +132,10 @@ class RemoteBackend:
     async def info(self) -> InfoResponse:
         """See `Backend`."""
         return cast(InfoResponse, await self._call("info"))
+
+    async def statistics(self) -> Sequence[ModelStatistics]:
+        """See `Backend`."""
+        return cast(Sequence[ModelStatistics], await self._call("statistics"))
 
     async def benchmark(self, batch_sizes: list[int], iterations: int) -> BenchResponse:
         """See `Backend`."""

@@ -16,12 +16,19 @@ import numpy.typing as npt
 
 from resnet_service.errors import ServiceError
 from resnet_service.images import Crop
+from resnet_service.inference.statistics import Counter, RequestCounters
 from resnet_service.runtimes import TopKResult
 
 MAX_WORKERS: Final = 160
 _ALIGNMENT: Final = mmap.ALLOCATIONGRANULARITY
 _RESULT_BYTES: Final = 12
 """Per class: its index, int64, and its probability, fp32."""
+_REQUEST_COUNTERS_AT: Final = 64 + 24 * MAX_WORKERS
+_REQUEST_COUNTERS_BYTES: Final = 128
+"""Per worker: two lines of the processor's cache, so that workers do not slow each other down."""
+_STATE_BYTES: Final = (
+    -(-(_REQUEST_COUNTERS_AT + _REQUEST_COUNTERS_BYTES * MAX_WORKERS) // _ALIGNMENT) * _ALIGNMENT
+)
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,19 @@ class SharedMemory:
         """Create the memory, or open that of the main process."""
         self.fd = _create_file() if fd is None else fd
         if fd is None:
-            _allocate(self.fd, 0, _ALIGNMENT)
-        state = memoryview(mmap.mmap(self.fd, _ALIGNMENT))
+            _allocate(self.fd, 0, _STATE_BYTES)
+        state = memoryview(mmap.mmap(self.fd, _STATE_BYTES))
         self.open_wait_s = state[:8].cast("d")
         self.largest_batch = state[8:16].cast("Q")
         self.upload_bytes = state[64 : 64 + 8 * MAX_WORKERS].cast("Q")
         self.beats = state[64 + 16 * MAX_WORKERS : 64 + 24 * MAX_WORKERS].cast("d")
         self.requests = state[64 + 8 * MAX_WORKERS : 64 + 16 * MAX_WORKERS].cast("Q")
+        self._state = state
+
+    def request_counters(self, index: int) -> RequestCounters:
+        """Return the counters of a worker. One that replaces it continues them."""
+        start = _REQUEST_COUNTERS_AT + index * _REQUEST_COUNTERS_BYTES
+        return RequestCounters(self._state[start : start + 8 * len(Counter)].cast("Q"))
 
     def allocate(self, slot_bytes: int, count: int) -> int:
         """Add `count` slots, and return their offset.

@@ -84,6 +84,7 @@ class Supervisor:
         self._all_are_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._folder = Path(tempfile.mkdtemp(prefix="resnet-service-"))
+        backend.counters.requests = [self._memory.request_counters(index) for index in range(len(listeners))]
         metrics.upload_bytes.set_function(lambda: sum(self._memory.upload_bytes))
         backend.metrics_registry = CollectorRegistry()
         backend.metrics_registry.register(
