@@ -227,8 +227,9 @@ def test_every_operation_is_described(server: Running) -> None:
     assert set(document["paths"]) == {
         *("/predict", "/predict/batch", "/bench", "/metrics", "/healthz", "/readyz", "/info", "/reload"),
         *("/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/infer"),
-        *(f"{model}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer", "/stats")),
-        *("/v2/models/stats", f"{model}/stats"),
+        *(f"{model}/{rest}" for rest in ("config", "stats")),
+        *(f"{model}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer", "/config", "/stats")),
+        *("/v2/models/stats", "/v2/repository/index", "/v2/repository/models/{name}/load"),
     }
     ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(set(ids)) == len(ids)

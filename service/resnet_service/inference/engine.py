@@ -118,6 +118,11 @@ class Engine:
         return self._is_warm and not self._closing and self.fatal_error is None
 
     @property
+    def is_draining(self) -> bool:
+        """Whether the engine is about to be closed, or is closed."""
+        return self._closing
+
+    @property
     def fatal_error(self) -> BaseException | None:
         """The error that stopped the engine for good, of the warm-up or of a device; otherwise None."""
         if self._warmup_task is not None and self._warmup_task.done() and not self._warmup_task.cancelled():

@@ -168,6 +168,11 @@ class ServedModel:
         self.decoder = decoder
         self._metrics = metrics
 
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch that is formed."""
+        return self._largest_batch()
+
     def top_k(self, values: Iterable[int | None], default: int) -> int:
         """Return the number of classes to return: the only value in `values`, or `default` if all are None.
 
@@ -186,7 +191,7 @@ class ServedModel:
 
     def image_limits(self) -> ImageLimits:
         """Return the limits of a request with several images: a batch for each stream of each device."""
-        return ImageLimits(self.decoder.threads.count, self._largest_batch() * self.placement.streams)
+        return ImageLimits(self.decoder.threads.count, self.largest_batch * self.placement.streams)
 
     async def classify(
         self,

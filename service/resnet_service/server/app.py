@@ -20,8 +20,8 @@ from resnet_service.server.middleware import HeadMiddleware, ObservabilityMiddle
 from resnet_service.server.proxy_headers import ProxyMiddleware
 from resnet_service.server.routes import admin, management, predict
 from resnet_service.server.state import AppState
+from resnet_service.server.v2 import model_config, repository, statistics
 from resnet_service.server.v2 import routes as v2
-from resnet_service.server.v2 import statistics
 
 __all__ = ["create_app", "create_management_app"]
 
@@ -30,6 +30,8 @@ _NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "lo
 
 _V2_ROUTERS: Final = (
     statistics.router,  # before the metadata, because `stats` could be the name of a model
+    model_config.router,
+    repository.router,
     v2.router,
 )
 

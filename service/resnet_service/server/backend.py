@@ -6,7 +6,7 @@ worker. The routes do not know which one they use.
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from resnet_service.batching import Lane
 from resnet_service.inference.served_model import ImageReservation, ServedModel
@@ -16,6 +16,18 @@ from resnet_service.server.auth import APIKey, APIKeys
 from resnet_service.server.heartbeat import Heartbeat
 
 Admission = AbstractAsyncContextManager[tuple[ServedModel, ImageReservation]]
+
+
+ModelState = Literal["READY", "LOADING", "UNAVAILABLE"]
+
+
+class ModelStatus(NamedTuple):
+    """Whether a version of a model serves requests; `reason` is empty if it does."""
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str
 
 
 class Backend(Protocol):
@@ -69,6 +81,10 @@ class Backend(Protocol):
 
     async def info(self) -> InfoResponse:
         """Return the model, the device, the versions, the machine and the limits."""
+        ...
+
+    async def model_statuses(self) -> Sequence[ModelStatus]:
+        """Return all versions of all models, and whether they serve requests."""
         ...
 
     async def statistics(self) -> Sequence[ModelStatistics]:

@@ -18,7 +18,7 @@ from resnet_service.machine import hardware_info
 from resnet_service.metrics import Metrics
 from resnet_service.schemas import BenchResponse, InfoResponse, RequestLimits
 from resnet_service.server.auth import APIKey, APIKeys, RateLimiter
-from resnet_service.server.backend import Admission
+from resnet_service.server.backend import Admission, ModelStatus
 from resnet_service.server.engine_manager import EngineManager
 from resnet_service.server.heartbeat import Heartbeat
 from resnet_service.server.v2.schemas import MODEL_VERSION
@@ -129,6 +129,16 @@ class LocalBackend:
                 formats=list(FORMATS),
             ),
         )
+
+    async def model_statuses(self) -> Sequence[ModelStatus]:
+        """See `Backend`. While a model is reloaded, the previous one serves."""
+        engine = self.engines.current
+        version = partial(ModelStatus, engine.model.name, MODEL_VERSION)
+        if engine.fatal_error is not None:
+            return [version("UNAVAILABLE", "the model or the device has failed; restart the process")]
+        if engine.is_draining:
+            return [version("UNAVAILABLE", "the service is shutting down")]
+        return [version("READY", "") if engine.is_ready else version("LOADING", "the model is warming up")]
 
     async def statistics(self) -> Sequence[ModelStatistics]:
         """See `Backend`."""

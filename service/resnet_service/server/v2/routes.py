@@ -48,6 +48,8 @@ router = APIRouter(prefix=V2_PREFIX, tags=["open inference protocol"])
 _EXTENSIONS: Final = (
     "binary_tensor_data",
     "classification",
+    "model_configuration",
+    "model_repository",
     "statistics",
 )
 """The extensions of Triton that exist here, by Triton's names."""
@@ -117,11 +119,11 @@ async def ready(state: StateDep) -> ServerReady:
 async def model_metadata(state: ModelDep) -> ModelMetadata:
     """Return the inputs and outputs of the model. A request has exactly one of the inputs."""
     served = state.backend.served_model
-    model, placement = served.model, served.placement
+    model = served.model
     return ModelMetadata(
         name=model.name,
         versions=[schemas.MODEL_VERSION],
-        platform=f"{placement.runtime}_{placement.precision}",
+        platform=schemas.platform(served.placement),
         inputs=list(schemas.input_tensors(model).values()),
         outputs=list(schemas.output_tensors(model).values()),
     )

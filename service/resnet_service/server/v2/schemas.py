@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from resnet_service.hints import StrictModel, input_error
+from resnet_service.inference.served_model import Placement
 from resnet_service.models import ModelDescription
 
 MODEL_VERSION: Final = "1"
@@ -213,6 +214,11 @@ class ModelReady(_Message):
 
     name: str
     ready: bool
+
+
+def platform(placement: Placement) -> str:
+    """Return the platform of a model: its runtime and precision."""
+    return f"{placement.runtime}_{placement.precision}"
 
 
 def input_tensors(model: ModelDescription) -> dict[str, TensorMetadata]:

@@ -45,6 +45,8 @@ async def answer_call(backend: LocalBackend, payload: bytes) -> object:
             await backend.check_ready()
         case "info":
             return await backend.info()
+        case "model_statuses":
+            return await backend.model_statuses()
         case "statistics":
             return await backend.statistics()
         case "benchmark":

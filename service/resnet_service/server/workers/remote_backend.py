@@ -16,7 +16,7 @@ from resnet_service.inference.statistics import ModelStatistics
 from resnet_service.metrics import Metrics
 from resnet_service.schemas import BenchResponse, InfoResponse
 from resnet_service.server.auth import APIKey, APIKeys
-from resnet_service.server.backend import Admission
+from resnet_service.server.backend import Admission, ModelStatus
 from resnet_service.server.heartbeat import Heartbeat
 from resnet_service.server.workers.calls import ModelUpdate, decode_error, encode_call
 from resnet_service.server.workers.frames import Frame, FrameChannel, Kind
@@ -132,6 +132,14 @@ class RemoteBackend:
     async def info(self) -> InfoResponse:
         """See `Backend`."""
         return cast(InfoResponse, await self._call("info"))
+
+    async def model_statuses(self) -> Sequence[ModelStatus]:
+        """See `Backend`."""
+        statuses = cast(Sequence[ModelStatus], await self._call("model_statuses"))
+        if self._is_draining:
+            reason = "the service is shutting down"
+            return [status._replace(state="UNAVAILABLE", reason=reason) for status in statuses]
+        return statuses
 
     async def statistics(self) -> Sequence[ModelStatistics]:
         """See `Backend`."""
