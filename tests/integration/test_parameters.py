@@ -150,8 +150,8 @@ def test_different_values_in_query_and_form_are_422(server: Running, jpeg: bytes
         ("files", "did you mean 'file'?"),
         ("file[]", "did you mean 'file'?"),
         ("File", "did you mean 'file'?"),
-        ("image", "expected 'file' or 'top_k'"),
-        ("", "expected 'file' or 'top_k'"),
+        ("image", "expected 'file' or 'top_k' or 'priority' or 'timeout_ms'"),
+        ("", "expected 'file' or 'top_k' or 'priority' or 'timeout_ms'"),
     ],
 )
 def test_unknown_form_field_gets_a_hint(server: Running, jpeg: bytes, name: str, advice: str) -> None:
@@ -252,7 +252,6 @@ def test_parameters_of_other_servers_are_ignored(server: Running) -> None:
         "sequence_id": 7,
         "sequence_start": True,
         "sequence_end": False,
-        "priority": 1,
         "headers": {},
         "content_type": "np",
         "triton_enable_empty_final_response": True,
