@@ -69,7 +69,8 @@ def test_client_reads_metadata_and_health(triton: Any) -> None:
     assert triton.is_model_ready("cifar10", "1")
     assert not triton.is_model_ready("cifar10", "2")
     assert triton.get_server_metadata()["extensions"] == [
-        *("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
+        *("binary_tensor_data", "classification", "model_configuration", "model_repository"),
+        *("schedule_policy", "statistics"),
     ]
     metadata = triton.get_model_metadata("cifar10", "1")
     assert metadata == triton.get_model_metadata("cifar10")

@@ -50,6 +50,7 @@ _EXTENSIONS: Final = (
     "classification",
     "model_configuration",
     "model_repository",
+    "schedule_policy",
     "statistics",
 )
 """The extensions of Triton that exist here, by Triton's names."""
