@@ -15,7 +15,7 @@ PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards cifar10-model clean
+.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards protocol cifar10-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,8 +48,8 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 lock: $(VENV)/.installed-dev  ## Update the lock files from pyproject.toml; locked versions do not change
-	$(LOCK) --extra openvino --extra heif --extra train --extra traces pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra ray --extra openvino --extra heif --extra client --extra onnx --extra quantize --extra timm --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) --extra openvino --extra grpc --extra heif --extra train --extra traces pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra ray --extra openvino --extra grpc --extra heif --extra client --extra onnx --extra quantize --extra timm --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 
 load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL (default: cifar10); reports in load-test-results/
 	$(BIN)/python -m load_tests run --model "$(or $(MODEL),cifar10)"
@@ -83,6 +83,9 @@ container-test: $(VENV)/.installed-dev  ## Build both container images (buildah,
 dashboards: $(VENV)/.installed-dev  ## Generate Grafana's dashboards and the PrometheusRule from monitoring/
 	$(BIN)/python -m monitoring.dashboards
 	$(BIN)/python -m monitoring.prometheus_rule
+
+protocol: $(VENV)/.installed-dev  ## Generate the Python modules of the gRPC protocol
+	$(BIN)/python deploy/generate_protocol.py
 
 cifar10-model: install  ## Train the model cifar10 on CIFAR (default: downloaded); resumes an interrupted run
 	$(BIN)/resnet-service train --data "$(CIFAR)" --network resnet18 --store fp16 --output runs/cifar10 --resume

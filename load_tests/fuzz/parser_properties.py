@@ -26,7 +26,7 @@ from resnet_service.runtimes import TopKResult
 from resnet_service.server.forms import FIELD, UploadedFile
 from resnet_service.server.parameters import InferenceParameters
 from resnet_service.server.uploads import Upload, UploadMemory
-from resnet_service.server.v2.codec import parse_request
+from resnet_service.server.v2.json_codec import parse_request
 from resnet_service.settings import Settings
 
 SETTINGS: Final = Settings(max_upload_mb=1, max_images_per_request=MAX_PARTS, read_timeout_s=60)

@@ -9,6 +9,7 @@ ServiceError
 │   ├── RequestTimeout
 │   ├── MalformedRequest
 │   ├── HeadersTooLarge
+│   ├── ModelNotFound
 │   ├── Conflict
 │   ├── OverloadedError             carries reason and retry_after_s
 │   ├── TooManyRequests             carries retry_after_s
@@ -75,6 +76,10 @@ class MalformedRequest(ServiceError):
 
 class HeadersTooLarge(ServiceError):
     """The request headers are too large; the connection is closed."""
+
+
+class ModelNotFound(ServiceError):
+    """The server does not have the model or the version that the request names."""
 
 
 class Conflict(ServiceError):

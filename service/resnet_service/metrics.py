@@ -34,7 +34,8 @@ _CONNECTION_REASONS: Final = get_args(ConnectionReason)
 LABELS: Final = {
     "route": "The path of a route, such as `/predict` or `/v2/models/{name}/infer`, with the names of its "
     "parameters; `unmatched` if no route has the path and the method of the request.",
-    "method": "`GET` (also for HEAD), `POST`, `OPTIONS`, or `_OTHER`.",
+    "method": "`GET` (also for HEAD), `POST`, `OPTIONS`, or `_OTHER`; of gRPC, such as `ModelInfer`.",
+    "code": "The status code of a gRPC call, such as `OK` or `INVALID_ARGUMENT`; `CANCELLED` by its client.",
     "status": "The status of the response, or 499: the client disconnected.",
     "stage": "`wait`, `read`, `decode`, `queue`, or `device`.",
     "pool": f"The decoders of JPEG and of other formats: {', '.join(f'`{pool}`' for pool in _DECODE_POOLS)}.",
@@ -72,6 +73,12 @@ class Metrics:
             "inference_request_seconds",
             "Duration of requests, from the request headers to the end of the response.",
             ("route", "method", "status"),
+            buckets=_DURATION_BUCKETS_S,
+        )
+        self.grpc_request_seconds = histogram(
+            "inference_grpc_request_seconds",
+            "Duration of gRPC calls, from their start to the response; those that stay open are not counted.",
+            ("method", "code"),
             buckets=_DURATION_BUCKETS_S,
         )
         self.stage_seconds = histogram(

@@ -59,6 +59,7 @@ class Settings(BaseSettings):
         8001,
         description="Port for probes, metrics and reload, which no load on the main port delays; 0 for none.",
     )
+    grpc_port: _Port = Field(0, description="Port of the Open Inference Protocol over gRPC; 0 for none.")
 
     root_path: str = Field(
         "",

@@ -94,6 +94,7 @@ class RequestTracer:
         headers: Mapping[str, str],
         started_at_ns: int,
         seconds: float,
+        has_failed: bool,
     ) -> None:
         """Export the span of a request, with one child span per stage.
 
@@ -106,7 +107,7 @@ class RequestTracer:
         for stage, start_s, end_s in stages:
             child = self._tracer.start_span(stage, context, start_time=started_at_ns + round(start_s * 1e9))
             child.end(started_at_ns + round(end_s * 1e9))
-        if int(str(attributes.get("http.response.status_code", 0))) >= 500:
+        if has_failed:
             span.set_status(Status(StatusCode.ERROR))
         span.end(started_at_ns + round(seconds * 1e9))
 

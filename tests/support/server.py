@@ -16,9 +16,9 @@ import pytest
 from resnet_service.images import Crop
 from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult
 from resnet_service.server.engine_manager import EngineManager
-from resnet_service.server.listener import bind_sockets, sockets_for_workers
+from resnet_service.server.listener import bind_sockets, share_addresses, sockets_for_workers
 from resnet_service.server.local_backend import LocalBackend
-from resnet_service.server.run import uvicorn_config
+from resnet_service.server.run import create_grpc_server, uvicorn_config
 from resnet_service.server.state import AppState, build_app_state
 from resnet_service.server.uvicorn_server import InferenceServer
 from resnet_service.server.workers.main_process import MainProcess
@@ -89,6 +89,7 @@ class Running:
     engines: EngineManager
     server: InferenceServer | MainProcess
     thread: threading.Thread
+    grpc_url: str
 
     @property
     def runtime(self) -> GatedRuntime:
@@ -119,9 +120,10 @@ class Running:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[Running]:
+def serving(settings: Settings, *, grpc: bool = False) -> Iterator[Running]:
     """Yield a server on a free port, ready for requests, and stop it at the end of the block.
 
+    With `grpc`, it has a port for gRPC as well.
     It has no HTTP workers, or as many as the variable TEST_WORKERS says, unless the test sets a number.
     """
     runtimes: list[GatedRuntime] = []
@@ -141,21 +143,28 @@ def serving(settings: Settings) -> Iterator[Running]:
     sockets = bind_sockets(settings.host, 0)
     host, port = sockets[0].getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    grpc_sockets = bind_sockets(settings.host, 0, "--grpc-port") if grpc else []
+    grpc_url = "{}:{}".format(*grpc_sockets[0].getsockname()[:2]) if grpc else ""
     server: InferenceServer | MainProcess
     if workers:
-        server = MainProcess(service, sockets_for_workers(sockets, workers))
+        listeners = sockets_for_workers(sockets, workers)
+        server = MainProcess(service, listeners, grpc_sockets=grpc_sockets)
         thread = threading.Thread(target=asyncio.run, args=(server.serve(),), name="server")
     else:
-        server = InferenceServer(service, uvicorn_config(service, timeout_graceful_shutdown=10))
+        config = uvicorn_config(service, timeout_graceful_shutdown=10)
+        grpc_server = create_grpc_server(service, share_addresses(grpc_sockets))
+        server = InferenceServer(service, config, grpc=grpc_server)
         thread = threading.Thread(target=server.run, args=(sockets,), name="server")
     thread.start()
     try:
         limits = httpx.Limits(max_connections=None)
         with httpx.Client(base_url=url, timeout=30, limits=limits) as client:
-            running = Running(url, client, runtimes, service, backend.engines, server, thread)
+            running = Running(url, client, runtimes, service, backend.engines, server, thread, grpc_url)
             _wait_until_ready(running)
             yield running
     finally:
+        for reserved in grpc_sockets:
+            reserved.close()
         for runtime in runtimes:
             runtime.release()
         server.should_exit = True

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from resnet_service.errors import InvalidRequestError, PayloadTooLarge
-from resnet_service.server.v2.codec import ParsedRequest, parse_request
+from resnet_service.server.v2.codec import ParsedRequest
+from resnet_service.server.v2.json_codec import parse_request
 from tests.support.v2 import (
     CROPS,
     IMAGES,
     INPUTS,
+    INVALID_BINARY_DATA,
+    INVALID_MESSAGES,
     MODEL,
     SIDE,
     binary_elements,
@@ -21,6 +24,7 @@ from tests.support.v2 import (
 )
 
 MAX_IMAGES = 64
+ELEMENTS = binary_elements(*IMAGES)
 COUNT = CROPS.size
 
 
@@ -54,73 +58,7 @@ def test_invalid_json_is_rejected(body: bytes) -> None:
         parse(body)
 
 
-def with_output(name: str, **parameters: Any) -> dict[str, Any]:
-    return {"inputs": [json_input()], "outputs": [{"name": name, "parameters": parameters}]}
-
-
-MESSAGES: dict[str, dict[str, Any]] = {
-    "no inputs": {},
-    "zero inputs": {"inputs": []},
-    "null inputs": {"inputs": None},
-    "two inputs": {"inputs": [json_input("image"), json_input("pixels")]},
-    "ten thousand inputs": {"inputs": [0] * 10_000},
-    "no name": {"inputs": [json_input() | {"name": None}]},
-    "unknown name": {"inputs": [json_input("image") | {"name": "x" * 1000}]},
-    "wrong datatype": {"inputs": [json_input("image", datatype="UINT8")]},
-    "unknown datatype": {"inputs": [json_input("pixels", datatype="INT4")]},
-    "empty shape": {"inputs": [json_input(shape=[])]},
-    "zero images": {"inputs": [json_input(shape=[0], data=[])]},
-    "negative shape": {"inputs": [json_input("pixels", shape=[-1, SIDE, SIDE, 3])]},
-    "shape of strings": {"inputs": [json_input(shape=["3"])]},
-    "shape of fractions": {"inputs": [json_input(shape=[3.5])]},
-    "shape of booleans": {"inputs": [json_input(shape=[True])]},
-    "absurd side": {"inputs": [json_input("pixels", shape=[3, 10**12, 10**12, 3])]},
-    "100,000 dimensions": {"inputs": [json_input("pixels", shape=[1] * 100_000)]},
-    "channels first": {"inputs": [json_input("pixels", shape=[3, 3, SIDE, SIDE])]},
-    "channels last": {"inputs": [json_input("input", shape=[3, SIDE, SIDE, 3])]},
-    "two columns": {"inputs": [json_input(shape=[3, 2])]},
-    "no data": {"inputs": [json_input(data=None)]},
-    "data and binary size": {"inputs": [json_input(parameters={"binary_data_size": 0})]},
-    "binary size without data": binary_input("image", 9),
-    "negative binary size": binary_input("image", -1),
-    "binary size as string": {"inputs": [json_input(data=None, parameters={"binary_data_size": "9"})]},
-    "data as string": {"inputs": [json_input(data="abc")]},
-    "data as object": {"inputs": [json_input("pixels", data={"0": 1})]},
-    "too few images": {"inputs": [json_input(shape=[4])]},
-    "too many images": {"inputs": [json_input(shape=[2])]},
-    "not base64": {"inputs": [json_input(data=["!", "", ""])]},
-    "incomplete base64": {"inputs": [json_input(data=["abc", "", ""])]},
-    "data URL without base64": {"inputs": [json_input(data=["data:,abcd", "", ""])]},
-    "data URL in base64": {"inputs": [json_input(data=["AAAAdata:;base64,AAAA", "", ""])]},
-    "base64 beyond ASCII": {"inputs": [json_input(data=["ä", "", ""])]},
-    "numbers for images": {"inputs": [json_input(data=[1, 2, 3])]},
-    "too few numbers": {"inputs": [json_input("pixels", data=[0] * (COUNT - 1))]},
-    "too many numbers": {"inputs": [json_input("input", data=[0] * (COUNT + 1))]},
-    "ragged rows": {"inputs": [json_input("pixels", data=[*CROPS[:2].tolist(), [[[0, 0, 0]]]])]},
-    "rows and numbers": {"inputs": [json_input("pixels", data=[*CROPS[:2].tolist(), 0])]},
-    "rows of another shape": {"inputs": [json_input("pixels", data=CROPS.reshape(3, -1).tolist())]},
-    "256": {"inputs": [json_input("pixels", data=[256] * COUNT)]},
-    "below zero": {"inputs": [json_input("pixels", data=[-1] * COUNT)]},
-    "fractions": {"inputs": [json_input("pixels", data=[0.5] * COUNT)]},
-    "booleans": {"inputs": [json_input("pixels", data=[True] * COUNT)]},
-    "strings for numbers": {"inputs": [json_input("input", data=["1"] * COUNT)]},
-    "nulls": {"inputs": [json_input("input", data=[None] * COUNT)]},
-    "numbers of 400 digits": {"inputs": [json_input("input", data=[10**400] * COUNT)]},
-    "shared memory": {"inputs": [json_input(data=None, parameters={"shared_memory_region": "a"})]},
-    "shared memory for an output": with_output("label", shared_memory_region="a"),
-    "unknown output": with_output("logits"),
-    "output twice": {"inputs": [json_input()], "outputs": [{"name": "label"}, {"name": "label"}]},
-    "classification of labels": with_output("label", classification=1),
-    "zero classes": with_output("probabilities", classification=0),
-    "binary_data as string": with_output("label", binary_data="yes"),
-    "top_k of 0": {"inputs": [json_input()], "parameters": {"top_k": 0}},
-    "top_k as string": {"inputs": [json_input()], "parameters": {"top_k": "5"}},
-    "id as number": {"id": 7, "inputs": [json_input()]},
-    "parameters as list": {"inputs": [json_input()], "parameters": []},
-}
-
-
-@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize("message", INVALID_MESSAGES.values(), ids=INVALID_MESSAGES)
 def test_invalid_message_is_rejected(message: dict[str, Any]) -> None:
     """JSON that does not match the protocol or the model raises InvalidRequestError with a short message."""
     with pytest.raises(InvalidRequestError) as error:
@@ -128,25 +66,9 @@ def test_invalid_message_is_rejected(message: dict[str, Any]) -> None:
     assert len(str(error.value)) < 300
 
 
-ELEMENTS = binary_elements(*IMAGES)
-BINARY_DATA: dict[str, tuple[dict[str, Any], bytes, int | None]] = {
-    "JSON longer than the body": (binary_input("image", len(ELEMENTS)), ELEMENTS, 10**9),
-    "no JSON": (binary_input("image", len(ELEMENTS)), ELEMENTS, 0),
-    "end within the JSON": (binary_input("image", len(ELEMENTS)), ELEMENTS, 10),
-    "end within the data": (binary_input("image", len(ELEMENTS)), ELEMENTS, 500),
-    "less data": (binary_input("image", len(ELEMENTS)), ELEMENTS[:-1], None),
-    "more data": (binary_input("image", len(ELEMENTS)), ELEMENTS + b"x", None),
-    "unannounced data": ({"inputs": [json_input("image")]}, b"x", None),
-    "element beyond the end": (binary_input("image", 6), b"\xff\xff\xff\xff12", None),
-    "too few elements": (binary_input("image", 8), binary_elements(b"", b""), None),
-    "too many elements": (binary_input("image", 16), binary_elements(b"", b"", b"", b""), None),
-    "incomplete length": (binary_input("image", 3), b"\0\0\0", None),
-    "one byte missing": (binary_input("pixels", COUNT - 1), b"\0" * (COUNT - 1), None),
-    "bytes for floats": (binary_input("input", COUNT), b"\0" * COUNT, None),
-}
-
-
-@pytest.mark.parametrize(("message", "binary", "json_length"), BINARY_DATA.values(), ids=BINARY_DATA)
+@pytest.mark.parametrize(
+    ("message", "binary", "json_length"), INVALID_BINARY_DATA.values(), ids=INVALID_BINARY_DATA
+)
 def test_inconsistent_binary_data_is_rejected(
     message: dict[str, Any], binary: bytes, json_length: int | None
 ) -> None:

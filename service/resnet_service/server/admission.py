@@ -2,11 +2,13 @@
 
 Both are parameters of the query. A form or the JSON of the Open Inference Protocol may have them as well, but
 these arrive with the body: they count from then on.
+
+`scope` is what the layers of the server know of a request, of ASGI or of a call of gRPC: "is_bulk_only" is that of
+its API key, and "priority" is stored here for the access log.
 """
 
-from typing import Final
-
-from fastapi import Request
+from collections.abc import MutableMapping
+from typing import Any, Final
 
 from resnet_service.batching import Lane
 from resnet_service.errors import Forbidden, InvalidRequestError
@@ -18,20 +20,22 @@ from resnet_service.server.state import AppState
 _LANES: Final = {lane.name.lower(): lane for lane in Lane}
 
 
-def admit(request: Request, state: AppState, query: InferenceParameters, default: Lane) -> Admission:
+def admit(
+    scope: MutableMapping[str, Any], state: AppState, query: InferenceParameters, default: Lane
+) -> Admission:
     """Yield the current model and a reservation, as `Backend.admit` does.
 
     `default` is the priority if the request has none. Raises Forbidden if its API key may not use its
     priority, and what `Backend.admit` raises.
     """
-    only_bulk = _is_limited_to_bulk(request)
-    lane = _lane(request, query, Lane.BULK if only_bulk else default)
-    _record(request, lane)
+    only_bulk = _is_limited_to_bulk(scope)
+    lane = _lane(scope, query, Lane.BULK if only_bulk else default)
+    _record(scope, lane)
     return state.backend.admit(_timeout_s(state, query), lane)
 
 
 def update_admission(
-    request: Request,
+    scope: MutableMapping[str, Any],
     state: AppState,
     reservation: ImageReservation,
     query: InferenceParameters,
@@ -43,8 +47,8 @@ def update_admission(
     """
     if body.priority is not None:
         _check_equal("priority", query.priority, body.priority)
-        reservation.lane = _lane(request, body, reservation.lane)
-        _record(request, reservation.lane)
+        reservation.lane = _lane(scope, body, reservation.lane)
+        _record(scope, reservation.lane)
     if body.timeout_ms is not None:
         _check_equal("timeout_ms", query.timeout_ms, body.timeout_ms)
         reservation.limit(_timeout_s(state, body))
@@ -55,22 +59,22 @@ def _timeout_s(state: AppState, parameters: InferenceParameters) -> float:
     return limit_s if parameters.timeout_ms is None else min(limit_s, parameters.timeout_ms / 1e3)
 
 
-def _lane(request: Request, parameters: InferenceParameters, default: Lane) -> Lane:
+def _lane(scope: MutableMapping[str, Any], parameters: InferenceParameters, default: Lane) -> Lane:
     if parameters.priority is None:
         return default
     lane = _LANES[parameters.priority]
-    if lane is not Lane.BULK and _is_limited_to_bulk(request):
+    if lane is not Lane.BULK and _is_limited_to_bulk(scope):
         raise Forbidden("this API key may only send requests with priority=bulk")
     return lane
 
 
-def _is_limited_to_bulk(request: Request) -> bool:
-    return bool(request.scope.get("is_bulk_only"))
+def _is_limited_to_bulk(scope: MutableMapping[str, Any]) -> bool:
+    return bool(scope.get("is_bulk_only"))
 
 
-def _record(request: Request, lane: Lane) -> None:
+def _record(scope: MutableMapping[str, Any], lane: Lane) -> None:
     """Keep the priority for the access log, which shows it if it is not the usual one."""
-    request.scope["priority"] = lane.name.lower() if lane is Lane.BULK else None
+    scope["priority"] = lane.name.lower() if lane is Lane.BULK else None
 
 
 def _check_equal(name: str, in_query: object, in_body: object) -> None:

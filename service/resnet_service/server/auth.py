@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
@@ -16,7 +16,6 @@ from fastapi import Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security import SecurityScopes
 from fastapi.security.base import SecurityBase
-from starlette.datastructures import Headers
 
 from resnet_service.errors import Forbidden, InvalidAPIKeysError, TooManyRequests, Unauthorized
 from resnet_service.settings import Settings
@@ -119,8 +118,8 @@ class APIKeys:
         """Return the key with this SHA-256 digest, None if a reload has removed it."""
         return next((key for key in self._keys if key.digest == digest), None)
 
-    def check(self, scope: str, headers: Headers) -> APIKey | None:
-        """Check that the key in the headers may use `scope`, and return it.
+    def check(self, scope: str, headers: Mapping[str, str]) -> APIKey | None:
+        """Check that the key in the headers, whose names are in lower case, may use `scope`, and return it.
 
         Returns None if the scope is public. Raises Unauthorized or Forbidden.
         """
@@ -173,7 +172,7 @@ class APIKeyAuth(SecurityBase):
 api_key_auth: Final = APIKeyAuth()
 
 
-def _key_from_headers(headers: Headers) -> str | None:
+def _key_from_headers(headers: Mapping[str, str]) -> str | None:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
 

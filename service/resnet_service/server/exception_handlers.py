@@ -40,6 +40,7 @@ PROBLEM_TYPES: Final[dict[type[errors.ServiceError], ProblemType]] = {
     errors.HeadersTooLarge: ProblemType(431, "headers-too-large"),
     errors.Unauthorized: ProblemType(401, "unauthorized"),
     errors.Forbidden: ProblemType(403, "forbidden"),
+    errors.ModelNotFound: ProblemType(404, "model-not-found"),
     errors.Conflict: ProblemType(409, "conflict"),
     errors.OverloadedError: ProblemType(429, "overloaded"),
     errors.TooManyRequests: ProblemType(429, "too-many-requests"),
@@ -124,17 +125,27 @@ def error_response(scope: Scope, error: errors.ServiceError) -> Response:
     """Return the response to a request that failed with `error`, including headers such as Retry-After."""
     scope["timing"].fail(error)
     response = _respond(scope, to_problem(error))
-    if isinstance(error, errors.OverloadedError | errors.TooManyRequests):
-        retry_after_s = error.retry_after_s
-        if isinstance(error, errors.OverloadedError) and error.reason != "memory":
-            # Longer by up to a quarter: clients that are rejected at the same time must not return together.
-            retry_after_s *= random.uniform(1, 1.25)  # noqa: S311
+    retry_after_s = retry_after(error)
+    if retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
-    elif isinstance(error, errors.ServiceUnavailable):
-        response.headers["Retry-After"] = str(_NOT_READY_RETRY_AFTER_S)
-    elif isinstance(error, errors.Unauthorized):
+    if isinstance(error, errors.Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def retry_after(error: errors.ServiceError) -> float | None:
+    """Return the seconds after which the client may send the request again; None if that is of no use."""
+    if isinstance(error, errors.OverloadedError) and error.reason != "memory":
+        # Longer by up to a quarter: clients that are rejected at the same time must not return together.
+        return error.retry_after_s * random.uniform(1, 1.25)  # noqa: S311
+    if isinstance(error, errors.OverloadedError | errors.TooManyRequests):
+        return error.retry_after_s
+    return _NOT_READY_RETRY_AFTER_S if isinstance(error, errors.ServiceUnavailable) else None
+
+
+def error_kind(error: errors.ServiceError) -> str:
+    """Return the name of an error for the access log, such as "invalid-request"."""
+    return PROBLEM_TYPES[_listed(type(error))].slug
 
 
 def connection_error(path: str, error: errors.ServiceError) -> Response:

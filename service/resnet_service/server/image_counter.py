@@ -6,8 +6,6 @@ Each request is counted once, by construction: when its response has been sent, 
 import asyncio
 from typing import Final
 
-from starlette.types import Scope
-
 from resnet_service.errors import ServiceError
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.statistics import RequestCounters
@@ -16,8 +14,6 @@ from resnet_service.server.exception_handlers import AUTH_ERRORS, status_of
 
 CLIENT_CLOSED: Final = 499
 """The status recorded for a request whose client disconnected; no client receives it (nginx's number)."""
-_ROUTES: Final = frozenset({"predict", "predict_batch", "infer"})
-"""The names of the routes that classify images."""
 
 
 class ImageCounter:
@@ -29,15 +25,13 @@ class ImageCounter:
         self._rejected = metrics.rejected
         self._counters = counters
 
-    def count(self, scope: Scope, status: int, timing: RequestTiming) -> None:
-        """Count the images of a request, if it is one for inference; `status` is that of its response.
+    def count(self, status: int, timing: RequestTiming) -> None:
+        """Count the images of an inference request; `status` is that of its response in HTTP.
 
         A request with several images counts each of them by its own result. One that ends before its images
         are known counts as one image. A request without a valid key, or for another model, is not one of the
         model.
         """
-        if scope["method"] != "POST" or getattr(scope.get("route"), "name", None) not in _ROUTES:
-            return
         if status == 200:
             self._counters.add_success(timing)
         elif status != 404 and not (timing.error and issubclass(timing.error, AUTH_ERRORS)):

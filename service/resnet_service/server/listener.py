@@ -13,16 +13,27 @@ from typing import Final, Literal, NamedTuple
 from resnet_service.errors import AddressUnavailableError
 from resnet_service.settings import Settings
 
-PortOption = Literal["--port", "--management-port"]
+PortOption = Literal["--port", "--management-port", "--grpc-port"]
 _Address = tuple[int, tuple[object, ...]]
 """Family and address; of the address, the second element is the port."""
 
 _ALL_ADDRESSES: Final = ("::", "")
 _ATTEMPTS: Final = 10
 """To find a port that is free on all addresses."""
-_ZERO: Final[dict[PortOption, str]] = {"--port": "for a free one", "--management-port": "for none"}
+_ZERO: Final[dict[PortOption, str]] = {
+    "--port": "for a free one",
+    "--management-port": "for none",
+    "--grpc-port": "for none",
+}
 
-__all__ = ["Listeners", "allow_rebinding", "bind_listeners", "bind_sockets", "sockets_for_workers"]
+__all__ = [
+    "Listeners",
+    "allow_rebinding",
+    "bind_listeners",
+    "bind_sockets",
+    "share_addresses",
+    "sockets_for_workers",
+]
 
 
 class Listeners(NamedTuple):
@@ -31,18 +42,25 @@ class Listeners(NamedTuple):
     main: list[socket.socket]
     management: list[socket.socket]
     """Empty if the management port is off."""
+    grpc: list[socket.socket]
+    """Empty if the gRPC port is off. They only reserve the port: see `share_addresses`."""
 
 
 def bind_listeners(settings: Settings) -> Listeners:
-    """Bind the main port and the management port. Raises AddressUnavailableError."""
-    main = bind_sockets(settings.host, settings.port)
-    if not settings.management_port:
-        return Listeners(main, [])
+    """Bind all ports. Raises AddressUnavailableError."""
+    listeners = Listeners(bind_sockets(settings.host, settings.port), [], [])
     try:
-        return Listeners(main, bind_sockets(settings.host, settings.management_port, "--management-port"))
+        if settings.management_port:
+            listeners.management.extend(
+                bind_sockets(settings.host, settings.management_port, "--management-port")
+            )
+        if settings.grpc_port:
+            listeners.grpc.extend(bind_sockets(settings.host, settings.grpc_port, "--grpc-port"))
     except AddressUnavailableError:
-        _close(main)
+        for sockets in listeners:
+            _close(sockets)
         raise
+    return listeners
 
 
 def bind_sockets(host: str, port: int, option: PortOption = "--port") -> list[socket.socket]:
@@ -129,6 +147,24 @@ def allow_rebinding(sockets: Iterable[socket.socket]) -> None:
     """
     for bound in sockets:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+
+def share_addresses(sockets: Iterable[socket.socket]) -> list[str]:
+    """Allow gRPC servers of this user to listen on the addresses of bound sockets, and return the addresses.
+
+    gRPC takes no bound sockets. On Linux, these stay bound until they are closed and keep the addresses from
+    other services: until this call from all processes, and then from those that do not share their ports.
+    Elsewhere, they are closed.
+    """
+    addresses = []
+    for bound in sockets:
+        host, port = bound.getsockname()[:2]
+        addresses.append(f"[{host}]:{port}" if bound.family == socket.AF_INET6 else f"{host}:{port}")
+        if sys.platform.startswith("linux"):
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        else:
+            bound.close()
+    return addresses
 
 
 def _bind(family: int, address: tuple[object, ...], *, share: bool = False) -> socket.socket:

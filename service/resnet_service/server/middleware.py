@@ -1,6 +1,5 @@
 """ASGI middleware around all routes: request id, Server-Timing, metrics, spans, access log, and HEAD."""
 
-import re
 import time
 from typing import Final
 
@@ -8,21 +7,19 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from resnet_service.inference.request_timing import STAGES, RequestTiming
+from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.statistics import RequestCounters
 from resnet_service.metrics import Metrics
-from resnet_service.server.connection_errors import new_request_id
 from resnet_service.server.exception_handlers import app_path
-from resnet_service.server.image_counter import ImageCounter
+from resnet_service.server.request_recorder import RequestRecord, RequestRecorder
 from resnet_service.settings import Settings
-from resnet_service.tracing import RequestTracer, trace_id
+from resnet_service.tracing import RequestTracer
 
-_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger("resnet_service.access")
-_SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _MONITORING_PATHS: Final = frozenset(
     {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 )
-_MAX_LOGGED_PATH: Final = 200
+_INFERENCE_ROUTES: Final = frozenset({"predict", "predict_batch", "infer"})
+"""The names of the routes that classify images."""
 _METHODS: Final = frozenset({"GET", "POST", "OPTIONS"})
 _OTHER_METHOD: Final = "_OTHER"
 """The label of all other methods: a client could create a series for each of 34. OpenTelemetry's value."""
@@ -50,11 +47,7 @@ class ObservabilityMiddleware:
     ) -> None:
         self._app = app
         self._metrics = metrics
-        # Each call of `labels` takes 1 us.
-        self._stage_seconds = {stage: metrics.stage_seconds.labels(stage) for stage in STAGES}
-        self._image_counter = ImageCounter(metrics, counters)
-        self._tracer = tracer
-        self._access_log = settings.access_log
+        self._recorder = RequestRecorder(metrics, counters, tracer, settings)
         self._skipped_paths = frozenset() if settings.access_log_probes else _MONITORING_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,12 +56,8 @@ class ObservabilityMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        client_id = headers.get("x-request-id", "")
-        request_id = client_id if _SAFE_ID.fullmatch(client_id) else new_request_id()
-        scope["request_id"] = request_id
-        ids = {"request_id": request_id}
-        if "traceparent" in headers and (trace := trace_id(headers)) is not None:
-            ids["trace_id"] = trace
+        ids = self._recorder.ids(headers)
+        request_id = scope["request_id"] = ids["request_id"]
         timing = scope["timing"] = RequestTiming()
         started_at_ns = time.time_ns()
         status = 500  # an exception that passes this middleware becomes a 500 outside of it
@@ -95,81 +84,51 @@ class ObservabilityMiddleware:
             try:
                 await self._app(scope, receive_and_count, send_with_headers)
             finally:
-                seconds = timing.total_s
-                self._observe(scope, status, seconds, timing, ids.get("trace_id"))
-                if self._tracer is not None:
-                    sizes = {"http.request.body.size": bytes_in, "http.response.body.size": bytes_out}
-                    self._trace(self._tracer, scope, status, sizes, headers, started_at_ns, seconds)
-                if self._access_log and app_path(scope) not in self._skipped_paths:
-                    self._log_access(scope, status, bytes_in, bytes_out, seconds, timing)
+                self._record(scope, status, headers, ids, started_at_ns, bytes_in, bytes_out)
 
-    def _observe(
-        self, scope: Scope, status: int, seconds: float, timing: RequestTiming, trace: str | None
-    ) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else _OTHER_METHOD
-        duration = self._metrics.request_seconds.labels(_route(scope), method, str(status))
-        duration.observe(seconds, None if trace is None else {"trace_id": trace})
-        for stage, stage_s in timing.observations():
-            self._stage_seconds[stage].observe(stage_s)
-        self._image_counter.count(scope, status, timing)
-
-    def _trace(
+    def _record(
         self,
-        tracer: RequestTracer,
         scope: Scope,
         status: int,
-        sizes: dict[str, int],
         headers: Headers,
+        ids: dict[str, str],
         started_at_ns: int,
-        seconds: float,
-    ) -> None:
-        timing: RequestTiming = scope["timing"]
-        tracer.record(
-            f"{scope['method']} {_route(scope)}",
-            {
-                "http.request.method": scope["method"],
-                "http.route": _route(scope),
-                "http.response.status_code": status,
-                "request.id": scope["request_id"],
-                **sizes,
-            },
-            [
-                (stage, start - timing.started, end - timing.started)
-                for stage, start, end in timing.intervals()
-            ],
-            headers=headers,
-            started_at_ns=started_at_ns,
-            seconds=seconds,
-        )
-
-    def _log_access(
-        self,
-        scope: Scope,
-        status: int,
         bytes_in: int,
         bytes_out: int,
-        seconds: float,
-        timing: RequestTiming,
     ) -> None:
-        client = scope.get("client")
-        fields = {
-            "error": scope.get("error_kind"),
-            "client": client[0] if client else None,
-            "key": scope.get("api_key_name"),
-            "priority": scope.get("priority"),
-        }
-        _log.info(
-            "request",
-            status=status,
+        method = scope["method"] if scope["method"] in _METHODS else _OTHER_METHOD
+        timing: RequestTiming = scope["timing"]
+        route, seconds, trace = _route(scope), timing.total_s, ids.get("trace_id")
+        duration = self._metrics.request_seconds.labels(route, method, str(status))
+        duration.observe(seconds, None if trace is None else {"trace_id": trace})
+        path, client = app_path(scope), scope.get("client")
+        record = RequestRecord(
             method=scope["method"],
-            route=_route(scope),
-            path=app_path(scope)[:_MAX_LOGGED_PATH],
-            ms=_ms(seconds),
-            **{f"{stage}_ms": _ms(end - start) for stage, start, end in timing.intervals()},
-            **{name: value for name, value in fields.items() if value is not None},
+            route=route,
+            path=path,
+            status=status,
+            http_status=status,
+            is_inference=_is_inference(scope),
+            timing=timing,
+            seconds=seconds,
+            started_at_ns=started_at_ns,
             bytes_in=bytes_in,
             bytes_out=bytes_out,
+            headers=headers,
+            attributes={
+                "http.request.method": scope["method"],
+                "http.route": route,
+                "http.response.status_code": status,
+                "request.id": ids["request_id"],
+                "http.request.body.size": bytes_in,
+                "http.response.body.size": bytes_out,
+            },
+            client=client[0] if client else None,
+            key=scope.get("api_key_name"),
+            priority=scope.get("priority"),
+            error=scope.get("error_kind"),
         )
+        self._recorder.record(record, is_logged=path not in self._skipped_paths)
 
 
 class HeadMiddleware:
@@ -203,5 +162,5 @@ def _route(scope: Scope) -> str:
     return route.path if route is not None and scope["method"] in route.methods else _UNMATCHED
 
 
-def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 2)
+def _is_inference(scope: Scope) -> bool:
+    return scope["method"] == "POST" and getattr(scope.get("route"), "name", None) in _INFERENCE_ROUTES

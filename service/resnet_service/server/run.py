@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 import uvicorn
@@ -18,7 +18,7 @@ from resnet_service.inference.worker_pool import has_running_calls
 from resnet_service.machine import schedule_this_thread
 from resnet_service.server.app import create_app, create_management_app
 from resnet_service.server.http_protocol import ConnectionRegistry, HTTPConnection
-from resnet_service.server.listener import Listeners, bind_listeners, sockets_for_workers
+from resnet_service.server.listener import Listeners, bind_listeners, share_addresses, sockets_for_workers
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.management_server import ManagementServer
 from resnet_service.server.process_monitor import exit_immediately
@@ -26,6 +26,9 @@ from resnet_service.server.signals import handle_signals
 from resnet_service.server.state import AppState
 from resnet_service.server.uvicorn_server import DRAIN_GRACE_S, InferenceServer
 from resnet_service.server.workers.main_process import MainProcess
+
+if TYPE_CHECKING:  # it needs an extra
+    from resnet_service.server.rpc.server import GRPCServer
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -107,9 +110,9 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     It is 0, or 1 if the start, the engine or the management port failed. `listeners` are closed at the end;
     by default, they are bound to the ports in the settings, which can raise AddressUnavailableError.
     """
-    main, management_sockets = listeners or bind_listeners(state.settings)
+    main, management_sockets, grpc_sockets = listeners or bind_listeners(state.settings)
     management = management_server(state, management_sockets) if management_sockets else None
-    server = _create_server(state, main, management)
+    server = _create_server(state, main, management, grpc_sockets)
 
     def request_exit() -> None:
         server.should_exit = True
@@ -161,13 +164,28 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _create_server(
-    state: AppState, sockets: list[socket.socket], management: ManagementServer | None
+    state: AppState,
+    sockets: list[socket.socket],
+    management: ManagementServer | None,
+    grpc_sockets: Sequence[socket.socket],
 ) -> InferenceServer | MainProcess:
     backend = state.backend
     if isinstance(backend, LocalBackend) and backend.workers:
         listeners = sockets_for_workers(sockets, backend.workers)
-        return MainProcess(state, listeners, management=management, watchdog=True)
-    return InferenceServer(state, uvicorn_config(state), management=management, watchdog=True)
+        return MainProcess(state, listeners, management=management, grpc_sockets=grpc_sockets, watchdog=True)
+    grpc = create_grpc_server(state, share_addresses(grpc_sockets))
+    return InferenceServer(state, uvicorn_config(state), management=management, grpc=grpc, watchdog=True)
+
+
+def create_grpc_server(
+    state: AppState, addresses: Sequence[str], *, processes: int = 1
+) -> "GRPCServer | None":
+    """Return the gRPC server of this process, which is not started; None without addresses."""
+    if not addresses:
+        return None
+    from resnet_service.server.rpc.server import GRPCServer
+
+    return GRPCServer(state, addresses, processes=processes)
 
 
 def _connection_limit(requested: int) -> int:

@@ -27,6 +27,7 @@ from resnet_service.server.auth import APIKeys
 from resnet_service.server.backend import Backend
 from resnet_service.server.engine_manager import EngineManager
 from resnet_service.server.local_backend import LocalBackend
+from resnet_service.server.rpc import require_grpc
 from resnet_service.server.uploads import UploadMemory
 from resnet_service.settings import Settings
 from resnet_service.tracing import RequestTracer, check_collector
@@ -82,6 +83,8 @@ def build_app_state(
     api_keys = APIKeys.from_settings(settings)
     for device in choose_devices(settings.device):
         check_options(device, settings.runtime, settings.precision)  # before weights are downloaded
+    if settings.grpc_port:
+        require_grpc()
     settings = _choose_model(settings)
     tracer = None
     if settings.traces_url:  # before the model loads

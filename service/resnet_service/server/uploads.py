@@ -5,6 +5,7 @@ bodies responds with plain text instead of a problem.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableSequence
 from functools import partial
@@ -149,24 +150,7 @@ class Upload:
         declared = self._request.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large()
-        timing, arrived = request_timing(self._request), time.perf_counter()
-        await self._reservation.start()
-        started = time.perf_counter()
-        if started - arrived > _MIN_WAIT_S:
-            timing.record("wait", arrived, started)
-        # Otherwise, slow clients could reach the limit on concurrent requests.
-        timer = asyncio.get_running_loop().call_later(_MAX_RECEIVE_S, self._reservation.suspend)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                result = await read()
-        except TimeoutError as error:
-            raise RequestTimeout(f"the request body was not received within {self._timeout_s:g} s") from error
-        finally:
-            timer.cancel()
-        self._reservation.extend(time.perf_counter() - started)
-        timing.record("read", started, time.perf_counter())
-        await self._reservation.start()  # again, if the client was slow
-        return result
+        return await receive_upload(read, self._reservation, request_timing(self._request), self._timeout_s)
 
     async def _body(self) -> bytearray:
         body = bytearray()
@@ -191,6 +175,40 @@ class Upload:
         async for chunk in self._chunks():
             parser.write(chunk)
         return parser.finish()
+
+
+async def receive_upload(
+    read: Callable[[], Awaitable[Result]],
+    reservation: ImageReservation,
+    timing: RequestTiming,
+    timeout_s: float,
+    *,
+    max_extension_s: float = math.inf,
+) -> Result:
+    """Await `read` once the limit on concurrent requests allows it, and return its result.
+
+    The wait is the stage `wait`, and the time to read the stage `read`. The deadline does not include the
+    latter, up to `max_extension_s` seconds. Raises RequestTimeout if it takes longer than `timeout_s`
+    seconds, and what `read` and `Reservation.start` raise.
+    """
+    arrived = time.perf_counter()
+    await reservation.start()
+    started = time.perf_counter()
+    if started - arrived > _MIN_WAIT_S:
+        timing.record("wait", arrived, started)
+    # Otherwise, slow clients could reach the limit on concurrent requests.
+    timer = asyncio.get_running_loop().call_later(_MAX_RECEIVE_S, reservation.suspend)
+    try:
+        async with asyncio.timeout(timeout_s):
+            result = await read()
+    except TimeoutError as error:
+        raise RequestTimeout(f"the request body was not received within {timeout_s:g} s") from error
+    finally:
+        timer.cancel()
+    reservation.extend(min(time.perf_counter() - started, max_extension_s))
+    timing.record("read", started, time.perf_counter())
+    await reservation.start()  # again, if the client was slow
+    return result
 
 
 def request_timing(request: Request) -> RequestTiming:

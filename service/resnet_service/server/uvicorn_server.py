@@ -2,18 +2,23 @@
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import uvicorn
 
+from resnet_service.errors import AddressUnavailableError
 from resnet_service.server.listener import allow_rebinding
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.management_server import ManagementServer
 from resnet_service.server.process_monitor import ProcessMonitor, exit_immediately
 from resnet_service.server.state import AppState
+
+if TYPE_CHECKING:  # it needs an extra
+    from resnet_service.server.rpc.server import GRPCServer
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -37,30 +42,42 @@ class InferenceServer(uvicorn.Server):
         config: uvicorn.Config,
         *,
         management: ManagementServer | None = None,
+        grpc: "GRPCServer | None" = None,
         watchdog: bool = False,
         on_listening: Callable[[], None] | None = None,
     ) -> None:
         """Start and supervise `management`; it still runs when this server has shut down.
 
+        `grpc` is started after this server, and drains together with it.
         With `watchdog`, the process exits if the event loop does not run for the stall timeout.
         `on_listening` is called once connections are accepted; by default, the addresses are logged.
         """
         super().__init__(config)
         self._state = state
         self._management = management
+        self._grpc = grpc
         self._on_listening = on_listening or self._log_addresses
         self.monitor = ProcessMonitor(
             state.backend, state.settings.stall_timeout_s, management=management, watchdog=watchdog
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Override to call `on_listening`, and to start the management port."""
+        """Override to call `on_listening`, and to start the management port and that of gRPC."""
         allow_rebinding(sockets or ())
         if self._management is not None:
             self._management.start()
         await super().startup(sockets)
         if self.servers:  # otherwise the start has failed
+            if self._grpc is not None:
+                await self._start_grpc(self._grpc)
             self._on_listening()
+
+    async def _start_grpc(self, grpc: "GRPCServer") -> None:
+        try:
+            await grpc.start()
+        except AddressUnavailableError as error:
+            _log.critical("grpc_port_failed", reason=str(error))
+            sys.exit(1)  # as uvicorn does
 
     def _log_addresses(self) -> None:
         sockets = [listener for server in self.servers for listener in server.sockets]
@@ -85,10 +102,17 @@ class InferenceServer(uvicorn.Server):
         _log.info("draining", connections=len(self.server_state.connections))
         for server in self.servers:
             server.close()
+        if self._grpc is not None:
+            await self._grpc.begin_drain()
         # All further responses tell the client to open its next connection, which another replica accepts.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await asyncio.sleep(DRAIN_GRACE_S)
         rejection = asyncio.create_task(self._reject_remaining_requests())
+        if self._grpc is not None:
+            # Uvicorn waits for these tasks, as for connections, before it ends the application.
+            task = asyncio.create_task(self._grpc.stop(self.config.timeout_graceful_shutdown or 0))
+            self.server_state.tasks.add(task)
+            task.add_done_callback(self.server_state.tasks.discard)
         await super().shutdown(sockets)
         rejection.cancel()
 

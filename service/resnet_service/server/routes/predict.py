@@ -67,7 +67,7 @@ async def predict(request: Request, state: Authorized, query: InferenceQuery) ->
     `heif`. EXIF orientation is applied.
     """
     settings, timing = state.settings, request_timing(request)
-    async with admit(request, state, query, Lane.INTERACTIVE) as (served, reservation):
+    async with admit(request.scope, state, query, Lane.INTERACTIVE) as (served, reservation):
         with state.upload_memory.account() as account:
             form = await Upload(request, settings, account, reservation).form(_FIELDS)
             if len(form.images) > 1:
@@ -75,7 +75,7 @@ async def predict(request: Request, state: Authorized, query: InferenceQuery) ->
                     f"expected one image, got {len(form.images)}; use /predict/batch"
                 )
             body = parse_fields(form.texts())
-            update_admission(request, state, reservation, query, body)
+            update_admission(request.scope, state, reservation, query, body)
             classes = served.top_k([query.top_k, body.top_k], settings.top_k)
             work = served.classify(form.images[0].data, classes, reservation, timing)
             result = await cancel_on_disconnect(request, work)
@@ -115,11 +115,11 @@ async def predict_batch(request: Request, state: Authorized, query: InferenceQue
     service itself fails for all images, because it is overloaded for example, the response has that status.
     """
     settings, timing = state.settings, request_timing(request)
-    async with admit(request, state, query, Lane.BULK) as (served, reservation):
+    async with admit(request.scope, state, query, Lane.BULK) as (served, reservation):
         with state.upload_memory.account() as account:
             form = await Upload(request, settings, account, reservation).form(_FIELDS)
             body = parse_fields(form.texts())
-            update_admission(request, state, reservation, query, body)
+            update_admission(request.scope, state, reservation, query, body)
             classes = served.top_k([query.top_k, body.top_k], settings.top_k)
             work = _classify_all(served, form.images, classes, reservation, timing)
             results = await cancel_on_disconnect(request, work)

@@ -1,47 +1,29 @@
-"""Parse the body of an inference request into images, and encode results as the body of a response.
+"""The rules of inference requests in any format: validate them, and compute the values of the outputs.
 
-This module must not depend on HTTP or on the engine.
+`json_codec` and `server.rpc.codec` read and write the formats. This module must not depend on HTTP, on gRPC
+or on the engine.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from resnet_service.errors import InvalidRequestError, PayloadTooLarge
 from resnet_service.hints import summarize_errors
 from resnet_service.images import Crop
 from resnet_service.models import ModelDescription
 from resnet_service.runtimes import TopKResult
-from resnet_service.server.v2 import schemas, tensors
-from resnet_service.server.v2.schemas import (
-    InferRequest,
-    InferResponse,
-    RequestInput,
-    RequestOutput,
-    RequestParameters,
-    ResponseOutput,
-)
+from resnet_service.server.v2 import schemas
+from resnet_service.server.v2.schemas import InferRequest, RequestInput, RequestOutput, RequestParameters
+from resnet_service.server.v2.tensors import TensorData, Values
 
 ImageInput = bytes | Crop | Callable[[], Crop]
 """An encoded image, a crop, or a function that returns a crop."""
-
-_JSON_LIMITS: Final = (
-    (b",", 500_000, "values"),  # 224 x 224 pixels have 150,528
-    (b"[", 200_000, "lists"),  # one for each of 160,000 pixels
-    (b"{", 200_000, "objects"),
-    (b":", 50_000, "names"),
-    (b"\\", 1_000_000, "escapes"),  # 20 MB of base64 with each slash escaped have 300,000
-)
-"""Characters and how often each may occur in JSON.
-
-The JSON parser blocks the interpreter for 0.03 to 0.3 us for each of them.
-"""
 
 
 @dataclass(frozen=True)
@@ -59,23 +41,29 @@ class ParsedRequest:
     top_k: Sequence[int | None]
 
 
-def parse_request(
-    body: bytearray, json_length: int | None, model: ModelDescription, max_images: int
-) -> ParsedRequest:
-    """Parse a body of `json_length` bytes of JSON and binary data after them; None if all of it is JSON.
+def parse_message(message: Any) -> InferRequest:
+    """Validate the fields of a request, which are those of `InferRequest`. Raises InvalidRequestError."""
+    try:
+        return InferRequest.model_validate(message)
+    except ValidationError as error:
+        [first, *_] = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InvalidRequestError(summarize_errors([first])) from error
 
-    Raises InvalidRequestError if the request does not match the protocol or the model, and PayloadTooLarge if
-    it has more than `max_images` images or exceeds a limit on JSON.
+
+def check_request(
+    request: InferRequest,
+    read_data: Callable[[RequestInput], TensorData],
+    model: ModelDescription,
+    max_images: int,
+) -> ParsedRequest:
+    """Check that a request matches the model, and read the images of its only input with `read_data`.
+
+    Raises InvalidRequestError if it does not, and PayloadTooLarge if it has more than `max_images` images.
     """
-    if json_length is None:
-        json_length = len(body)
-    if json_length > len(body):
-        raise InvalidRequestError(f"the JSON length is {json_length}, but the body has {len(body)} bytes")
-    request = _parse_json(body[:json_length])
     outputs = _validate_outputs(request, model)
     tensor = _validate_input(request, model, max_images)
     try:
-        images = _parse_images(tensor, memoryview(body)[json_length:], model)
+        images = _read_images(tensor, read_data(tensor), model)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{tensor.name}: {error}") from error
     top_k = [request.parameters.top_k, tensor.parameters.top_k]
@@ -91,10 +79,10 @@ def required_top_k(request: ParsedRequest, model: ModelDescription, top_k: int) 
     )
 
 
-def encode_response(
+def output_values(
     request: ParsedRequest, model: ModelDescription, top_k: int, results: Sequence[TopKResult]
-) -> tuple[bytes, int | None]:
-    """Return the body of the response and the length of its JSON; None if all of it is JSON.
+) -> list[Values]:
+    """Return the values of each output of a request; text is in arrays of objects.
 
     `results` has one item for each image, with `required_top_k` classes.
     """
@@ -103,43 +91,7 @@ def encode_response(
         np.stack([result.probabilities for result in results]),
         results[0].device,
     )
-    outputs: list[ResponseOutput] = []
-    binary: list[bytes] = []
-    for output in request.outputs:
-        values = _output_values(output, model, top_k, top)
-        is_binary = output.parameters.binary_data
-        if request.parameters.binary_data_output if is_binary is None else is_binary:
-            binary.append(tensors.to_bytes(values))
-            parameters, data = {"binary_data_size": len(binary[-1])}, None
-        else:
-            parameters, data = None, values.ravel().tolist()
-        outputs.append(
-            ResponseOutput(
-                name=output.name,
-                datatype=tensors.datatype(values),
-                shape=list(values.shape),
-                parameters=parameters,
-                data=data,
-            )
-        )
-    response = InferResponse(
-        model_name=model.name, model_version=schemas.MODEL_VERSION, id=request.id, outputs=outputs
-    )
-    encoded = response.model_dump_json(exclude_none=True).encode()
-    return (b"".join([encoded, *binary]), len(encoded)) if binary else (encoded, None)
-
-
-def _parse_json(data: bytearray) -> InferRequest:
-    for character, limit, name in _JSON_LIMITS:
-        if data.count(character) >= limit:
-            raise PayloadTooLarge(f"the JSON exceeds {limit:,} {name}; send the data as binary")
-    try:
-        return InferRequest.model_validate(from_json(data, allow_inf_nan=False))
-    except ValidationError as error:
-        [first, *_] = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InvalidRequestError(summarize_errors([first])) from error
-    except ValueError as error:
-        raise InvalidRequestError(f"invalid JSON: {error}") from error
+    return [_output_values(output, model, top_k, top) for output in request.outputs]
 
 
 def _validate_outputs(request: InferRequest, model: ModelDescription) -> Sequence[RequestOutput]:
@@ -195,20 +147,10 @@ def _validate_input(request: InferRequest, model: ModelDescription, max_images: 
     return tensor
 
 
-def _parse_images(tensor: RequestInput, binary: memoryview, model: ModelDescription) -> Sequence[ImageInput]:
-    size = tensor.parameters.binary_data_size
-    if (size or 0) != len(binary):
-        raise InvalidRequestError(f"binary_data_size is {size or 0}, but {len(binary)} bytes follow the JSON")
-    if (size is None) is (tensor.data is None):
-        raise InvalidRequestError("send either data or binary_data_size")
+def _read_images(tensor: RequestInput, data: TensorData, model: ModelDescription) -> Sequence[ImageInput]:
     if tensor.name == schemas.IMAGE_INPUT:
-        if size is None:
-            return tensors.strings_from_json(tensor.data, tensor.shape)
-        return tensors.strings_from_bytes(binary, tensor.shape[0])
-    if size is None:
-        rows = tensors.numbers_from_json(tensor.data, tensor.datatype, tensor.shape)
-    else:
-        rows = tensors.numbers_from_bytes(binary, tensor.datatype, tensor.shape)
+        return data.strings(tensor.shape)
+    rows = data.numbers(tensor.datatype, tensor.shape)
     if tensor.name == schemas.PIXELS_INPUT:
         return rows
     return [partial(model.preprocessing.denormalize, row) for row in rows]
@@ -219,9 +161,7 @@ def _probability_count(output: RequestOutput, model: ModelDescription) -> int:
     return min(output.parameters.classification or len(model.labels), len(model.labels))
 
 
-def _output_values(
-    output: RequestOutput, model: ModelDescription, top_k: int, top: TopKResult
-) -> npt.NDArray[Any]:
+def _output_values(output: RequestOutput, model: ModelDescription, top_k: int, top: TopKResult) -> Values:
     ids, probabilities = top.class_ids[:, :top_k], top.probabilities[:, :top_k]
     if output.name == schemas.CLASS_ID_OUTPUT:
         return ids

@@ -3,14 +3,13 @@
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Security
-from fastapi.exceptions import HTTPException
 
 from resnet_service import errors
 from resnet_service.schemas import V2Error
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses
 from resnet_service.server.state import AppState
-from resnet_service.server.v2 import schemas
+from resnet_service.server.v2 import service
 
 MODEL_PATH: Final = "/models/{name}"
 VERSION_PATH: Final = MODEL_PATH + "/versions/{version}"
@@ -18,20 +17,19 @@ VERSION_PATH: Final = MODEL_PATH + "/versions/{version}"
 INVALID: Final = openapi_responses(errors.InvalidRequestError, protocol=True)
 NOT_READY: Final = openapi_responses(errors.ServiceUnavailable, protocol=True)
 AUTH: Final = openapi_responses(*AUTH_ERRORS, protocol=True)
-NOT_FOUND: Final[dict[int | str, dict[str, Any]]] = AUTH | {
-    404: {"description": "Unknown model or version", "model": V2Error},
-    "default": {"description": "Any other error", "model": V2Error},
-}
+NOT_FOUND: Final[dict[int | str, dict[str, Any]]] = (
+    AUTH
+    | openapi_responses(errors.ModelNotFound, protocol=True)
+    | {"default": {"description": "Any other error", "model": V2Error}}
+)
 
 Authorized = Annotated[AppState, Security(api_key_auth, scopes=["predict"])]
 """The application's state, for requests with an API key for predictions."""
 
 
 def check_model(name: str, state: AppState) -> None:
-    """Raise 404 if the server does not have a model with this name."""
-    model = state.backend.served_model.model.name
-    if name != model:
-        raise HTTPException(404, f"unknown model {name[:50]!r}; the server has {model!r}")
+    """Raise ModelNotFound if the server does not have a model with this name."""
+    service.check_model(state.backend.served_model.model, name)
 
 
 async def _authorize_model(name: str, state: Authorized) -> AppState:
@@ -39,11 +37,8 @@ async def _authorize_model(name: str, state: Authorized) -> AppState:
     return state
 
 
-async def _check_version(version: str, _: Authorized) -> None:
-    if version != schemas.MODEL_VERSION:
-        raise HTTPException(
-            404, f"unknown version {version[:50]!r}; the model has version {schemas.MODEL_VERSION!r}"
-        )
+async def _check_version(name: str, version: str, state: Authorized) -> None:
+    service.check_model(state.backend.served_model.model, name, version)
 
 
 ModelDep = Annotated[AppState, Depends(_authorize_model)]

@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from resnet_service.server.listener import share_addresses
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.management_server import ManagementServer
 from resnet_service.server.process_monitor import TICKS_PER_SECOND, ProcessMonitor, exit_immediately
@@ -30,9 +31,13 @@ class MainProcess:
         listeners: Sequence[Sequence[socket.socket]],
         *,
         management: ManagementServer | None = None,
+        grpc_sockets: Sequence[socket.socket] = (),
         watchdog: bool = False,
     ) -> None:
-        """Create the process; `listeners` are the bound sockets of each worker. See `InferenceServer`."""
+        """Create the process; `listeners` are the bound sockets of each worker. See `InferenceServer`.
+
+        `grpc_sockets` reserve the addresses on which each worker has a gRPC server.
+        """
         self.should_exit = False
         self.monitor = ProcessMonitor(
             state.backend, state.settings.stall_timeout_s, management=management, watchdog=watchdog
@@ -42,6 +47,7 @@ class MainProcess:
         self._state = state
         self._listeners = listeners
         self._management = management
+        self._grpc_sockets = grpc_sockets
         self.has_failed = False
 
     def handle_exit(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
@@ -54,7 +60,8 @@ class MainProcess:
     async def serve(self) -> None:
         """Serve until the end of the process."""
         state = self._state
-        supervisor = Supervisor(state.settings, self._backend, state.metrics, self._listeners)
+        grpc_addresses = share_addresses(self._grpc_sockets)
+        supervisor = Supervisor(state.settings, self._backend, state.metrics, self._listeners, grpc_addresses)
         if self._management is not None:
             self._management.start()
         try:
@@ -62,7 +69,9 @@ class MainProcess:
             self.monitor.begin_shutdown(state.settings.drain_timeout_s)
             self._backend.begin_drain()
             _log.info("draining", workers=len(self._listeners))
-            for listener in {listener for group in self._listeners for listener in group}:
+            for listener in {
+                listener for group in (*self._listeners, self._grpc_sockets) for listener in group
+            }:
                 listener.close()
             await supervisor.drain()
             await state.close()

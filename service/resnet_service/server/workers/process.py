@@ -29,15 +29,18 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__
 class WorkerConfig:
     """What a worker gets from the main process: settings, its index, and inherited file descriptors.
 
-    `settings` are the worker's share of the limits; `channel_fd` is its Unix socket, `listener_fds` are bound
-    sockets, and `memory_fd` is the shared memory.
+    `settings` are the worker's share of the limits, `workers` is how many there are; `channel_fd` is its Unix
+    socket, `listener_fds` are bound sockets, and `memory_fd` is the shared memory. It has a gRPC server if
+    there are `grpc_addresses`, which all workers share.
     """
 
     settings: Settings
     index: int
+    workers: int
     channel_fd: int
     listener_fds: tuple[int, ...]
     memory_fd: int
+    grpc_addresses: tuple[str, ...]
 
 
 def main() -> None:
@@ -57,7 +60,7 @@ def main() -> None:
 async def _serve(config: WorkerConfig) -> None:
     from resnet_service.metrics import Metrics
     from resnet_service.server.process_monitor import exit_immediately
-    from resnet_service.server.run import uvicorn_config
+    from resnet_service.server.run import create_grpc_server, uvicorn_config
     from resnet_service.server.state import AppState, create_decoder
     from resnet_service.server.uploads import UploadMemory
     from resnet_service.server.uvicorn_server import InferenceServer
@@ -97,7 +100,10 @@ async def _serve(config: WorkerConfig) -> None:
     await backend.updated.wait()
     tracer = RequestTracer(settings.traces_url) if settings.traces_url else None
     state = AppState(settings, backend, metrics, upload_memory, tracer)
-    server = InferenceServer(state, uvicorn_config(state), watchdog=True, on_listening=backend.report_ready)
+    grpc = create_grpc_server(state, config.grpc_addresses, processes=config.workers)
+    server = InferenceServer(
+        state, uvicorn_config(state), grpc=grpc, watchdog=True, on_listening=backend.report_ready
+    )
     await server.serve([socket.socket(fileno=fd) for fd in config.listener_fds])
 
 

@@ -63,13 +63,15 @@ class Supervisor:
         backend: LocalBackend,
         metrics: Metrics,
         listeners: Sequence[Sequence[socket.socket]],
+        grpc_addresses: Sequence[str] = (),
     ) -> None:
-        """Start no worker yet. `listeners` are the bound sockets of each worker."""
+        """Start no worker yet. `listeners` are the bound sockets of each; all share `grpc_addresses`."""
         self.failed = False
         self._settings = _share(settings, len(listeners))
         self._backend = backend
         self._metrics = metrics
         self._listeners = listeners
+        self._grpc_addresses = tuple(grpc_addresses)
         self._memory = SharedMemory()
         self._memory.open_wait_s[0] = inf
         self._memory.largest_batch[0] = backend.engines.current.largest_batch
@@ -221,7 +223,15 @@ class Supervisor:
 
     def _spawn(self, index: int, channel: socket.socket) -> "subprocess.Popen[bytes]":
         listener_fds = tuple(listener.fileno() for listener in self._listeners[index])
-        config = WorkerConfig(self._settings, index, channel.fileno(), listener_fds, self._memory.fd)
+        config = WorkerConfig(
+            self._settings,
+            index,
+            len(self._listeners),
+            channel.fileno(),
+            listener_fds,
+            self._memory.fd,
+            self._grpc_addresses,
+        )
         worker = subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-m", _PROGRAM],
             stdin=subprocess.PIPE,

@@ -1,0 +1,146 @@
+"""The methods of the protocol's service, and their handlers for gRPC.
+
+Messages are read and written here, not by gRPC: a handler of a unary call would get the message only once all
+of it is in memory. These read it when they have checked the API key and reserved a place in the queue. What
+is sent is the same.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from resnet_service.batching import Lane
+from resnet_service.errors import InvalidRequestError, ServiceUnavailable
+from resnet_service.server.admission import admit, update_admission
+from resnet_service.server.rpc.calls import INFERENCE_METHOD, SERVICE, Call, CallRunner
+from resnet_service.server.rpc.codec import encode_response, measure_request, parse_request
+from resnet_service.server.rpc.message_limits import measure_message
+from resnet_service.server.rpc.protocol import open_inference_pb2 as messages
+from resnet_service.server.state import AppState
+from resnet_service.server.v2 import service
+from resnet_service.server.v2.schemas import TensorMetadata
+
+Request = TypeVar("Request", bound=Message)
+
+_SCOPE: Final = "predict"
+
+
+class InferenceServicer:
+    """The methods of GRPCInferenceService; those for health need no API key.
+
+    server.add_generic_rpc_handlers([InferenceServicer(state, receiving=50).handlers(CallRunner(state))])
+    """
+
+    def __init__(self, state: AppState, receiving: int) -> None:
+        """Create the methods; at most `receiving` messages with images are received at the same time."""
+        self._state = state
+        self._receiving = asyncio.Semaphore(receiving)
+
+    def handlers(self, runner: CallRunner) -> grpc.GenericRpcHandler:
+        """Return the handlers of all methods."""
+        methods: dict[str, tuple[str | None, Callable[[Call], Awaitable[bytes]]]] = {
+            "ServerLive": (None, self._server_live),
+            "ServerReady": (None, self._server_ready),
+            "ModelReady": (_SCOPE, self._model_ready),
+            "ServerMetadata": (_SCOPE, self._server_metadata),
+            "ModelMetadata": (_SCOPE, self._model_metadata),
+            INFERENCE_METHOD: (_SCOPE, self._model_infer),
+        }
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                name: grpc.stream_unary_rpc_method_handler(runner.wrap(name, scope, method))
+                for name, (scope, method) in methods.items()
+            },
+        )
+
+    async def _server_live(self, call: Call) -> bytes:
+        await _receive(call, messages.ServerLiveRequest)
+        is_live = await _succeeds(self._state.backend.check_alive())
+        return _encode(messages.ServerLiveResponse(live=is_live))
+
+    async def _server_ready(self, call: Call) -> bytes:
+        await _receive(call, messages.ServerReadyRequest)
+        is_ready = await _succeeds(self._state.backend.check_ready())
+        return _encode(messages.ServerReadyResponse(ready=is_ready))
+
+    async def _model_ready(self, call: Call) -> bytes:
+        request = await _receive(call, messages.ModelReadyRequest)
+        self._check_model(request.name, request.version)
+        is_ready = await _succeeds(self._state.backend.check_ready())
+        return _encode(messages.ModelReadyResponse(ready=is_ready))
+
+    async def _server_metadata(self, call: Call) -> bytes:
+        await _receive(call, messages.ServerMetadataRequest)
+        metadata = service.server_metadata(service.EXTENSIONS)
+        response = messages.ServerMetadataResponse(
+            name=metadata.name, version=metadata.version, extensions=metadata.extensions
+        )
+        return _encode(response)
+
+    async def _model_metadata(self, call: Call) -> bytes:
+        request = await _receive(call, messages.ModelMetadataRequest)
+        self._check_model(request.name, request.version)
+        metadata = service.model_metadata(self._state.backend.served_model)
+        response = messages.ModelMetadataResponse(
+            name=metadata.name,
+            versions=metadata.versions,
+            platform=metadata.platform,
+            inputs=map(_tensor, metadata.inputs),
+            outputs=map(_tensor, metadata.outputs),
+        )
+        return _encode(response)
+
+    async def _model_infer(self, call: Call) -> bytes:
+        state, parameters = self._state, call.parameters
+        async with admit(call.scope, state, parameters, Lane.INTERACTIVE) as (served, reservation):
+            with state.upload_memory.account() as account:
+                data = await call.receive_images(reservation, account, self._receiving)
+                return await service.infer(
+                    state.settings,
+                    served,
+                    reservation,
+                    call.timing,
+                    partial(parse_request, data),
+                    encode_response,
+                    partial(update_admission, call.scope, state, reservation, parameters),
+                    message_bytes=measure_request(data),
+                )
+
+    def _check_model(self, name: str, version: str) -> None:
+        service.check_model(self._state.backend.served_model.model, name, version or None)
+
+
+async def _receive(call: Call, kind: type[Request]) -> Request:
+    """Receive and parse a message without images. Raises InvalidRequestError."""
+    data = await call.receive()
+    measure_message(data, kind.DESCRIPTOR)
+    try:
+        request: Request = kind.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequestError(f"the message is not a {kind.DESCRIPTOR.name}") from error
+    return request
+
+
+def _encode(response: Message) -> bytes:
+    data: bytes = response.SerializeToString()
+    return data
+
+
+async def _succeeds(check: Awaitable[None]) -> bool:
+    """Return whether a check of the backend passes: these messages have a field for it."""
+    try:
+        await check
+    except ServiceUnavailable:
+        return False
+    return True
+
+
+def _tensor(metadata: TensorMetadata) -> messages.ModelMetadataResponse.TensorMetadata:
+    return messages.ModelMetadataResponse.TensorMetadata(
+        name=metadata.name, datatype=metadata.datatype, shape=metadata.shape
+    )

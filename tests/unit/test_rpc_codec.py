@@ -1,0 +1,188 @@
+"""Requests of the Open Inference Protocol in protobuf: what is invalid in JSON is invalid here too."""
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resnet_service.errors import InvalidRequestError, ModelNotFound, PayloadTooLarge
+from resnet_service.server.rpc.codec import measure_request, parse_request
+from resnet_service.server.rpc.message_limits import MAX_FIELDS
+from resnet_service.server.v2.codec import ParsedRequest
+from tests.support.rpc import to_protobuf
+from tests.support.v2 import (
+    CROPS,
+    IMAGES,
+    INPUTS,
+    INVALID_BINARY_DATA,
+    INVALID_MESSAGES,
+    MODEL,
+    SIDE,
+    binary_elements,
+    binary_input,
+    json_input,
+)
+
+MAX_IMAGES = 64
+
+ONLY_IN_JSON = frozenset(
+    {
+        *("null inputs", "ten thousand inputs", "shape of strings", "shape of fractions"),
+        *("data and binary size", "data as object", "not base64", "incomplete base64", "nulls"),
+        *("data URL without base64", "data URL in base64", "base64 beyond ASCII", "numbers of 400 digits"),
+        *("id as number", "parameters as list", "rows and numbers", "data as string"),
+        *("ragged rows", "rows of another shape", "shape of booleans", "binary size as string"),
+    }
+)
+"""Invalid values that protobuf cannot have, or that are no values there: its data has no structure."""
+MESSAGES = {name: message for name, message in INVALID_MESSAGES.items() if name not in ONLY_IN_JSON}
+BINARY_DATA = {
+    name: (message, binary)
+    for name, (message, binary, length) in INVALID_BINARY_DATA.items()
+    if length is None
+}
+
+
+def parse(data: bytes) -> ParsedRequest:
+    measure_request(data)
+    return parse_request(data, MODEL, MAX_IMAGES)
+
+
+def parse_message(message: dict[str, Any], binary: bytes | None = None) -> ParsedRequest:
+    return parse(to_protobuf(message, binary).SerializeToString())
+
+
+@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+def test_message_that_is_invalid_in_json_is_rejected(message: dict[str, Any]) -> None:
+    """A request that does not match the protocol or the model raises an error with a short message."""
+    with pytest.raises((InvalidRequestError, PayloadTooLarge)) as error:
+        parse_message(message)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", sorted(ONLY_IN_JSON))
+def test_cases_that_are_left_out_exist(name: str) -> None:
+    """The names of the cases that protobuf does not have are those of cases."""
+    assert name in INVALID_MESSAGES
+
+
+@pytest.mark.parametrize(("message", "binary"), BINARY_DATA.values(), ids=BINARY_DATA)
+def test_inconsistent_raw_contents_are_rejected(message: dict[str, Any], binary: bytes) -> None:
+    """Raw contents whose size contradicts the shape, and those beside typed contents, are rejected."""
+    with pytest.raises(InvalidRequestError):
+        parse_message(message, binary)
+
+
+def test_raw_contents_need_one_element_for_each_input() -> None:
+    """An element of the raw contents belongs to an input."""
+    request = to_protobuf({"inputs": [json_input(data=None)]}, b"")
+    request.raw_input_contents.append(b"")
+    with pytest.raises(InvalidRequestError, match="2 elements for 1 inputs"):
+        parse(request.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"image", b"\xff" * 20, b"\x2a\xff\x01", b"\x2a", b"\x0a\x02\xff\xff", b"\x0b\x0c", b"\x09\0"],
+    ids=[
+        "text",
+        "endless integer",
+        "beyond the end",
+        "no length",
+        "not UTF-8",
+        "group",
+        "incomplete number",
+    ],
+)
+def test_bytes_that_are_no_message_are_rejected(data: bytes) -> None:
+    """Bytes that are not a message of the protocol raise InvalidRequestError."""
+    with pytest.raises(InvalidRequestError):
+        parse(data)
+
+
+@pytest.mark.parametrize("name", ["inputs", "outputs", "parameters", "raw_input_contents", "bytes_contents"])
+def test_many_small_fields_are_rejected_before_they_take_memory(name: str) -> None:
+    """A message of 4 MB with two million empty fields, which would take 200 MB, is rejected in 4 MB."""
+    number = {"parameters": 4, "inputs": 5, "outputs": 6, "raw_input_contents": 7}.get(name)
+    data = bytes((number << 3 | 2, 0)) * 2_000_000 if number else _nested(b"\x42\x00" * 2_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge, match=f"{MAX_FIELDS:,} fields"):
+            parse(data)
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
+
+
+def _nested(contents: bytes) -> bytes:
+    """Return a message with an input that has these contents."""
+    for tag in (0x2A, 0x2A):
+        size, length = len(contents), b""
+        while size > 0x7F:
+            length += bytes((size & 0x7F | 0x80,))
+            size >>= 7
+        contents = bytes((tag,)) + length + bytes((size,)) + contents
+    return contents
+
+
+def test_long_shape_is_rejected() -> None:
+    """A shape of a million numbers is rejected before it is parsed."""
+    with pytest.raises(PayloadTooLarge, match="shape"):
+        parse_message({"inputs": [json_input("pixels", shape=[1] * 1_000_000, data=[0])]})
+
+
+def test_many_typed_values_are_rejected() -> None:
+    """Numbers that are not binary are limited as in JSON."""
+    shape = [60, 3, SIDE * SIDE, SIDE]
+    with pytest.raises(InvalidRequestError):  # the shape is checked first
+        parse_message({"inputs": [json_input("input", shape=shape, data=[0.0])]})
+    values = [0] * (170 * SIDE * SIDE * 3)
+    request = to_protobuf({"inputs": [json_input("pixels", shape=[170, SIDE, SIDE, 3], data=values)]})
+    with pytest.raises(PayloadTooLarge, match="500,000 values"):
+        parse_request(request.SerializeToString(), MODEL, max_images=1000)
+
+
+@pytest.mark.parametrize("count", [65, 2**62])
+def test_too_many_images_are_rejected(count: int) -> None:
+    """More images than the limit raise PayloadTooLarge, however few bytes they have."""
+    with pytest.raises(PayloadTooLarge, match="64"):
+        parse_message({"inputs": [json_input(shape=[count], data=[""] * 65)]})
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("other", ""), ("", ""), ("cifar10", "2"), ("x" * 1000, ""), ("cifar10", "01")]
+)
+def test_unknown_model_or_version_is_rejected(name: str, version: str) -> None:
+    """Other names and versions raise ModelNotFound with a short message."""
+    request = to_protobuf({"inputs": [json_input()]})
+    request.model_name, request.model_version = name, version
+    with pytest.raises(ModelNotFound) as error:
+        parse(request.SerializeToString())
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+@pytest.mark.parametrize("name", INPUTS)
+def test_raw_and_typed_contents_are_the_same_images(name: str, is_raw: bool) -> None:
+    """Each input has the same images in raw and in typed contents, and as many fields as are counted."""
+    values = INPUTS[name][1]
+    if is_raw:
+        raw = binary_elements(*IMAGES) if name == "image" else values.tobytes()
+        request = parse_message({"inputs": [json_input(name, data=None)]}, raw)
+    else:
+        request = parse_message({"inputs": [json_input(name)]})
+    assert request.parameters.binary_data_output is is_raw
+    images = [image() if callable(image) else image for image in request.images]
+    expected = IMAGES if name == "image" else CROPS
+    assert all(np.array_equal(one, other) for one, other in zip(images, expected, strict=True))
+
+
+def test_only_what_has_to_be_parsed_is_measured() -> None:
+    """Image files and raw contents do not count, numbers do."""
+    raw = to_protobuf(binary_input("image", 0), b"x" * 1_000_000).SerializeToString()
+    typed = to_protobuf({"inputs": [json_input(data=[""], shape=[1])]})
+    typed.inputs[0].contents.bytes_contents[0] = b"x" * 1_000_000
+    assert max(measure_request(raw), measure_request(typed.SerializeToString())) < 200
+    numbers = to_protobuf({"inputs": [json_input("pixels", data=[1] * 1_000_000)]})
+    assert measure_request(numbers.SerializeToString()) > 1_000_000
