@@ -83,13 +83,13 @@ _STATS: Final = (
     ),
     Panel(
         "Predictions",
-        "Requests per second to /predict, /predict/batch and /v2, over 5 minutes.",
+        "Requests per second to /predict, /predict/batch and /v2, and over gRPC, in 5 minutes.",
         "reqps",
         (Series(f"sum({_per_instance(_REQUESTS)})", "requests"),),
     ),
     Panel(
         "Errors",
-        "Share of predictions with a 5xx response over 5 minutes. The alert fires above 1 %.",
+        "Share of predictions that fail (5xx, and that over gRPC) in 5 minutes. The alert fires above 1 %.",
         "percentunit",
         (Series(f"sum({_per_instance(_ERRORS)}) / sum({_per_instance(_REQUESTS)} > 0)", "errors"),),
         limit=0.01,
@@ -140,10 +140,16 @@ _OVERVIEW: Final = {
         ),
         Panel(
             "Errors",
-            "Share of predictions with a 5xx response over 5 minutes, by instance.",
+            "Share of predictions that fail (5xx, and that over gRPC) in 5 minutes, by instance.",
             "percentunit",
             (_by_instance("instance:inference_request_errors:ratio_rate5m"),),
             limit=0.01,
+        ),
+        Panel(
+            "gRPC calls by code",
+            "RESOURCE_EXHAUSTED: overload. INTERNAL: server errors. CANCELLED: by the client.",
+            "reqps",
+            (_rate_by("code", "inference_grpc_request_seconds_count"),),
         ),
         Panel(
             "Rejected images",

@@ -2,7 +2,9 @@
 
 import asyncio
 import queue
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +20,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from resnet_service.settings import Settings
-from tests.support import PHOTOGRAPHS
+from tests.support import PHOTOGRAPHS, REPOSITORY
 from tests.support.rpc import to_protobuf
 from tests.support.server import Running, serving
 from tests.support.v2 import CROPS, IMAGES, INPUTS, json_input
@@ -179,6 +181,21 @@ def test_images_may_have_a_second_dimension(server: Running, triton: Any) -> Non
     check_equal(
         triton.infer("cifar10", [rpc_input("image", column)]), over_rest(server, "image", INPUTS["image"][1])
     )
+
+
+def test_example_of_serving_guide_runs(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Python code in docs/serving.md runs and prints labels."""
+    page = (REPOSITORY / "docs/serving.md").read_text(encoding="utf-8")
+    section = page.split("## Open Inference Protocol over gRPC")[1].split("\n## ")[0]
+    [python] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "dog.jpg").write_bytes(IMAGES[0])
+    monkeypatch.chdir(tmp_path)
+    variables: dict[str, Any] = {}
+    exec(python.replace("localhost:8002", server.grpc_url), variables)
+    variables["client"].close()
+    assert capsys.readouterr().out.startswith("[[b'cat' b'")
 
 
 def test_health_service_reports_serving(server: Running) -> None:

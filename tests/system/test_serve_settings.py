@@ -13,6 +13,7 @@ import pytest
 from monitoring.local import free_port
 from resnet_service.errors import MissingDependencyError
 from resnet_service.runtimes import selection
+from resnet_service.server import rpc
 from resnet_service.server.state import build_app_state
 from resnet_service.settings import Settings
 from tests.support.file_server import FileServer
@@ -108,6 +109,16 @@ def test_incomplete_extra_for_traces_is_reported_before_the_model_is_loaded(
     monkeypatch.setitem(sys.modules, missing, None)  # makes its import fail
     with pytest.raises(MissingDependencyError, match=r"make install EXTRAS=traces"):
         build_app_state(Settings(model="nonsense", traces_url="http://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize("missing", ["google.protobuf", "grpc", "grpc_health", "grpc_reflection"])
+def test_incomplete_extra_for_grpc_is_reported_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """Other packages install a part of the extra; the message is the same."""
+    monkeypatch.setattr(rpc, "find_spec", lambda name: None if name == missing else name)
+    with pytest.raises(MissingDependencyError, match=r"make install EXTRAS=grpc"):
+        build_app_state(Settings(model="nonsense", grpc_port=8002))
 
 
 def test_missing_openvino_is_reported_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from prometheus_client import Metric
 from resnet_service import cli, errors
 from resnet_service.metrics import LABELS, Metrics
 from resnet_service.server.exception_handlers import PROBLEM_TYPES, to_problem
+from resnet_service.server.rpc.status import GRPC_CODES
 from resnet_service.settings import ENVIRONMENT_ONLY, Settings
 from resnet_service.training.recipes import FINE_TUNING, FROM_SCRATCH, RECIPES
 from resnet_service.training.trainer import TrainingConfig
@@ -55,7 +56,7 @@ def settings_table() -> str:
 
 
 def errors_table() -> str:
-    lines = ["| status | kind | when |", "|---|---|---|"]
+    lines = ["| status | gRPC | kind | when |", "|---|---|---|---|"]
     arguments: dict[type[errors.ServiceError], tuple[object, ...]] = {
         errors.OverloadedError: ("queue_full", 0),
         errors.TooManyRequests: (0,),
@@ -63,7 +64,9 @@ def errors_table() -> str:
     for kind, problem_type in sorted(PROBLEM_TYPES.items(), key=lambda pair: pair[1].status):
         problem = to_problem(kind("", *arguments.get(kind, ())))
         summary = (kind.__doc__ or "").splitlines()[0]
-        lines.append(f"| {problem_type.status} | `{problem.type.rsplit(':', 1)[1]}` | {summary} |")
+        code = f"`{GRPC_CODES[kind].name}`" if kind in GRPC_CODES else ""
+        slug = problem.type.rsplit(":", 1)[1]
+        lines.append(f"| {problem_type.status} | {code} | `{slug}` | {summary} |")
     return "\n".join(lines)
 
 

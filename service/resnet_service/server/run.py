@@ -3,6 +3,7 @@
 import asyncio
 import faulthandler
 import gc
+import os
 import resource
 import socket
 import sys
@@ -183,6 +184,8 @@ def create_grpc_server(
     """Return the gRPC server of this process, which is not started; None without addresses."""
     if not addresses:
         return None
+    # Before the import: what a client sends could make gRPC's C library write any number of lines to the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from resnet_service.server.rpc.server import GRPCServer
 
     return GRPCServer(state, addresses, processes=processes)

@@ -141,5 +141,6 @@ def log_addresses(
             runtime=served.placement.runtime,
             streams_per_device=served.placement.streams,
             management_port=state.settings.management_port if management else None,
+            grpc_port=state.settings.grpc_port or None,
             **workers,
         )
