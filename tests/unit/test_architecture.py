@@ -36,7 +36,7 @@ ONLY_IN: Final = {
     "starlette": {"server"},
     "uvicorn": {"server"},
     "click": {"cli"},
-    "google": {"server"},
+    "google": {"models", "server"},
     "grpc": {"server"},
     "grpc_health": {"server"},
     "grpc_reflection": {"server"},

@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from resnet_service.errors import InvalidRequestError, ModelNotFound, PayloadTooLarge
+from load_tests.fuzz import strategies
+from resnet_service.errors import InvalidImageError, InvalidRequestError, ModelNotFound, PayloadTooLarge
 from resnet_service.server.rpc.codec import measure_request, parse_request
 from resnet_service.server.rpc.message_limits import MAX_FIELDS
 from resnet_service.server.v2.codec import ParsedRequest
@@ -186,3 +189,28 @@ def test_only_what_has_to_be_parsed_is_measured() -> None:
     assert max(measure_request(raw), measure_request(typed.SerializeToString())) < 200
     numbers = to_protobuf({"inputs": [json_input("pixels", data=[1] * 1_000_000)]})
     assert measure_request(numbers.SerializeToString()) > 1_000_000
+
+
+DAMAGED = st.sampled_from(
+    [
+        to_protobuf({"inputs": [json_input()], "outputs": [{"name": "label"}], "parameters": {"top_k": 2}}),
+        to_protobuf(binary_input("pixels", 0), CROPS.tobytes()),
+        to_protobuf({"inputs": [json_input("input", data=[0.5] * 3)]}),
+    ]
+).flatmap(lambda message: strategies.damaged(message.SerializeToString()))
+
+
+@settings(max_examples=300, deadline=None)
+@given(DAMAGED | st.binary(max_size=300))
+def test_any_bytes_are_a_request_or_an_error_of_the_client(data: bytes) -> None:
+    """Damaged messages and random bytes yield images or an error with a short message."""
+    try:
+        request = parse(data)
+        for image in request.images:
+            if callable(image):
+                image()
+        assert 0 < len(request.images) <= MAX_IMAGES
+        message = ""
+    except (InvalidRequestError, InvalidImageError, ModelNotFound, PayloadTooLarge) as error:
+        message = str(error)
+    assert len(message) < 1000
