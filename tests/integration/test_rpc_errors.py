@@ -5,6 +5,7 @@ import queue
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -50,6 +51,16 @@ def failure(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     with pytest.raises(grpc.RpcError) as error:
         call(*arguments, **options)
     return error.value
+
+
+@contextmanager
+def held_back(message: bytes) -> Iterator[Iterator[bytes]]:
+    """Yield the messages of a call, one, which is not sent before the end of the block."""
+    released: queue.Queue[bytes] = queue.Queue()
+    try:
+        yield (released.get(timeout=60) for _ in range(1))
+    finally:
+        released.put(message)
 
 
 def trailing(error: Any) -> dict[str, str]:
@@ -146,16 +157,8 @@ def test_compressed_message_is_rejected(stub: Any) -> None:
 
 def test_message_that_does_not_arrive_in_time_is_rejected(channel: grpc.Channel) -> None:
     """A client that starts a call and sends no message gets an error after the time to read a body."""
-
-    def requests() -> Iterator[bytes]:
-        released.get(timeout=30)
-        yield b""
-
-    released: queue.Queue[None] = queue.Queue()
-    try:
-        error = failure(channel.stream_unary(INFER), requests())
-    finally:
-        released.put(None)
+    with held_back(b"") as messages:
+        error = failure(channel.stream_unary(INFER), messages)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "not received within 1 s" in error.details()
 
@@ -375,6 +378,23 @@ def test_message_is_not_received_before_its_request_may_run() -> None:
         assert running.metric("inference_upload_bytes") == before
         running.runtime.release()
         assert first.result().model_name == second.result().model_name == "cifar10"
+
+
+def test_messages_that_could_exceed_the_upload_memory_are_received_one_after_the_other() -> None:
+    """While a client has a place for a message of the maximum size and sends nothing, the next one waits."""
+    settings = Settings(model="cifar10", upload_memory_mb=0.02, max_upload_mb=0.02, read_timeout_s=1)
+    with (
+        serving(settings, grpc=True) as running,
+        grpc.insecure_channel(running.grpc_url) as channel,
+        held_back(b"") as messages,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        infer: Any = channel.stream_unary(INFER)
+        silent = infer.future(messages)
+        assert stub.ServerLive(service_pb2.ServerLiveRequest()).live  # the other call has arrived before
+        assert stub.ModelInfer(PIXELS).model_name == "cifar10"
+        assert silent.done()
+        assert silent.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 @in_this_process

@@ -9,10 +9,12 @@ from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
 from PIL import Image
+from tritonclient.grpc import service_pb2_grpc
 
 from resnet_service.images import Preprocessing
 from resnet_service.models import checkpoint
@@ -20,8 +22,10 @@ from resnet_service.settings import Settings
 from tests.support.http import files
 from tests.support.images import encode, make_image
 from tests.support.models import CLASSIFIER, random_classifier, write_checkpoint
+from tests.support.rpc import to_protobuf
 from tests.support.sandbox import wait_for
 from tests.support.server import Running, serving
+from tests.support.v2 import json_input
 
 KEY = "rate-limited-0123456789"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -78,6 +82,20 @@ def inference_count(server: Running) -> int:
 
 def is_whole(server: Running) -> bool:
     return server.metric("inference_ready") == 1 and len(workers(server)) == 2
+
+
+def test_replaced_workers_have_the_same_grpc_port() -> None:
+    """When all workers have been killed, those that replace them serve gRPC on its port."""
+    with serving(Settings(model="cifar10", workers=2), grpc=True) as server:
+        for victim in workers(server):
+            victim.kill()
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        for _ in range(8):  # connections, which the system divides between the workers
+            with grpc.insecure_channel(server.grpc_url, options=options) as channel:
+                stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+                message = to_protobuf({"inputs": [json_input()]})
+                assert stub.ModelInfer(message, wait_for_ready=True, timeout=60).model_name == "cifar10"
+        server.wait_for(lambda: server.metric("inference_worker_restarts_total") == 2)
 
 
 def test_killed_worker_costs_its_own_requests_only(server: Running, jpeg: bytes) -> None:

@@ -4,6 +4,7 @@ import queue
 import signal
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -31,7 +32,8 @@ def test_sigterm_finishes_accepted_calls(workers: str) -> None:
     ):
         live = service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive
         assert live(service_pb2.ServerLiveRequest(), wait_for_ready=True, timeout=30).live
-        call = channel.stream_unary(INFER).future(request())
+        infer: Any = channel.stream_unary(INFER)
+        call = infer.future(request())
         assert live(service_pb2.ServerLiveRequest()).live  # on the same connection: the call has arrived
         process.send_signal(signal.SIGTERM)
         until(log, "draining")

@@ -183,15 +183,17 @@ async def receive_upload(
     timing: RequestTiming,
     timeout_s: float,
     *,
+    arrived: float | None = None,
     max_extension_s: float = math.inf,
 ) -> Result:
     """Await `read` once the limit on concurrent requests allows it, and return its result.
 
+    `arrived` is the time of `time.perf_counter` since which the request waits, by default now.
     The wait is the stage `wait`, and the time to read the stage `read`. The deadline does not include the
     latter, up to `max_extension_s` seconds. Raises RequestTimeout if it takes longer than `timeout_s`
     seconds, and what `read` and `Reservation.start` raise.
     """
-    arrived = time.perf_counter()
+    arrived = time.perf_counter() if arrived is None else arrived
     await reservation.start()
     started = time.perf_counter()
     if started - arrived > _MIN_WAIT_S:

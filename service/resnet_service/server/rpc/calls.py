@@ -7,7 +7,6 @@ HTTP.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -70,27 +69,37 @@ class Call:
             return await self._read()
 
     async def receive_images(
-        self,
-        reservation: ImageReservation,
-        account: UploadAccount,
-        receiving: AbstractAsyncContextManager[None],
+        self, reservation: ImageReservation, account: UploadAccount, receiving: asyncio.Semaphore
     ) -> bytes:
         """Return the message, read once the limits on concurrent requests and on `receiving` allow it.
 
         Until then, it stays with the client, except for the first 64 KiB. Raises InvalidRequestError if the
-        call has no message, OverloadedError if the upload memory is full, and what `receive_upload` raises.
+        call has no message, OverloadedError if the upload memory is full, DeadlineExceededError if the
+        deadline passes before, and what `receive_upload` raises.
         """
 
         async def read() -> bytes:
-            async with receiving:
-                return await self._read()
+            data = await self._read()
+            account.acquire(len(data))
+            return data
 
-        spare_s = max(0.0, self.remaining_s - self.timeout_s)
-        data = await receive_upload(
-            read, reservation, self.timing, self._settings.read_timeout_s, max_extension_s=spare_s
-        )
-        account.acquire(len(data))
-        return data
+        arrived = time.perf_counter()
+        try:
+            async with asyncio.timeout_at(reservation.deadline):
+                await receiving.acquire()
+        except TimeoutError as error:
+            raise DeadlineExceededError("deadline exceeded before the message was received") from error
+        try:
+            return await receive_upload(
+                read,
+                reservation,
+                self.timing,
+                self._settings.read_timeout_s,
+                arrived=arrived,
+                max_extension_s=max(0.0, self.remaining_s - self.timeout_s),
+            )
+        finally:
+            receiving.release()
 
     async def _read(self) -> bytes:
         data = await self._context.read()
