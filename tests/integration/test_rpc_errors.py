@@ -26,6 +26,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 KEY = "key-of-predict-0123"
 METRICS_KEY = "key-of-metrics-0123"
 SLOW_KEY = "key-with-a-rate-0123"
+BULK_KEY = "key-of-bulk-01234567"
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +251,7 @@ def test_cancelled_call_stops_its_work(server: Running, stub: Any) -> None:
 @pytest.fixture(scope="module")
 def protected() -> Iterator[tuple[Running, Any]]:
     """Yield a server with API keys, and a client of it."""
-    keys = f"{KEY} predict, {METRICS_KEY} metrics, {SLOW_KEY} predict 1/s name=slow"
+    keys = f"{KEY} predict, {METRICS_KEY} metrics, {SLOW_KEY} predict 1/s name=slow, {BULK_KEY} priority=bulk"
     with (
         serving(Settings(model="cifar10", api_keys=keys), grpc=True) as running,
         grpc.insecure_channel(running.grpc_url) as channel,
@@ -281,6 +282,21 @@ def test_methods_need_an_api_key_with_the_scope(
         assert KEY not in error.details()
     error = failure(call, request_message, metadata=(("x-api-key", METRICS_KEY),))
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_priority_is_limited_by_the_api_key(protected: tuple[Running, Any]) -> None:
+    """The parameter `priority` has the values of Triton; a key for bulk requests may not raise it."""
+    stub = protected[1]
+    highest, lower, usual = (
+        to_protobuf({"inputs": [json_input()], "parameters": {"priority": priority}})
+        for priority in (1, 2, 0)
+    )
+    metadata = (("x-api-key", BULK_KEY),)
+    for request in (lower, usual):
+        assert stub.ModelInfer(request, metadata=metadata).model_name == "cifar10"
+    error = failure(stub.ModelInfer, highest, metadata=metadata)
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert stub.ModelInfer(highest, metadata=(("x-api-key", KEY),)).model_name == "cifar10"
 
 
 def test_health_needs_no_api_key(protected: tuple[Running, Any]) -> None:

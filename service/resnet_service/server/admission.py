@@ -3,8 +3,8 @@
 Both are parameters of the query. A form or the JSON of the Open Inference Protocol may have them as well, but
 these arrive with the body: they count from then on.
 
-`scope` is what the layers of the server know of a request, of ASGI or of a call of gRPC: "is_bulk_only" is that of
-its API key, and "priority" is stored here for the access log.
+`scope` is what the layers of the server know of a request, of ASGI or of a call of gRPC: "is_bulk_only" is
+that of its API key, and "priority" is stored here for the access log.
 """
 
 from collections.abc import MutableMapping
@@ -17,12 +17,12 @@ from resnet_service.server.backend import Admission
 from resnet_service.server.parameters import InferenceParameters
 from resnet_service.server.state import AppState
 
+RequestScope = MutableMapping[str, Any]
+
 _LANES: Final = {lane.name.lower(): lane for lane in Lane}
 
 
-def admit(
-    scope: MutableMapping[str, Any], state: AppState, query: InferenceParameters, default: Lane
-) -> Admission:
+def admit(scope: RequestScope, state: AppState, query: InferenceParameters, default: Lane) -> Admission:
     """Yield the current model and a reservation, as `Backend.admit` does.
 
     `default` is the priority if the request has none. Raises Forbidden if its API key may not use its
@@ -35,7 +35,7 @@ def admit(
 
 
 def update_admission(
-    scope: MutableMapping[str, Any],
+    scope: RequestScope,
     state: AppState,
     reservation: ImageReservation,
     query: InferenceParameters,
@@ -59,7 +59,7 @@ def _timeout_s(state: AppState, parameters: InferenceParameters) -> float:
     return limit_s if parameters.timeout_ms is None else min(limit_s, parameters.timeout_ms / 1e3)
 
 
-def _lane(scope: MutableMapping[str, Any], parameters: InferenceParameters, default: Lane) -> Lane:
+def _lane(scope: RequestScope, parameters: InferenceParameters, default: Lane) -> Lane:
     if parameters.priority is None:
         return default
     lane = _LANES[parameters.priority]
@@ -68,11 +68,11 @@ def _lane(scope: MutableMapping[str, Any], parameters: InferenceParameters, defa
     return lane
 
 
-def _is_limited_to_bulk(scope: MutableMapping[str, Any]) -> bool:
+def _is_limited_to_bulk(scope: RequestScope) -> bool:
     return bool(scope.get("is_bulk_only"))
 
 
-def _record(scope: MutableMapping[str, Any], lane: Lane) -> None:
+def _record(scope: RequestScope, lane: Lane) -> None:
     """Keep the priority for the access log, which shows it if it is not the usual one."""
     scope["priority"] = lane.name.lower() if lane is Lane.BULK else None
 

@@ -19,6 +19,7 @@ from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.served_model import ImageReservation
 from resnet_service.server.exception_handlers import error_kind, status_of
 from resnet_service.server.image_counter import CLIENT_CLOSED
+from resnet_service.server.parameters import InferenceParameters
 from resnet_service.server.request_recorder import RequestRecord, RequestRecorder
 from resnet_service.server.rpc.status import INTERNAL_ERROR, Metadata, code_of, retry_metadata
 from resnet_service.server.state import AppState
@@ -36,9 +37,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Call:
     """One call of a client, from its metadata to its status.
 
-    headers: the metadata that is text; of a name that occurs twice, the first value.
-    timing: the record of its stages.
-    scope: what is known of the client: "api_key_name", "is_bulk_only" and "priority", as in the scope of ASGI.
+    headers: the metadata that is text; of a name that occurs twice, the first value. timing: the record of
+    its stages. scope: what is known of the client: "api_key_name", "is_bulk_only" and "priority", as in the
+    scope of ASGI.
     """
 
     def __init__(self, context: Context, state: AppState) -> None:
@@ -59,9 +60,11 @@ class Call:
         return float("inf") if remaining is None else remaining
 
     @property
-    def timeout_s(self) -> float:
-        """The time that the call may take, without that to receive its message."""
-        return min(self._settings.request_timeout_s, self.remaining_s)
+    def parameters(self) -> InferenceParameters:
+        """The parameters that are not in the message: the client's deadline is the timeout of a request."""
+        if self.remaining_s > self._settings.request_timeout_s:
+            return InferenceParameters()
+        return InferenceParameters(timeout_ms=max(1, int(self.remaining_s * 1e3)))
 
     async def receive(self) -> bytes:
         """Return the message of a call without images. Raises what `receive_images` raises."""
@@ -96,7 +99,7 @@ class Call:
                 self.timing,
                 self._settings.read_timeout_s,
                 arrived=arrived,
-                max_extension_s=max(0.0, self.remaining_s - self.timeout_s),
+                max_extension_s=max(0.0, self.remaining_s - self._settings.request_timeout_s),
             )
         finally:
             receiving.release()

@@ -77,10 +77,11 @@ async def infer(
 ) -> Value:
     """Classify the images of a request, and return its encoded response.
 
-    `update` gets the parameters of the message, as `update_admission` does. `parse` gets the model and the maximum number of images, `encode` the request, the model, the number of
-    classes and the results. `message_bytes` is the size of what `parse` has to parse, without binary data,
-    and `top_k` a number of classes that the client sent beside the message. Raises InvalidRequestError, and
-    what `parse` and `ServedModel.classify` raise.
+    `update` gets the parameters of the message, as `update_admission` does. `parse` gets the model and the
+    maximum number of images, `encode` the request, the model, the number of classes and the results.
+    `message_bytes` is the size of what `parse` has to parse, without binary data, and `top_k` a number of
+    classes that the client sent beside the message. Raises InvalidRequestError, and what `parse` and
+    `ServedModel.classify` raise.
     """
     deadline, limit = reservation.deadline, settings.max_images_per_request
     is_long = message_bytes > _MAX_INLINE_BYTES
