@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import yaml
+from tritonclient.grpc import service_pb2_grpc
 
 from monitoring import dashboards, panels
 from monitoring.local import CONFIGURATION, run_prometheus
 from resnet_service.settings import Settings
 from tests.support.prometheus import RULES, RULES_FILE, assert_promtool, require_program
+from tests.support.rpc import to_protobuf
 from tests.support.server import Running, serving
+from tests.support.v2 import json_input
 
 
 @dataclass
@@ -52,8 +56,15 @@ class Prometheus:
             action()
 
     def wait_for_data(self, expression: str, jpeg: bytes) -> None:
-        """Send predictions until the expression returns series."""
-        predict = partial(self.server.client.post, "/predict", files={"file": jpeg})
+        """Send predictions, over HTTP to one server and over gRPC to the other, until there are series."""
+
+        def predict() -> None:
+            self.server.client.post("/predict", files={"file": jpeg})
+            with grpc.insecure_channel(self.second_server.grpc_url) as channel:
+                service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(
+                    to_protobuf({"inputs": [json_input()]})
+                )
+
         self.wait_for(lambda: self.query(expression), predict)
 
 
@@ -65,7 +76,7 @@ def prometheus(
     require_program("prometheus")
     log = tmp_path_factory.mktemp("prometheus") / "prometheus.log"
     with (
-        serving(settings) as second,
+        serving(settings, grpc=True) as second,
         run_prometheus(
             *(each.url.removeprefix("http://") for each in (server, second)), log=log, interval="500ms"
         ) as url,
