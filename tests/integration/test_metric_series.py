@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any, Final
 
+import grpc
 import httpx
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from resnet_service.metrics import LABELS
 from resnet_service.settings import Settings
@@ -72,7 +74,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Running]:
         cors_origins="https://example.org",
         access_log=False,
     )
-    with serving(settings) as running:
+    with serving(settings, grpc=True) as running:
         yield running
 
 
@@ -191,6 +193,8 @@ def test_clients_cannot_create_series_without_limit(server: Running, jpeg: bytes
 
 def test_labels_are_documented(server: Running) -> None:
     """Each label of the service's metrics is in the table, which names its values."""
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest())
     labels = {
         label
         for series in all_series(server)
@@ -198,3 +202,17 @@ def test_labels_are_documented(server: Running) -> None:
         for label in re.findall(r'(\w+)="', series)
     }
     assert labels == set(LABELS) | {"le"}
+
+
+def test_grpc_clients_cannot_create_series(server: Running) -> None:
+    """Unknown methods and services of gRPC have no series; neither have names in messages."""
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        for path in ("/inference.GRPCInferenceService/Strange", "/strange.Service/ModelInfer"):
+            call: Any = channel.unary_unary(path)
+            with pytest.raises(grpc.RpcError):
+                call(b"")
+        with pytest.raises(grpc.RpcError):
+            service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelReady(
+                service_pb2.ModelReadyRequest(name="Strange")
+            )
+    assert "trange" not in "".join(all_series(server))
