@@ -12,7 +12,7 @@ from resnet_service.server.admission import admit, update_admission
 from resnet_service.server.exception_handlers import AUTH_ERRORS, V2_PREFIX, openapi_responses
 from resnet_service.server.parameters import NO_PARAMETERS, InferenceQuery
 from resnet_service.server.routes import management
-from resnet_service.server.state import AppState, StateDep
+from resnet_service.server.state import StateDep
 from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
 from resnet_service.server.v2 import schemas, service
 from resnet_service.server.v2.dependencies import (
