@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
 
 from resnet_service.errors import ServiceError
 from resnet_service.server.exception_handlers import PROBLEM_TYPES
@@ -15,7 +15,7 @@ from resnet_service.server.rpc.status import GRPC_CODES
 from tests.support import REPOSITORY
 
 PROTOCOL = Path("resnet_service/server/rpc/protocol")
-HTTP_ONLY = {"MalformedRequest", "HeadersTooLarge", "Conflict", "ReloadError"}
+HTTP_ONLY = {"MalformedRequest", "HeadersTooLarge"}
 """Errors of connections and routes that gRPC does not have."""
 
 
@@ -34,10 +34,11 @@ def test_generating_again_gives_the_committed_modules(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(open_inference_pb2.DESCRIPTOR.message_types_by_name))
 def test_messages_have_the_fields_of_the_published_protocol(name: str) -> None:
     """Each field has the number and the type that it has in NVIDIA's client."""
-    _compare(
-        open_inference_pb2.DESCRIPTOR.message_types_by_name[name],
-        service_pb2.DESCRIPTOR.message_types_by_name[name],
-    )
+    published = {
+        **service_pb2.DESCRIPTOR.message_types_by_name,
+        **model_config_pb2.DESCRIPTOR.message_types_by_name,
+    }
+    _compare(open_inference_pb2.DESCRIPTOR.message_types_by_name[name], published[name])
 
 
 def _compare(message: Any, published: Any) -> None:
@@ -47,6 +48,9 @@ def _compare(message: Any, published: Any) -> None:
             assert getattr(field, attribute) == getattr(other, attribute), f"{message.full_name}.{field.name}"
         if field.message_type is not None:
             assert field.message_type.full_name == other.message_type.full_name
+        if field.enum_type is not None:
+            values = {value.name: value.number for value in field.enum_type.values}
+            assert values == {value.name: value.number for value in other.enum_type.values}
     for nested in message.nested_types:
         _compare(nested, published.nested_types_by_name[nested.name])
 

@@ -8,9 +8,10 @@ is sent is the same.
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import grpc
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from resnet_service.batching import Lane
@@ -22,9 +23,12 @@ from resnet_service.server.rpc.message_limits import measure_message
 from resnet_service.server.rpc.protocol import open_inference_pb2 as messages
 from resnet_service.server.state import AppState
 from resnet_service.server.v2 import service
+from resnet_service.server.v2.model_config import model_config
 from resnet_service.server.v2.schemas import TensorMetadata
+from resnet_service.server.v2.statistics import statistics_response
 
 Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
 
 _SCOPE: Final = "predict"
 
@@ -49,6 +53,10 @@ class InferenceServicer:
             "ServerMetadata": (_SCOPE, self._server_metadata),
             "ModelMetadata": (_SCOPE, self._model_metadata),
             INFERENCE_METHOD: (_SCOPE, self._model_infer),
+            "ModelConfig": (_SCOPE, self._model_config),
+            "ModelStatistics": (_SCOPE, self._model_statistics),
+            "RepositoryIndex": (_SCOPE, self._repository_index),
+            "RepositoryModelLoad": ("admin", self._repository_model_load),
         }
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -76,7 +84,7 @@ class InferenceServicer:
 
     async def _server_metadata(self, call: Call) -> bytes:
         await _receive(call, messages.ServerMetadataRequest)
-        metadata = service.server_metadata(service.EXTENSIONS)
+        metadata = service.server_metadata()
         response = messages.ServerMetadataResponse(
             name=metadata.name, version=metadata.version, extensions=metadata.extensions
         )
@@ -111,6 +119,41 @@ class InferenceServicer:
                     message_bytes=measure_request(data),
                 )
 
+    async def _model_config(self, call: Call) -> bytes:
+        request = await _receive(call, messages.ModelConfigRequest)
+        self._check_model(request.name, request.version)
+        config = model_config(self._state.backend.served_model, self._state.settings)
+        return _encode(_parse(messages.ModelConfigResponse(), {"config": config.model_dump()}))
+
+    async def _model_statistics(self, call: Call) -> bytes:
+        request = await _receive(call, messages.ModelStatisticsRequest)
+        if request.name:
+            self._check_model(request.name, request.version)
+        models = await self._state.backend.statistics()
+        return _encode(_parse(messages.ModelStatisticsResponse(), statistics_response(models).model_dump()))
+
+    async def _repository_index(self, call: Call) -> bytes:
+        request = await _receive(call, messages.RepositoryIndexRequest)
+        _check_repository(request.repository_name)
+        statuses = await self._state.backend.model_statuses()
+        models = [
+            messages.RepositoryIndexResponse.ModelIndex(**status._asdict())
+            for status in statuses
+            if status.state == "READY" or not request.ready
+        ]
+        return _encode(messages.RepositoryIndexResponse(models=models))
+
+    async def _repository_model_load(self, call: Call) -> bytes:
+        request = await _receive(call, messages.RepositoryModelLoadRequest)
+        _check_repository(request.repository_name)
+        if request.parameters:
+            raise InvalidRequestError(
+                "parameters are not supported; load reads the model of the settings again"
+            )
+        self._check_model(request.model_name, "")
+        await self._state.backend.reload()
+        return _encode(messages.RepositoryModelLoadResponse())
+
     def _check_model(self, name: str, version: str) -> None:
         service.check_model(self._state.backend.served_model.model, name, version or None)
 
@@ -124,6 +167,16 @@ async def _receive(call: Call, kind: type[Request]) -> Request:
     except DecodeError as error:
         raise InvalidRequestError(f"the message is not a {kind.DESCRIPTOR.name}") from error
     return request
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise InvalidRequestError(f"unknown repository {name[:50]!r}; the server has one, without a name")
+
+
+def _parse(message: Response, fields: dict[str, Any]) -> Response:
+    """Return the message with these fields, which have the names and the values of its JSON."""
+    return cast(Response, ParseDict(fields, message))
 
 
 def _encode(response: Message) -> bytes:

@@ -23,6 +23,8 @@ GRPC_CODES: Final[dict[type[errors.ServiceError], StatusCode]] = {
     errors.TooManyRequests: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceededError: StatusCode.DEADLINE_EXCEEDED,
     errors.ServiceUnavailable: StatusCode.UNAVAILABLE,
+    errors.Conflict: StatusCode.ABORTED,
+    errors.ReloadError: StatusCode.INTERNAL,
     errors.InferenceError: StatusCode.INTERNAL,
 }
 """Error classes that calls can raise, and their codes. A subclass uses its nearest listed base class.

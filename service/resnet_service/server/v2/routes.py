@@ -38,8 +38,6 @@ from resnet_service.server.v2.schemas import (
 
 router = APIRouter(prefix=V2_PREFIX, tags=["open inference protocol"])
 
-_EXTENSIONS: Final = (*service.EXTENSIONS, "model_configuration", "model_repository", "statistics")
-"""The extensions of Triton that exist here, by Triton's names."""
 _JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 _BINARY_TYPE: Final = "application/octet-stream"
 
@@ -59,7 +57,7 @@ _INFER_ERRORS: Final = openapi_responses(
 )
 async def server_metadata(_: Authorized) -> ServerMetadata:
     """Return the name and version of the server and the protocol extensions that it supports."""
-    return service.server_metadata(_EXTENSIONS)
+    return service.server_metadata()
 
 
 @router.get("/health/live", operation_id="v2_live", summary="Server liveness", responses=NOT_READY)

@@ -3,7 +3,7 @@
 This module must not depend on the transport, HTTP or gRPC.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from resnet_service import __version__, errors
@@ -25,8 +25,15 @@ _MAX_INLINE_BYTES: Final = 32_768
 """A longer message is parsed in a decoding thread, so that it does not block the event loop."""
 _MAX_INLINE_CLASSES: Final = 10_000
 """Results with more classes, over all images, are encoded in a decoding thread."""
-EXTENSIONS: Final = ("binary_tensor_data", "classification", "schedule_policy")
-"""The extensions of Triton to inference requests, by Triton's names."""
+_EXTENSIONS: Final = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+)
+"""The extensions of Triton that exist here, by Triton's names."""
 IMAGE_ERRORS: Final = (
     errors.InvalidImageError,
     errors.UnsupportedMediaType,
@@ -46,9 +53,9 @@ def check_model(model: ModelDescription, name: str, version: str | None = None) 
         )
 
 
-def server_metadata(extensions: Iterable[str]) -> ServerMetadata:
+def server_metadata() -> ServerMetadata:
     """Return the name and version of the server and the protocol extensions that it supports."""
-    return ServerMetadata(name="resnet-service", version=__version__, extensions=sorted(extensions))
+    return ServerMetadata(name="resnet-service", version=__version__, extensions=list(_EXTENSIONS))
 
 
 def model_metadata(served: ServedModel) -> ModelMetadata:
