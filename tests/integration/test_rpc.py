@@ -217,7 +217,8 @@ def test_reflection_describes_all_services(server: Running) -> None:
         assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
         file = database.FindFileContainingSymbol(SERVICE)
         assert [method.name for method in file.service[0].method] == [
-            *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+            *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
+            *("ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad"),
         ]
 
 

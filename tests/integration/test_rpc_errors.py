@@ -128,7 +128,7 @@ def test_bytes_that_are_no_message_are_invalid(channel: grpc.Channel, method: st
 
 def test_unknown_method_is_unimplemented(channel: grpc.Channel) -> None:
     """A method that the service does not have is gRPC's error for it."""
-    error = failure(channel.unary_unary("/inference.GRPCInferenceService/ModelConfig"), b"")
+    error = failure(channel.unary_unary("/inference.GRPCInferenceService/TraceSetting"), b"")
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
