@@ -24,7 +24,8 @@ BASE: Final = {
 }
 VERSION: Final = "1.31"
 OPERATOR_KINDS: Final = {"servicemonitor", "prometheusrule"}
-"""Manifests whose kinds only the Prometheus Operator defines."""
+KSERVE_KINDS: Final = {"servingruntime", "inferenceservice"}
+"""Manifests whose kinds only the Prometheus Operator, and only KServe, defines."""
 _DURATION: Final = r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"
 
 
@@ -69,7 +70,7 @@ def container() -> dict[str, Any]:
     return dict(only)
 
 
-@pytest.mark.parametrize("name", sorted(set(BASE) - OPERATOR_KINDS))
+@pytest.mark.parametrize("name", sorted(set(BASE) - OPERATOR_KINDS - KSERVE_KINDS))
 def test_manifests_match_the_kubernetes_schemas(name: str) -> None:
     """Each manifest of a built-in kind is valid by its schema, without unknown fields."""
     kubernetes_validate.validate(BASE[name], VERSION, strict=True)
@@ -192,3 +193,57 @@ def test_deployment_names_its_model() -> None:
     """The default `auto` depends on the network, so that replicas could differ."""
     [container] = BASE["deployment"]["spec"]["template"]["spec"]["containers"]
     assert {"name": "RESNET_SERVICE_MODEL", "value": "resnet50"} in container["env"]
+
+
+class ModelFormat(BaseModel, extra="forbid", strict=True):
+    """A format of models, as KServe's objects name it."""
+
+    name: str
+    version: str
+    autoSelect: bool = False  # noqa: N815
+
+
+class RuntimeSpec(BaseModel, extra="forbid", strict=True):
+    """The fields of a ServingRuntime that are used here."""
+
+    supportedModelFormats: list[ModelFormat]  # noqa: N815
+    protocolVersions: list[str]  # noqa: N815
+    containers: list[dict[str, Any]] = Field(min_length=1, max_length=1)
+
+
+def test_the_container_for_kserve_is_valid_and_has_the_settings_of_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its fields are those of a container, its variables are settings, and its port is KServe's."""
+    manifest = BASE["servingruntime"]
+    assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1alpha1", "ServingRuntime")
+    [only] = RuntimeSpec.model_validate(manifest["spec"]).containers
+    pod_manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": manifest["metadata"],
+        "spec": {"containers": [only]},
+    }
+    kubernetes_validate.validate(pod_manifest, VERSION, strict=True)
+    assert only["name"] == "kserve-container"
+    monkeypatch.delenv("RESNET_SERVICE_MODEL", raising=False)
+    for variable in only["env"]:
+        monkeypatch.setenv(variable["name"], variable.get("value", "2"))
+    settings = Settings()
+    assert settings.port == 8080
+    assert [port["containerPort"] for port in only["ports"]] == [settings.port]
+    assert {only[probe]["httpGet"]["port"] for probe in ("readinessProbe", "livenessProbe")} == {8080}
+
+
+def test_the_model_on_kserve_uses_the_runtime_and_one_of_its_formats() -> None:
+    """Names refer to existing objects, and the model is a file below KServe's folder."""
+    manifest, runtime = BASE["inferenceservice"], BASE["servingruntime"]
+    assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    model = manifest["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    formats = RuntimeSpec.model_validate(runtime["spec"]).supportedModelFormats
+    assert ModelFormat.model_validate(model["modelFormat"]).name in {each.name for each in formats}
+    [variable] = model["env"]
+    assert variable["name"] == "RESNET_SERVICE_MODEL"
+    assert variable["value"].startswith("/mnt/models/")
