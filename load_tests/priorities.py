@@ -24,7 +24,7 @@ _BULK_CLIENTS: Final = 16
 _INTERACTIVE_CLIENTS: Final = 64
 """In the run in which interactive requests saturate the device as well."""
 _WARM_UP: Final = 0.2
-"""Share of each run that does not count."""
+"""Share of each run that does not count for images/s."""
 
 _MAX_P99_FACTOR: Final = 2.5
 _MIN_SHARE: Final = 0.9 / BULK_INTERVAL

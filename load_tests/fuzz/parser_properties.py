@@ -10,7 +10,7 @@ from starlette.types import Message
 
 from load_tests.fuzz import strategies
 from load_tests.fuzz.strategies import MAX_IMAGES, MAX_PARTS, Form, TensorRequest
-from resnet_service.batching import MicroBatcher
+from resnet_service.batching import Lane, MicroBatcher
 from resnet_service.errors import (
     InvalidImageError,
     InvalidRequestError,
@@ -67,7 +67,7 @@ def read_uploads(content_type: str, chunks: Sequence[bytes]) -> list[UploadedFil
         batcher: MicroBatcher[QueuedCrop, TopKResult] = MicroBatcher([_run_nothing], max_batch=1)
         batcher.start()
         try:
-            with _MEMORY.account() as account, batcher.reserve() as reservation:
+            with _MEMORY.account(Lane.INTERACTIVE) as account, batcher.reserve() as reservation:
                 upload = Upload(Request(scope, receive), SETTINGS, account, reservation)
                 return (await upload.form(InferenceParameters.model_fields)).images
         finally:

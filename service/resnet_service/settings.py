@@ -205,8 +205,8 @@ class Settings(BaseSettings):
         None,
         description="Comma-separated API keys. If set, every endpoint except the health probes and the API "
         "page requires one. Format: KEY [scope ...] [N/s] [name=NAME] [priority=bulk]; without scopes a "
-        "key grants everything except admin. The access log has the name. With priority=bulk, requests of "
-        "the key run after those of others.",
+        "key grants everything except admin. The access log has the name. With priority=bulk, all "
+        "requests of the key are bulk.",
     )
     api_keys_file: Path | None = Field(
         None,

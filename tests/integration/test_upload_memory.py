@@ -27,6 +27,26 @@ def test_upload_memory_limit_rejects_with_429() -> None:
         assert server.client.post("/predict", files={"file": image}).status_code == 200
 
 
+def test_bulk_requests_have_half_of_the_upload_memory() -> None:
+    """Beside a first image, a second bulk image is rejected and an interactive one is not; alone, it fits."""
+    image = encode(make_image(), "BMP")
+    settings = Settings(model="cifar10", upload_memory_mb=2.5 * len(image) / 1e6)
+    bulk = "/predict?priority=bulk"
+    with serving(settings) as server, ThreadPoolExecutor(2) as pool:
+        with server.runtime.held():
+            first = pool.submit(server.client.post, "/predict", files={"file": image})
+            assert server.runtime.begun.acquire(timeout=30)
+            rejected = server.client.post(bulk, files={"file": image})
+            assert (rejected.status_code, "memory" in rejected.json()["detail"]) == (429, True)
+            second = pool.submit(server.client.post, "/predict", files={"file": image})
+            server.wait_for(lambda: server.metric("inference_queue_depth") == 1)
+            server.runtime.release()
+            assert first.result().status_code == second.result().status_code == 200
+        large = encode(make_image(100, 60), "BMP")  # more than half of the memory
+        assert 1.25 * len(image) < len(large) < 2.4 * len(image)
+        assert server.client.post(bulk, files={"file": large}).status_code == 200
+
+
 def test_rest_of_too_large_body_does_not_use_upload_memory() -> None:
     """A body over its limit gets 413, and the rest of it is discarded without using upload memory."""
     settings = Settings(model="cifar10", max_upload_mb=0.05, upload_memory_mb=0.5)

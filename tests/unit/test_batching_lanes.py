@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from resnet_service.batching import BULK_INTERVAL, Lane
 from resnet_service.batching.lanes import Lanes, entries_ahead
-from resnet_service.errors import OverloadedError
+from resnet_service.errors import OverloadedError, ServiceUnavailable
 from tests.support.batching import (
     Clock,
     Device,
@@ -245,3 +245,61 @@ async def test_request_whose_lane_changes_frees_what_it_took() -> None:
                 assert (await reservation.run(prepared(1))).result == 10
         with batcher.reserve() as reservation:
             assert reservation.try_start()
+
+
+@run_async
+async def test_permit_is_passed_over_a_request_that_is_cancelled_at_the_same_moment() -> None:
+    """Of two requests that wait, the first is cancelled when a permit is returned: the second gets it."""
+    async with batching(Device(), max_concurrency=1) as batcher:
+        running = batcher.reserve()
+        await running.start()
+        with batcher.reserve() as first, batcher.reserve() as second:
+            cancelled, waiting = asyncio.create_task(first.start()), asyncio.create_task(second.start())
+            await run_pending_tasks()
+            cancelled.cancel()
+            running.suspend()
+            await waiting
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+        with batcher.reserve() as last:
+            assert last.try_start()
+
+
+@run_async
+async def test_closing_fails_the_requests_that_wait_although_one_is_cancelled_at_the_same_moment() -> None:
+    """The other one gets ServiceUnavailable."""
+    async with batching(Device(), max_concurrency=1) as batcher:
+        running = batcher.reserve()
+        await running.start()
+        cancelled = asyncio.create_task(batcher.reserve().start())
+        waiting = asyncio.create_task(batcher.reserve().start())
+        await run_pending_tasks()
+        cancelled.cancel()
+        await batcher.close(0)
+        with pytest.raises(ServiceUnavailable):
+            await waiting
+
+
+@run_async
+async def test_estimated_wait_for_a_permit_counts_the_time_of_other_lanes(clock: Clock) -> None:
+    """A bulk permit is returned every second; interactive requests that start in between change nothing."""
+    async with batching(Device(), max_concurrency=4) as batcher:
+        running = [batcher.reserve(lane=Lane.BULK) for _ in range(2)]
+        for reservation in running:
+            await reservation.start()
+        waiting = [batcher.reserve(lane=Lane.BULK) for _ in range(20)]
+        tasks = [asyncio.create_task(reservation.start()) for reservation in waiting]
+        await run_pending_tasks()
+        for number in range(10):
+            clock.now += 0.5
+            with batcher.reserve() as interactive:
+                assert interactive.try_start()
+            clock.now += 0.5
+            [*running, *waiting][number].suspend()
+            await run_pending_tasks()
+        assert batcher.estimate_wait(Lane.BULK) == pytest.approx(10.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for reservation in (*running, *waiting):
+            reservation.suspend()

@@ -33,7 +33,19 @@ def test_delay_ends_when_the_service_is_no_longer_overloaded() -> None:
         pacer, now = RejectionPacer(), asyncio.get_running_loop().time()
         for _ in range(3000):
             pacer.next_delay(now)
-        await asyncio.wait_for(pacer.wait(lambda: next(checks)), timeout=10)
+        await asyncio.wait_for(pacer.wait(lambda: next(checks), 20.0), timeout=10)
 
     asyncio.run(wait())
     assert next(checks, None) is None
+
+
+def test_delay_is_limited_by_the_caller() -> None:
+    """A request that may take little time is not delayed for longer."""
+
+    async def wait() -> None:
+        pacer, now = RejectionPacer(), asyncio.get_running_loop().time()
+        for _ in range(3000):
+            pacer.next_delay(now)
+        await asyncio.wait_for(pacer.wait(lambda: True, 0.01), timeout=10)
+
+    asyncio.run(wait())

@@ -153,7 +153,8 @@ class Queue(Generic[Item, Result]):
             if not entry.future.done():
                 batch.append(entry)
                 interactive += entry.lane is Lane.INTERACTIVE
-            if interactive and not self._waiting.count(Lane.INTERACTIVE):
+            is_last = entry.lane is Lane.INTERACTIVE and not self._waiting.count(Lane.INTERACTIVE)
+            if interactive and is_last:
                 limit = fill_limit(interactive, max_batch)
         return batch
 

@@ -92,23 +92,31 @@ class ConcurrencyLimiter:
         """Return a permit; the next request that waits gets it, in the order of `Lanes`."""
         self._taken[lane] -= 1
         allow_bulk = self._has_permit(Lane.BULK)
-        if not self._waiting.count(Lane.INTERACTIVE) and not (allow_bulk and self._waiting):
+        if not self._waiting:
             self._passed_on_at = None
+        if not self._can_pass_on(allow_bulk):
             return
         now = time.perf_counter()
         if self._passed_on_at is not None:
             self._seconds = _FORGETTING * self._seconds + now - self._passed_on_at
             self._passed_on = _FORGETTING * self._passed_on + 1
         self._passed_on_at = now
-        waiter = self._waiting.pop(allow_bulk=allow_bulk)
-        self._taken[waiter.lane] += 1
-        waiter.permit.set_result(None)
+        while self._can_pass_on(allow_bulk):
+            waiter = self._waiting.pop(allow_bulk=allow_bulk)
+            if not waiter.permit.done():  # cancelled in this iteration of the event loop
+                self._taken[waiter.lane] += 1
+                waiter.permit.set_result(None)
+                return
 
     def close(self, error: ServiceError) -> None:
         """Fail all requests that wait."""
         for waiter in self._waiting:
-            waiter.permit.set_exception(type(error)(*error.args))
+            if not waiter.permit.done():
+                waiter.permit.set_exception(type(error)(*error.args))
         self._waiting.clear()
+
+    def _can_pass_on(self, allow_bulk: bool) -> bool:
+        return bool(self._waiting if allow_bulk else self._waiting.count(Lane.INTERACTIVE))
 
     def _has_permit(self, lane: Lane) -> bool:
         is_bulk_full = lane is Lane.BULK and self._taken[lane] >= self._bulk_limit

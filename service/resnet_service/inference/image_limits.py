@@ -13,8 +13,9 @@ Result = TypeVar("Result")
 class ImageLimits:
     """The limits of one request with several images.
 
-    Decoders and queue are first come, first served, so that an image of another request would wait for all of
-    them. With an image for each decoding thread and one batch, a request alone still uses all of both.
+    Within a priority, decoders and queue are first come, first served, so that an image of another request
+    would wait for all of them. With an image for each decoding thread and one batch, a request alone still
+    uses all of both.
 
         limits = ImageLimits(decoding=2, queued=4)
         result = await limits.run(prepare, reservation.run, reservation.deadline)

@@ -99,7 +99,12 @@ class ImageDecoder:
         busy_seconds = metrics.decode_busy_seconds.labels
         self.threads = WorkerPool(threads or available_cpus(), "decode", busy_seconds("threads").inc)
         # A thread per process waits for its result.
-        self._sandbox_threads = WorkerPool(self._sandbox.processes, "sandbox", busy_seconds("sandbox").inc)
+        self._sandbox_threads = WorkerPool(
+            self._sandbox.processes,
+            "sandbox",
+            busy_seconds("sandbox").inc,
+            bulk_calls=self._sandbox.processes + 1,  # they take long
+        )
 
     def bind_metrics(self) -> None:
         """Make the gauges report this decoder."""
@@ -127,14 +132,20 @@ class ImageDecoder:
                     crop = await self._sandbox_threads.run(self._sandbox.decode, *arguments, lane=lane)
         return crop
 
-    async def run(self, deadline: float | None, function: Callable[..., Value], *arguments: object) -> Value:
+    async def run(
+        self,
+        deadline: float | None,
+        function: Callable[..., Value],
+        *arguments: object,
+        lane: Lane = Lane.INTERACTIVE,
+    ) -> Value:
         """Call `function` in a decoding thread and return its result.
 
         Raises what `function` raises, and DeadlineExceededError if it has not returned by the deadline.
         """
         with _deadline_errors():
             async with asyncio.timeout_at(deadline):
-                return await self.threads.run(function, *arguments)
+                return await self.threads.run(function, *arguments, lane=lane)
 
     async def close(self, timeout_s: float) -> None:
         """Drop waiting images, wait up to `timeout_s` seconds for the others, and end the processes."""
@@ -229,7 +240,7 @@ class ServedModel:
             if not callable(crop):
                 return QueuedCrop(crop, top_k)
             started = time.perf_counter()
-            created = await self.decoder.run(reservation.deadline, crop)
+            created = await self.decoder.run(reservation.deadline, crop, lane=reservation.lane)
             timing.record("decode", started, time.perf_counter())
             return QueuedCrop(created, top_k)
 

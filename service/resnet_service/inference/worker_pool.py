@@ -31,10 +31,19 @@ class WorkerPool:
         crop = await pool.run(decode_jpeg, data, preprocessing)
     """
 
-    def __init__(self, count: int, name: str, on_busy: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        count: int,
+        name: str,
+        on_busy: Callable[[float], None] = lambda _: None,
+        *,
+        bulk_calls: int | None = None,
+    ) -> None:
         """Create a pool of `count` threads, which start as they are needed.
 
-        `on_busy` is called in the thread after each call, with its duration in seconds.
+        `on_busy` is called in the thread after each call, with its duration in seconds. An interactive call
+        waits for at most `bulk_calls` bulk calls, those that run included: by default two for each thread.
+        With fewer, threads wait for the event loop: 16 threads made 4,000 instead of 6,000 calls/s of 2 ms.
         """
         self.count = count
         self._executor = ThreadPoolExecutor(count, name)
@@ -42,6 +51,7 @@ class WorkerPool:
         self._started_at: dict[int, float] = {}  # by thread
         self._calls: set[Future[Any]] = set()
         self._bulk_calls = 0
+        self._min_bulk_calls = 2 * count if bulk_calls is None else bulk_calls
         self._bulk_waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._closed = False
         _pools.add(self)
@@ -80,11 +90,10 @@ class WorkerPool:
     def _max_bulk_calls(self) -> int:
         """Bulk calls that may be in the executor, which runs its calls in order of arrival.
 
-        One more than the threads, so that no thread waits for the event loop, and one for each
-        BULK_INTERVAL - 1 interactive calls, so that bulk calls get their share of the threads.
+        One more for each BULK_INTERVAL - 1 interactive calls, so that bulk calls get their share of threads.
         """
         interactive_calls = len(self._calls) - self._bulk_calls
-        return self.count + 1 + max(0, interactive_calls) // (BULK_INTERVAL - 1)
+        return self._min_bulk_calls + max(0, interactive_calls) // (BULK_INTERVAL - 1)
 
     async def _acquire_bulk(self) -> None:
         """Wait until a bulk call may start, in order of arrival, and count it."""

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from typing import Final, TypeVar
 
 import structlog
 
 from resnet_service.batching import Lane
-from resnet_service.errors import Conflict, ReloadError, ServiceError, ServiceUnavailable
+from resnet_service.errors import Conflict, OverloadedError, ReloadError, ServiceError, ServiceUnavailable
 from resnet_service.inference.engine import Engine
 from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.inference.worker_pool import WorkerPool
@@ -23,6 +22,8 @@ Config = TypeVar("Config")
 
 _REJECTIONS_PER_S: Final = 100
 _MAX_REJECTION_DELAY_S: Final = 20.0
+_MIN_MAX_DELAY_S: Final = 1.0
+"""A rejection is delayed for so long even if its request may take less time."""
 _CHECK_INTERVAL_S: Final = 0.5
 """Time between two checks whether a request that is delayed can be accepted."""
 
@@ -46,10 +47,13 @@ class RejectionPacer:
         self._next_at = due_at + 1 / _REJECTIONS_PER_S
         return max(0.0, due_at - now)
 
-    async def wait(self, is_overloaded: Callable[[], bool]) -> None:
-        """Wait for the delay of the next rejection, or until `is_overloaded` returns false."""
+    async def wait(self, is_overloaded: Callable[[], bool], max_delay_s: float) -> None:
+        """Wait for the delay of the next rejection, or until `is_overloaded` returns false.
+
+        The delay is at most `max_delay_s` seconds.
+        """
         time = asyncio.get_running_loop().time
-        end = time() + self.next_delay(time())
+        end = time() + min(self.next_delay(time()), max_delay_s)
         while (left := end - time()) > 0 and is_overloaded():  # noqa: ASYNC110 - no event tells when
             await asyncio.sleep(min(left, _CHECK_INTERVAL_S))
 
@@ -117,9 +121,16 @@ class EngineManager:
             del self._request_counts[engine]
             self._engine_released.set()
 
-    async def delay_rejection(self, is_overloaded: Callable[[], bool]) -> None:
-        """Wait before a request is rejected, as `RejectionPacer.wait` does."""
-        await self._rejections.wait(is_overloaded)
+    async def delay_rejection(self, engine: Engine, deadline: float, lane: Lane) -> None:
+        """Wait before a request is rejected, or until `engine` can accept it.
+
+        `deadline` is that of the request on the event loop's clock. Raises OverloadedError if it passes.
+        """
+        time = asyncio.get_running_loop().time
+        max_delay_s = max(deadline - time(), _MIN_MAX_DELAY_S)
+        await self._rejections.wait(lambda: engine.is_overloaded(deadline - time(), lane), max_delay_s)
+        if time() >= deadline:
+            raise OverloadedError("the deadline passed before the request was accepted", "deadline", 1.0)
 
     @asynccontextmanager
     async def admit(
@@ -131,9 +142,10 @@ class EngineManager:
         `Engine.reserve` raises.
         """
         with self.acquire() as engine:
-            is_overloaded = partial(engine.is_overloaded, timeout_s, lane)
-            if is_overloaded():
-                await self.delay_rejection(is_overloaded)
+            if engine.is_overloaded(timeout_s, lane):
+                deadline = asyncio.get_running_loop().time() + timeout_s
+                await self.delay_rejection(engine, deadline, lane)
+                timeout_s = deadline - asyncio.get_running_loop().time()
             with engine.reserve(timeout_s, lane) as reservation:
                 yield engine.served_model, reservation
 

@@ -34,7 +34,7 @@ class InferenceParameters(StrictModel):
         ge=1,
         le=86_400_000,
         description="Time that the request may take, without that to receive its body, in milliseconds; at "
-        "most a setting of the service. A request that cannot be finished in time is rejected at once.",
+        "most a setting of the service. A request that probably cannot be finished in time gets 429.",
     )
 
 

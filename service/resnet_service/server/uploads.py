@@ -15,6 +15,7 @@ from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
+from resnet_service.batching import Lane
 from resnet_service.errors import (
     OverloadedError,
     PayloadTooLarge,
@@ -59,26 +60,33 @@ class UploadMemory:
         """The bytes that this process has in memory."""
         return self._counters[self._index]
 
-    def add(self, size: int) -> None:
-        """Add `size` bytes; raises OverloadedError if all requests together would exceed the limit."""
-        if sum(self._counters) + size > self.limit:
-            raise OverloadedError(f"upload memory limit reached ({self.limit:,} bytes)", "memory", 1.0)
+    def add(self, size: int, lane: Lane, own: int) -> None:
+        """Add `size` bytes to the `own` ones of a request.
+
+        Raises OverloadedError if all requests together would exceed the limit. For bulk requests, which keep
+        their bytes while others are decoded, it is half of that, unless one is alone.
+        """
+        used = sum(self._counters)
+        limit = self.limit // 2 if lane is Lane.BULK and used > own else self.limit
+        if used + size > limit:
+            raise OverloadedError(f"upload memory limit reached ({limit:,} bytes)", "memory", 1.0)
         self._counters[self._index] += size
 
     def remove(self, size: int) -> None:
         """Remove `size` bytes."""
         self._counters[self._index] -= size
 
-    def account(self) -> "UploadAccount":
+    def account(self, lane: Lane) -> "UploadAccount":
         """Return the account of one request."""
-        return UploadAccount(self)
+        return UploadAccount(self, lane)
 
 
 class UploadAccount:
     """The part of the upload memory that one request uses, until the end of the `with` block."""
 
-    def __init__(self, memory: UploadMemory) -> None:
+    def __init__(self, memory: UploadMemory, lane: Lane) -> None:
         self.used = 0
+        self._lane = lane
         self._memory = memory
 
     def __enter__(self) -> Self:
@@ -89,7 +97,7 @@ class UploadAccount:
 
     def acquire(self, size: int) -> None:
         """Add `size` bytes. Raises what `UploadMemory.add` raises."""
-        self._memory.add(size)
+        self._memory.add(size, self._lane, self.used)
         self.used += size
 
 
@@ -207,8 +215,8 @@ async def receive_upload(
         raise RequestTimeout(f"the request body was not received within {timeout_s:g} s") from error
     finally:
         timer.cancel()
+        timing.record("read", started, time.perf_counter())
     reservation.extend(min(time.perf_counter() - started, max_extension_s))
-    timing.record("read", started, time.perf_counter())
     await reservation.start()  # again, if the client was slow
     return result
 

@@ -68,7 +68,7 @@ async def predict(request: Request, state: Authorized, query: InferenceQuery) ->
     """
     settings, timing = state.settings, request_timing(request)
     async with admit(request.scope, state, query, Lane.INTERACTIVE) as (served, reservation):
-        with state.upload_memory.account() as account:
+        with state.upload_memory.account(reservation.lane) as account:
             form = await Upload(request, settings, account, reservation).form(_FIELDS)
             if len(form.images) > 1:
                 raise errors.InvalidRequestError(
@@ -116,7 +116,7 @@ async def predict_batch(request: Request, state: Authorized, query: InferenceQue
     """
     settings, timing = state.settings, request_timing(request)
     async with admit(request.scope, state, query, Lane.BULK) as (served, reservation):
-        with state.upload_memory.account() as account:
+        with state.upload_memory.account(reservation.lane) as account:
             form = await Upload(request, settings, account, reservation).form(_FIELDS)
             body = parse_fields(form.texts())
             update_admission(request.scope, state, reservation, query, body)

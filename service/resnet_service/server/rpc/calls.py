@@ -14,7 +14,7 @@ import grpc.aio
 import structlog
 from grpc import StatusCode
 
-from resnet_service.errors import DeadlineExceededError, InvalidRequestError, ServiceError
+from resnet_service.errors import DeadlineExceededError, InvalidRequestError, RequestTimeout, ServiceError
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.served_model import ImageReservation
 from resnet_service.server.exception_handlers import error_kind, status_of
@@ -67,9 +67,13 @@ class Call:
         return InferenceParameters(timeout_ms=max(1, int(self.remaining_s * 1e3)))
 
     async def receive(self) -> bytes:
-        """Return the message of a call without images. Raises what `receive_images` raises."""
-        async with asyncio.timeout(self._settings.read_timeout_s):
-            return await self._read()
+        """Return the message of a call without images. Raises InvalidRequestError and RequestTimeout."""
+        timeout_s = self._settings.read_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._read()
+        except TimeoutError as error:
+            raise RequestTimeout(f"the message was not received within {timeout_s:g} s") from error
 
     async def receive_images(
         self, reservation: ImageReservation, account: UploadAccount, receiving: asyncio.Semaphore
@@ -87,6 +91,7 @@ class Call:
             return data
 
         arrived = time.perf_counter()
+        await reservation.start()  # first: requests that wait for it must not hold what others need
         try:
             async with asyncio.timeout_at(reservation.deadline):
                 await receiving.acquire()

@@ -106,7 +106,7 @@ class InferenceServicer:
     async def _model_infer(self, call: Call) -> bytes:
         state, parameters = self._state, call.parameters
         async with admit(call.scope, state, parameters, Lane.INTERACTIVE) as (served, reservation):
-            with state.upload_memory.account() as account:
+            with state.upload_memory.account(reservation.lane) as account:
                 data = await call.receive_images(reservation, account, self._receiving)
                 return await service.infer(
                     state.settings,

@@ -155,7 +155,7 @@ async def infer(request: Request, state: ModelDep, query: InferenceQuery) -> Res
     """
     json_length = _json_length(request)
     async with admit(request.scope, state, query, Lane.INTERACTIVE) as (served, reservation):
-        with state.upload_memory.account() as account:
+        with state.upload_memory.account(reservation.lane) as account:
             body = await Upload(request, state.settings, account, reservation).body()
             work = service.infer(
                 state.settings,

@@ -90,13 +90,12 @@ async def infer(
     classes that the client sent beside the message. Raises InvalidRequestError, and what `parse` and
     `ServedModel.classify` raise.
     """
-    deadline, limit = reservation.deadline, settings.max_images_per_request
+    limit = settings.max_images_per_request
     is_long = message_bytes > _MAX_INLINE_BYTES
-    parsed = await _call(is_long, served, deadline, parse, served.model, limit)
+    parsed = await _call(is_long, served, reservation, parse, served.model, limit)
     update(_parameters(parsed))
     if parsed.parameters.timeout:
         reservation.limit(parsed.parameters.timeout / 1e6)
-        deadline = reservation.deadline
     top_k = served.top_k([top_k, *parsed.top_k], settings.top_k)
     classes = required_top_k(parsed, served.model, top_k)
 
@@ -114,7 +113,7 @@ async def infer(
     numbered = [(index, image, timing.image()) for index, image in enumerate(parsed.images)]
     results = await map_concurrently(classify, numbered, limits.total)
     is_large = len(results) * classes > _MAX_INLINE_CLASSES
-    return await _call(is_large, served, deadline, encode, parsed, served.model, top_k, results)
+    return await _call(is_large, served, reservation, encode, parsed, served.model, top_k, results)
 
 
 def _parameters(request: ParsedRequest) -> InferenceParameters:
@@ -127,9 +126,11 @@ def _parameters(request: ParsedRequest) -> InferenceParameters:
 async def _call(
     is_slow: bool,
     served: ServedModel,
-    deadline: float | None,
+    reservation: ImageReservation,
     function: Callable[..., Value],
     *arguments: object,
 ) -> Value:
     """Call `function`; a slow one runs in a decoding thread."""
-    return await served.decoder.run(deadline, function, *arguments) if is_slow else function(*arguments)
+    if not is_slow:
+        return function(*arguments)
+    return await served.decoder.run(reservation.deadline, function, *arguments, lane=reservation.lane)

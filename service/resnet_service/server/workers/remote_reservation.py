@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol, Self
 
 from resnet_service.batching import BatchResult, Lane
+from resnet_service.batching.reservation import ConcurrencyLimiter
 from resnet_service.errors import DeadlineExceededError
 from resnet_service.inference.served_model import QueuedCrop
 from resnet_service.runtimes import TopKResult
@@ -20,21 +21,22 @@ class SlotPool:
 
     def __init__(self, count: int) -> None:
         self._free = deque(range(count))
-        self._permits = asyncio.Semaphore(count)
+        self._permits = ConcurrencyLimiter(count)
 
-    async def take(self) -> int:
-        """Wait for a free slot, and return its number."""
-        await self._permits.acquire()
+    async def take(self, lane: Lane) -> int:
+        """Wait for a free slot, interactive images first, and return its number."""
+        await self._permits.acquire(None, lane)
         return self._free.pop()  # the last one used: it is in the processor's cache
 
-    def put_back(self, slot: int) -> None:
+    def put_back(self, slot: int, lane: Lane) -> None:
         """Return a slot."""
         self._free.append(slot)
-        self._permits.release()
+        self._permits.release(lane)
 
 
 class _RunningImage(NamedTuple):
     slot: int
+    lane: Lane
     result: asyncio.Future[BatchResult[TopKResult]]
 
 
@@ -66,27 +68,29 @@ class RunningImages:
             self._idle.clear()
             await self._idle.wait()
 
-    def add(self, token: int, slot: int, queued: QueuedCrop) -> asyncio.Future[BatchResult[TopKResult]]:
+    def add(
+        self, token: int, slot: int, lane: Lane, queued: QueuedCrop
+    ) -> asyncio.Future[BatchResult[TopKResult]]:
         """Write a crop to a slot, and return the future of its result."""
         self._slots.crops[slot][:] = queued.crop
         result: asyncio.Future[BatchResult[TopKResult]] = asyncio.get_running_loop().create_future()
-        self._images[token] = _RunningImage(slot, result)
+        self._images[token] = _RunningImage(slot, lane, result)
         return result
 
     def finish(self, frame: Frame) -> None:
         """Handle the answer to a RUN."""
-        slot, result = self._images.pop(frame.token)
+        slot, lane, result = self._images.pop(frame.token)
         if not result.done():
             if frame.kind == Kind.FAILED:
                 result.set_exception(decode_error(frame.payload))
             else:
                 best = self._slots.read_result(slot, frame.number, self._devices[frame.reservation])
                 result.set_result(BatchResult(best, frame.a, frame.b, frame.c, frame.slot))
-        self.pool.put_back(slot)
+        self.pool.put_back(slot, lane)
 
     def fail_all(self, error: Exception) -> None:
         """Fail all images that run."""
-        for _, result in self._images.values():
+        for _, _, result in self._images.values():
             if not result.done():
                 result.set_exception(type(error)(*error.args))
 
@@ -138,7 +142,9 @@ class RemoteReservation:
         self._deadline = self._admitted_at + timeout_s
         self._main = main
         self._number = 0  # of the reservation in the main process, if there is one
-        self._is_started = self._is_unreserved = main.take_unreserved(timeout_s)
+        # The main process publishes the estimated wait of interactive requests.
+        self._is_unreserved = lane is Lane.INTERACTIVE and main.take_unreserved(timeout_s)
+        self._is_started = self._is_unreserved
         self._has_slot = False
 
     @property
@@ -194,9 +200,10 @@ class RemoteReservation:
         try:
             queued = await prepare()
             async with timer:
-                slot = await images.pool.take()
+                lane = self.lane
+                slot = await images.pool.take(lane)
                 token = self._main.new_token()
-                result = images.add(token, slot, queued)
+                result = images.add(token, slot, lane, queued)
                 self._main.run_image(self._run_frame(token, slot, queued.top_k), images)
                 return await result
         except BaseException as error:

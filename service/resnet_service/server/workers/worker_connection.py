@@ -130,11 +130,11 @@ class WorkerConnection:
         return Frame(Kind.OK, slot=reservation.try_start(), number=request.model.generation)
 
     async def _reserve_after_delay(self, request: _Request, frame: Frame) -> Frame:
-        is_overloaded = partial(request.model.engine.is_overloaded, frame.a, Lane(frame.lane))
-        await self._backend.engines.delay_rejection(is_overloaded)
+        deadline = self._loop.time() + frame.a
+        await self._backend.engines.delay_rejection(request.model.engine, deadline, Lane(frame.lane))
         # A reload may have replaced the model, and the worker may have forgotten it.
         request.model = self._models[frame.number or self._generation]
-        return self._reserve_now(request, frame)
+        return self._reserve_now(request, frame._replace(a=deadline - self._loop.time()))
 
     def _start(self, frame: Frame) -> None:
         self._begin(frame.token, self._wait_until_started(self._reservation(frame)))
