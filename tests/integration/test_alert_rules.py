@@ -25,6 +25,10 @@ END_S: Final = 2400
 TARGET: Final = 'job="resnet-service", instance="a"'
 OTHER_TARGET: Final = 'job="resnet-service", instance="b"'
 INTERACTIVE: Final = 'priority="interactive"'
+_BUCKETS: Final = (', le="0.1"', ', le="+Inf"')
+_EXTRA_LABELS: Final = dict.fromkeys(
+    ("inference_queue_depth", "inference_queue_wait_seconds"), (f", {INTERACTIVE}",)
+)
 PREDICTIONS: Final = f'{TARGET}, route="/predict", method="POST"'
 REQUESTS: Final = f'inference_request_seconds_count{{{PREDICTIONS}, status="200"}}'
 FAILURES: Final = f'inference_request_seconds_count{{{PREDICTIONS}, status="500"}}'
@@ -300,13 +304,11 @@ def test_each_panel_has_data_at_each_interval(interval_s: int, tmp_path: Path) -
     queries = [series.expr for _, series in panels.queries()]
     expressions = [*queries, *(rule["expr"] for rule in RULES)]
     names = {name for text in expressions for name in re.findall(r"\b(?:inference|process)_\w+", text)}
-    labels = (
-        f'{TARGET}, route="/predict", status="200", stage="decode", reason="limit", priority="interactive"'
-    )
+    labels = f'{TARGET}, route="/predict", status="200", stage="decode", reason="limit"'
     inputs = {
-        f"{name}{{{labels}{le}}}": counter(10)
+        f"{name}{{{labels}{extra}}}": counter(10)
         for name in names
-        for le in ((', le="0.1"', ', le="+Inf"') if name.endswith("_bucket") else ("",))
+        for extra in _EXTRA_LABELS.get(name, _BUCKETS if name.endswith("_bucket") else ("",))
     }
     expectations = []
     for query in queries:

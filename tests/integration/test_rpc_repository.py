@@ -1,5 +1,6 @@
 """Triton's configuration, statistics and repository over gRPC are those of REST, for NVIDIA's client."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,9 @@ from pydantic import SecretStr
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from resnet_service.inference.engine import Engine
 from resnet_service.settings import Settings
-from tests.support.server import Running, serving
+from tests.support.server import Running, in_this_process, serving
 from tests.support.v2 import INPUTS
 
 USER, ADMIN = "predictions-0123456789", "administration-0123456789"
@@ -93,6 +95,29 @@ def test_load_reloads_the_model_with_an_admin_key(server: Running, triton: Any) 
     triton.load_model("cifar10", headers=key(ADMIN))
     assert server.engines.current is not before
     assert triton.is_model_ready("cifar10", headers=key(USER))
+
+
+@in_this_process
+def test_load_goes_on_when_its_client_has_gone(server: Running, triton: Any) -> None:
+    """A client whose deadline passes does not cancel the load; another load is a conflict until its end."""
+    engines, before, load = server.engines, server.engines.current, server.engines.load_engine
+    gate = threading.Event()
+
+    def load_slowly() -> Engine:
+        assert gate.wait(30)
+        return load()
+
+    engines.load_engine = load_slowly
+    try:
+        with pytest.raises(InferenceServerException, match=r"(?i)deadline"):
+            triton.load_model("cifar10", headers=key(ADMIN), client_timeout=0.5)
+        with pytest.raises(InferenceServerException, match="a reload is already running"):
+            triton.load_model("cifar10", headers=key(ADMIN))
+        gate.set()
+        server.wait_for(lambda: engines.current is not before)
+    finally:
+        gate.set()
+        engines.load_engine = load
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
 
 from load_tests.fuzz import strategies
 from resnet_service.errors import InvalidImageError, InvalidRequestError, ModelNotFound, PayloadTooLarge
@@ -163,6 +164,24 @@ def test_unknown_model_or_version_is_rejected(name: str, version: str) -> None:
     with pytest.raises(ModelNotFound) as error:
         parse(request.SerializeToString())
     assert len(str(error.value)) < 300
+
+
+def test_shape_in_many_pieces_is_rejected() -> None:
+    """Protobuf joins packed fields with the same number: their sizes count together."""
+    request = service_pb2.ModelInferRequest(inputs=[{"name": "pixels", "shape": [1] * 900}])
+    piece = request.inputs[0].SerializeToString()
+    whole = service_pb2.ModelInferRequest(model_name="cifar10").SerializeToString()
+    length = bytes([(2 * len(piece)) & 0x7F | 0x80, (2 * len(piece)) >> 7])
+    with pytest.raises(PayloadTooLarge, match="shapes"):
+        measure_request(whole + b"\x2a" + length + piece + piece)
+
+
+def test_numbers_of_another_datatype_are_limited_as_well() -> None:
+    """Five million bytes are the most that the numbers of any field may have."""
+    request = to_protobuf({"inputs": [json_input("pixels", data=[0])]})
+    request.inputs[0].contents.int64_contents.extend([2**62] * 600_000)
+    with pytest.raises(PayloadTooLarge, match="500,000 values"):
+        measure_request(request.SerializeToString())
 
 
 @pytest.mark.parametrize("is_raw", [True, False])

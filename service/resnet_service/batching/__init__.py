@@ -30,12 +30,13 @@ batches. The package depends on asyncio and the error classes only: not on HTTP,
 from resnet_service.batching.batcher import MicroBatcher, Runner
 from resnet_service.batching.lanes import BULK_INTERVAL, Lane
 from resnet_service.batching.queue import BatchResult, QueueItem
-from resnet_service.batching.reservation import Reservation
+from resnet_service.batching.reservation import ConcurrencyLimiter, Reservation
 from resnet_service.batching.warmup import warm_up
 
 __all__ = [
     "BULK_INTERVAL",
     "BatchResult",
+    "ConcurrencyLimiter",
     "Lane",
     "MicroBatcher",
     "QueueItem",

@@ -23,6 +23,7 @@ from resnet_service.server.listener import Listeners, bind_listeners, share_addr
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.management_server import ManagementServer
 from resnet_service.server.process_monitor import exit_immediately
+from resnet_service.server.rpc import MAX_CONNECTIONS
 from resnet_service.server.signals import handle_signals
 from resnet_service.server.state import AppState
 from resnet_service.server.uvicorn_server import DRAIN_GRACE_S, InferenceServer
@@ -63,7 +64,8 @@ other sites."""
 def uvicorn_config(state: AppState, **options: Any) -> uvicorn.Config:
     """Return uvicorn's configuration of the main port; `options` override single values, such as `port`."""
     settings = state.settings
-    limit = _connection_limit(settings.max_connections)
+    reserved = _RESERVED_FILES + (min(MAX_CONNECTIONS, settings.max_connections) if settings.grpc_port else 0)
+    limit = _connection_limit(settings.max_connections, reserved)
     registry = _registry(state, limit)
     state.metrics.report(state.metrics.connections, lambda: registry.open)
     defaults: dict[str, Any] = {
@@ -191,15 +193,18 @@ def create_grpc_server(
     return GRPCServer(state, addresses, processes=processes)
 
 
-def _connection_limit(requested: int) -> int:
-    """Raise the limit on open files as far as allowed and return the number of connections it permits."""
+def _connection_limit(requested: int, reserved: int) -> int:
+    """Raise the limit on open files as far as allowed and return the number of connections it permits.
+
+    `reserved` is the number of other files.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    required = requested + _RESERVED_FILES
+    required = requested + reserved
     if soft != resource.RLIM_INFINITY and soft < required:
         soft = required if hard == resource.RLIM_INFINITY else min(required, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < required:
-            limit = max(soft // 4, soft - _RESERVED_FILES)
+            limit = max(soft // 4, soft - reserved)
             _log.warning("connection_limit_reduced", requested=requested, limit=limit, open_files=soft)
             return limit
     return requested

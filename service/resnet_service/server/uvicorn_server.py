@@ -103,7 +103,7 @@ class InferenceServer(uvicorn.Server):
         for server in self.servers:
             server.close()
         if self._grpc is not None:
-            await self._grpc.begin_drain()
+            self._grpc.begin_drain()
         # All further responses tell the client to open its next connection, which another replica accepts.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await asyncio.sleep(DRAIN_GRACE_S)

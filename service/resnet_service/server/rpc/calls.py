@@ -14,6 +14,7 @@ import grpc.aio
 import structlog
 from grpc import StatusCode
 
+from resnet_service.batching import ConcurrencyLimiter
 from resnet_service.errors import DeadlineExceededError, InvalidRequestError, RequestTimeout, ServiceError
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.served_model import ImageReservation
@@ -30,6 +31,12 @@ _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__
 SERVICE: Final = "inference.GRPCInferenceService"
 INFERENCE_METHOD: Final = "ModelInfer"
 _PROBES: Final = frozenset({"ServerLive", "ServerReady"})
+_MAX_RECEIVE_S: Final = 5.0
+"""Time to receive a message with images while other calls wait for that."""
+_MAX_SMALL_READS: Final = 8
+"""Messages without images that are received at the same time: each can have the maximum size."""
+_DEADLINE_TOLERANCE_S: Final = 0.05
+"""The client's library may cancel a call a moment before its deadline passes here."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,7 +49,7 @@ class Call:
     scope of ASGI.
     """
 
-    def __init__(self, context: Context, state: AppState) -> None:
+    def __init__(self, context: Context, state: AppState, small_reads: asyncio.Semaphore) -> None:
         self.headers: dict[str, str] = {}
         for name, value in context.invocation_metadata() or ():
             if isinstance(value, str):
@@ -50,6 +57,7 @@ class Call:
         self.timing = RequestTiming()
         self.scope: dict[str, Any] = {}
         self.bytes_in = 0
+        self._small_reads = small_reads
         self._context = context
         self._settings = state.settings
 
@@ -70,33 +78,43 @@ class Call:
         """Return the message of a call without images. Raises InvalidRequestError and RequestTimeout."""
         timeout_s = self._settings.read_timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s), self._small_reads:
                 return await self._read()
         except TimeoutError as error:
             raise RequestTimeout(f"the message was not received within {timeout_s:g} s") from error
 
     async def receive_images(
-        self, reservation: ImageReservation, account: UploadAccount, receiving: asyncio.Semaphore
+        self, reservation: ImageReservation, account: UploadAccount, receiving: ConcurrencyLimiter
     ) -> bytes:
         """Return the message, read once the limits on concurrent requests and on `receiving` allow it.
 
         Until then, it stays with the client, except for the first 64 KiB. Raises InvalidRequestError if the
-        call has no message, OverloadedError if the upload memory is full, DeadlineExceededError if the
-        deadline passes before, and what `receive_upload` raises.
+        call has no message, OverloadedError if the upload memory is full, RequestTimeout if others wait and
+        the client is slow, and what `ConcurrencyLimiter.acquire` and `receive_upload` raise.
         """
 
         async def read() -> bytes:
-            data = await self._read()
+            reading = asyncio.ensure_future(self._read())
+            try:
+                while not (await asyncio.wait({reading}, timeout=_MAX_RECEIVE_S))[0]:
+                    if receiving.waiting:
+                        raise RequestTimeout(
+                            f"the message was not received within {_MAX_RECEIVE_S:g} s, and others wait"
+                        )
+                data = reading.result()
+            except asyncio.CancelledError:
+                # gRPC cancels a call with a message over the limit, right after the read has ended.
+                if reading.done() and (error := reading.exception()) is not None:
+                    raise error from None
+                raise
+            finally:
+                reading.cancel()
             account.acquire(len(data))
             return data
 
-        arrived = time.perf_counter()
+        arrived, lane = time.perf_counter(), reservation.lane
         await reservation.start()  # first: requests that wait for it must not hold what others need
-        try:
-            async with asyncio.timeout_at(reservation.deadline):
-                await receiving.acquire()
-        except TimeoutError as error:
-            raise DeadlineExceededError("deadline exceeded before the message was received") from error
+        await receiving.acquire(reservation.deadline, lane)
         try:
             return await receive_upload(
                 read,
@@ -107,11 +125,13 @@ class Call:
                 max_extension_s=max(0.0, self.remaining_s - self._settings.request_timeout_s),
             )
         finally:
-            receiving.release()
+            receiving.release(lane)
 
     async def _read(self) -> bytes:
         data = await self._context.read()
         if not isinstance(data, bytes):  # gRPC has already ended a call with a message over the limit
+            if self.remaining_s <= _DEADLINE_TOLERANCE_S:
+                raise DeadlineExceededError("deadline exceeded before the message was received")
             limit = self._settings.max_body_bytes
             raise InvalidRequestError(f"the call has no message, or one larger than {limit:,} bytes")
         self.bytes_in = len(data)
@@ -119,7 +139,7 @@ class Call:
 
 
 class CallRunner:
-    """Runs the calls of one server, and counts those in progress.
+    """Runs the calls of one server; `active` is the number of those in progress.
 
     handler = runner.wrap("ModelInfer", "predict", servicer.model_infer)
     """
@@ -129,13 +149,9 @@ class CallRunner:
         self._recorder = RequestRecorder(
             state.metrics, state.backend.request_counters, state.tracer, state.settings
         )
-        self._active = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    async def wait_until_idle(self) -> None:
-        """Wait until no call is in progress."""
-        await self._idle.wait()
+        self._small_reads = asyncio.Semaphore(_MAX_SMALL_READS)
+        self.active = 0
+        """The number of calls in progress."""
 
     def wrap(
         self, name: str, scope: str | None, method: Callable[[Call], Awaitable[bytes]]
@@ -143,21 +159,18 @@ class CallRunner:
         """Return a handler for gRPC, which calls `method` if the API key has `scope`; None needs no key."""
 
         async def handle(_: Any, context: Context) -> bytes:
-            self._active += 1
-            self._idle.clear()
+            self.active += 1
             try:
                 return await self._run(name, scope, method, context)
             finally:
-                self._active -= 1
-                if not self._active:
-                    self._idle.set()
+                self.active -= 1
 
         return handle
 
     async def _run(
         self, name: str, scope: str | None, method: Callable[[Call], Awaitable[bytes]], context: Context
     ) -> bytes:
-        call = Call(context, self._state)
+        call = Call(context, self._state, self._small_reads)
         ids = self._recorder.ids(call.headers)
         trailing: Metadata = (("x-request-id", ids["request_id"]),)
         started_at_ns = time.time_ns()
@@ -244,7 +257,7 @@ class CallRunner:
 
 def _cancelled(call: Call) -> tuple[StatusCode, int]:
     """Return the code of a cancelled call, and the status of HTTP: gRPC enforces the deadline as well."""
-    if call.remaining_s > 0:
+    if call.remaining_s > _DEADLINE_TOLERANCE_S:
         return StatusCode.CANCELLED, CLIENT_CLOSED
     for image in call.timing.images:
         if not image.has_result:

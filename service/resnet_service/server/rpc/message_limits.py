@@ -9,11 +9,14 @@ from typing import Final
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from resnet_service.errors import InvalidRequestError, PayloadTooLarge
+from resnet_service.server.v2.tensors import MAX_VALUES
 
 MAX_FIELDS: Final = 10_000
 """A request with 64 images, all outputs and parameters has about 100. Counting takes 0.5 us for each."""
 _MAX_SHAPE_BYTES: Final = 1_000
-"""Each number has at most 10 bytes, and a shape at most 8 numbers."""
+"""Of all shapes together: each number has at most 10 bytes, and a shape at most 8 numbers."""
+_MAX_NUMBER_BYTES: Final = 10 * MAX_VALUES
+"""Of all numbers in fields other than shapes."""
 _MAX_VARINT_BYTES: Final = 10
 
 
@@ -23,7 +26,7 @@ def measure_message(data: bytes, message: Descriptor) -> int:
     Raises PayloadTooLarge if it and the messages in it have more than MAX_FIELDS fields or a long shape, and
     InvalidRequestError if `data` is damaged.
     """
-    count, size = 0, len(data)
+    count, size, shape_bytes, number_bytes = 0, len(data), 0, 0
     waiting: list[tuple[int, int, Descriptor]] = [(0, len(data), message)]
     while waiting:
         start, end, descriptor = waiting.pop()
@@ -38,8 +41,14 @@ def measure_message(data: bytes, message: Descriptor) -> int:
                 waiting.append((first, last, field.message_type))
             elif field.type == FieldDescriptor.TYPE_BYTES:
                 size -= last - first
-            elif field.name == "shape" and last - first > _MAX_SHAPE_BYTES:
-                raise PayloadTooLarge(f"a shape exceeds {_MAX_SHAPE_BYTES:,} bytes")
+            elif field.name == "shape":
+                shape_bytes += last - first
+            elif field.type != FieldDescriptor.TYPE_STRING:
+                number_bytes += last - first
+        if shape_bytes > _MAX_SHAPE_BYTES:
+            raise PayloadTooLarge(f"the shapes exceed {_MAX_SHAPE_BYTES:,} bytes")
+        if number_bytes > _MAX_NUMBER_BYTES:
+            raise PayloadTooLarge(f"the data exceeds {MAX_VALUES:,} values; send the data as binary")
     return size
 
 
@@ -59,7 +68,7 @@ def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, in
             case 5:
                 position += 4
             case _:
-                raise InvalidRequestError("the message is not a ModelInferRequest")
+                raise InvalidRequestError("the message is damaged")
         if position > end:
             raise InvalidRequestError("the message ends within a field")
         yield tag >> 3, start, position
@@ -75,4 +84,4 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
             return value, position + index + 1
-    raise InvalidRequestError("the message is not a ModelInferRequest")
+    raise InvalidRequestError("the message is damaged")

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
-from resnet_service.batching import Lane
+from resnet_service.batching import ConcurrencyLimiter, Lane
 from resnet_service.errors import InvalidRequestError, ServiceUnavailable
 from resnet_service.server.admission import admit, update_admission
 from resnet_service.server.rpc.calls import INFERENCE_METHOD, SERVICE, Call, CallRunner
@@ -42,7 +42,12 @@ class InferenceServicer:
     def __init__(self, state: AppState, receiving: int) -> None:
         """Create the methods; at most `receiving` messages with images are received at the same time."""
         self._state = state
-        self._receiving = asyncio.Semaphore(receiving)
+        self._receiving = ConcurrencyLimiter(receiving)
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    def close(self) -> None:
+        """Fail the calls that wait to be received."""
+        self._receiving.close(ServiceUnavailable("the service is shutting down"))
 
     def handlers(self, runner: CallRunner) -> grpc.GenericRpcHandler:
         """Return the handlers of all methods."""
@@ -66,13 +71,11 @@ class InferenceServicer:
             },
         )
 
-    async def _server_live(self, call: Call) -> bytes:
-        await _receive(call, messages.ServerLiveRequest)
+    async def _server_live(self, _: Call) -> bytes:  # the message is empty: it is not read
         is_live = await _succeeds(self._state.backend.check_alive())
         return _encode(messages.ServerLiveResponse(live=is_live))
 
-    async def _server_ready(self, call: Call) -> bytes:
-        await _receive(call, messages.ServerReadyRequest)
+    async def _server_ready(self, _: Call) -> bytes:
         is_ready = await _succeeds(self._state.backend.check_ready())
         return _encode(messages.ServerReadyResponse(ready=is_ready))
 
@@ -151,7 +154,11 @@ class InferenceServicer:
                 "parameters are not supported; load reads the model of the settings again"
             )
         self._check_model(request.model_name, "")
-        await self._state.backend.reload()
+        # A client that leaves must not cancel it: another reload could start while this one is loading.
+        reload = asyncio.create_task(self._state.backend.reload())
+        self._reloads.add(reload)
+        reload.add_done_callback(self._reloads.discard)
+        await asyncio.shield(reload)
         return _encode(messages.RepositoryModelLoadResponse())
 
     def _check_model(self, name: str, version: str) -> None:

@@ -15,7 +15,7 @@ GRPC_CODES: Final[dict[type[errors.ServiceError], StatusCode]] = {
     errors.InvalidImageError: StatusCode.INVALID_ARGUMENT,
     errors.UnsupportedMediaType: StatusCode.INVALID_ARGUMENT,
     errors.PayloadTooLarge: StatusCode.RESOURCE_EXHAUSTED,  # gRPC's own code for messages over its limit
-    errors.RequestTimeout: StatusCode.DEADLINE_EXCEEDED,
+    errors.RequestTimeout: StatusCode.ABORTED,  # by a slow client: no error of the service
     errors.ModelNotFound: StatusCode.NOT_FOUND,
     errors.Unauthorized: StatusCode.UNAUTHENTICATED,
     errors.Forbidden: StatusCode.PERMISSION_DENIED,

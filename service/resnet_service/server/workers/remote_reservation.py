@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, Self
 
-from resnet_service.batching import BatchResult, Lane
-from resnet_service.batching.reservation import ConcurrencyLimiter
+from resnet_service.batching import BatchResult, ConcurrencyLimiter, Lane
 from resnet_service.errors import DeadlineExceededError
 from resnet_service.inference.served_model import QueuedCrop
 from resnet_service.runtimes import TopKResult
