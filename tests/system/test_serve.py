@@ -161,7 +161,8 @@ def test_stuck_batch_does_not_prevent_the_shutdown(jpeg: bytes) -> None:
     """If a batch never ends, its request gets 503 after SIGTERM, and the process exits with status 1."""
     with started(program=STUCK_DEVICE) as (process, _, url), ThreadPoolExecutor(1) as pool:
         future = pool.submit(httpx.post, f"{url}/predict", files={"file": jpeg}, timeout=60)
-        while "inference_queue_depth 0.0" not in (text := httpx.get(f"{url}/metrics").text) or (
+        idle_queue = 'inference_queue_depth{priority="interactive"} 0.0'
+        while idle_queue not in (text := httpx.get(f"{url}/metrics").text) or (
             "inference_in_flight 1.0" not in text
         ):
             pass  # until the image is on the device

@@ -115,7 +115,7 @@ class Engine:
     @property
     def is_ready(self) -> bool:
         """Whether images are accepted: the engine is warm, not draining, and has not failed."""
-        return self._is_warm and not self._closing and self.fatal_error is None
+        return self.is_warm and not self._closing and self.fatal_error is None
 
     @property
     def is_draining(self) -> bool:
@@ -149,8 +149,10 @@ class Engine:
         return max(pool.oldest_call_age_s for pool in pools)
 
     @property
-    def _is_warm(self) -> bool:
-        return self._warmup_task is not None and self._warmup_task.done()
+    def is_warm(self) -> bool:
+        """Whether the warm-up has ended, and not because the engine was closed."""
+        task = self._warmup_task
+        return task is not None and task.done() and not task.cancelled()
 
     def bind_metrics(self) -> None:
         """Make the gauges report this engine; those of an engine that was bound before are replaced."""

@@ -147,8 +147,9 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     faulthandler.cancel_dump_traceback_later()
     _log.info("stopped")
     has_failed = has_failed or server.monitor.has_failed or state.backend.fatal_error is not None
-    if has_running_calls():  # for example the warm-up of a start that a signal interrupts
-        exit_immediately(int(has_failed))
+    if has_running_calls():  # a failure, unless it is the warm-up of a start that a signal interrupts
+        assert isinstance(state.backend, LocalBackend)
+        exit_immediately(int(has_failed or state.backend.engines.current.is_warm))
     return int(has_failed)
 
 
