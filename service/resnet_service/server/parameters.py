@@ -33,6 +33,7 @@ class InferenceParameters(StrictModel):
         None,
         ge=1,
         le=86_400_000,
+        json_schema_extra={"example": 10_000},  # the API page fills its form with it, else with the minimum
         description="Time that the request may take, without that to receive its body, in milliseconds; at "
         "most a setting of the service. A request that probably cannot be finished in time gets 429.",
     )
