@@ -24,10 +24,11 @@ from torchvision.models import get_model
 
 from monitoring.local import free_port
 from resnet_service.models import load_model, weights_path
+from resnet_service.settings import Settings
 from tests.support import PHOTOGRAPHS, REPOSITORY
 from tests.support.commands import run_command, started_command
 from tests.support.images import encode, make_image
-from tests.support.server import Running
+from tests.support.server import Running, serving
 
 PAGES: Final = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
@@ -119,6 +120,13 @@ def documented_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def documented_server(settings: Settings) -> Iterator[Running]:
+    """Yield the server that clients on the pages call, with a port for gRPC."""
+    with serving(settings, grpc=True) as running:
+        yield running
+
+
 @pytest.fixture
 def working_directory(documented_files: Path, tmp_path: Path) -> Path:
     """Return a folder for one page, with the documented files and a trained model."""
@@ -136,14 +144,14 @@ def _write_images(folder: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_documented_commands_succeed(page: Path, working_directory: Path, server: Running) -> None:
+def test_documented_commands_succeed(page: Path, working_directory: Path, documented_server: Running) -> None:
     """Servers become ready and end with status 0 on SIGTERM; all other commands end with status 0."""
     for documented in commands(page):
         covering = [test for start, test in TESTED_ELSEWHERE.items() if documented.startswith(start)]
         if covering:
             assert (REPOSITORY / covering[0]).exists()
             continue
-        command = _adapted(documented, server)
+        command = _adapted(documented, documented_server)
         may_fail = any(name in command for name in MISSING_HARDWARE)
         if re.search(r"resnet-service ui|serve\b", command) and not may_fail:
             _start_and_stop(command, working_directory)
@@ -164,6 +172,7 @@ def _adapted(documented: str, server: Running) -> str:
             command = f"{command} {options}"
     if "resnet-service ui" in command:
         command += f" --port {free_port()}"
+    command = command.replace("localhost:8002", server.grpc_url)
     return command.replace("localhost:8000", server.url.removeprefix("http://"))
 
 
