@@ -1,15 +1,33 @@
-"""Atomic file writes, checks whether a path can be written, and the home and cache folders."""
+"""Atomic file writes, checks whether a path can be read or written, and the home and cache folders."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 
+from resnet_service.errors import first_line
+
 
 def app_cache_dir() -> Path:
     """Return the folder for files that can be recreated, by the XDG base directory specification."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet-service"
+
+
+def check_regular_file(path: Path) -> None:
+    """Raise OSError if `path`, which may be a link, is not a regular file: to open a named pipe can block.
+
+    Raises ValueError for a path that the file system does not accept.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def describe_os_error(error: OSError | ValueError) -> str:
+    """Return the reason without the path. A path that the file system does not accept raises ValueError."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def check_writable_file(path: Path) -> None:

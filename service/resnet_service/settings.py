@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from resnet_service import environment
+from resnet_service import environment, option_types
 from resnet_service.environment import (
     ENVIRONMENT_ONLY,
     PAGE_API_KEY_VARIABLE,
@@ -92,30 +92,27 @@ class Settings(BaseSettings):
         description="JSON, or a file with it, whose fields replace those of the weights: resize, crop, mean, "
         'std, interpolation; for example {"resize": 256, "crop": 224}.',
     )
-    weights_sha256: str | None = Field(
+    weights_sha256: option_types.SHA256Digits = Field(
         None,
-        pattern="^[0-9a-fA-F]{8,64}$",
         description="SHA-256 of the file with the weights, or its first 8 digits or more; another file is "
         "rejected.",
     )
-    device: str = Field(
+    device: option_types.DeviceName = Field(
         "auto",
         description="Device: auto, cpu, mps, cuda or cuda:N; several are separated by commas "
         "(cuda:0,cuda:1).",
     )
-    streams_per_device: int | None = Field(
+    streams_per_device: option_types.StreamsPerDevice = Field(
         None,
-        ge=1,
-        le=64,
         description="Batches that run concurrently on each device; by default 2 on a GPU, and on a CPU 1 "
         "with torch or OpenVINO's recommendation with openvino.",
     )
-    runtime: Literal["auto", "torch", "openvino", "onnxruntime"] = Field(
+    runtime: option_types.RuntimeName = Field(
         "auto",
         description="Library that runs the network; auto is openvino on x86 CPUs if it is installed, else "
         "torch, and for an ONNX file openvino on CPUs, else onnxruntime.",
     )
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
+    precision: option_types.PrecisionName = Field(
         "auto",
         description="Number format of the network; auto is the fastest one that does not reduce accuracy.",
     )
@@ -125,33 +122,26 @@ class Settings(BaseSettings):
     )
     cuda_graphs: bool = Field(True, description="Run the network as CUDA graphs on an NVIDIA GPU.")
 
-    max_batch: int | None = Field(
+    max_batch: option_types.MaxBatch = Field(
         None,
-        ge=1,
-        le=4096,
         description="Maximum batch size; by default 32, or less on a CPU that a few images keep busy. The "
         "service uses less if a batch does not fit into memory.",
     )
-    max_wait_ms: float = Field(
+    max_wait_ms: option_types.MaxWaitMs = Field(
         0.0,
-        ge=0,
-        le=10_000,
         description="Time to wait for more images before a batch starts, counted from its oldest image.",
     )
-    max_concurrency: int | None = Field(
+    max_concurrency: option_types.MaxConcurrency = Field(
         None,
-        ge=1,
         description="Number of requests that are read, decoded or run at the same time; further ones wait, "
         "unread. By default 256, or three batches for each runtime if that is more.",
     )
-    max_queue_wait_s: float = Field(
+    max_queue_wait_s: option_types.MaxQueueWaitS = Field(
         20.0,
-        gt=0,
         description="Maximum estimated time until a request is finished; further ones are rejected with 429.",
     )
-    max_queue: int | None = Field(
+    max_queue: option_types.MaxQueue = Field(
         None,
-        ge=1,
         description="Maximum number of images in the queue; by default only their wait is limited.",
     )
     request_timeout_s: float = Field(
@@ -249,9 +239,8 @@ class Settings(BaseSettings):
         1000, ge=100, description="Memory limit of each of these processes, in MB (10^6 bytes)."
     )
     sandbox_timeout_s: float = Field(10, gt=0, description="Time to decode one such image; then 413.")
-    model_threads: int | None = Field(
+    model_threads: option_types.ModelThreads = Field(
         None,
-        ge=1,
         description="Number of CPU threads that run the network; by default the runtime decides.",
     )
 
@@ -290,11 +279,6 @@ class Settings(BaseSettings):
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return values
 
-    @field_validator(
-        *("device", "runtime", "precision", "workers", "log_level", "log_format", "public_scopes"),
-        mode="before",
+    _lower = field_validator("workers", "log_level", "log_format", "public_scopes", mode="before")(
+        option_types.lower_case
     )
-    @classmethod
-    def _lower(cls, value: Any) -> Any:
-        """Accept these words in any case, as pydantic accepts those for booleans."""
-        return value.strip().lower() if isinstance(value, str) else value

@@ -17,7 +17,7 @@ LAYERS: Final = [
     {
         *("errors", "settings", "schemas", "log_config", "metrics", "tracing"),
         *("machine", "cgroups", "files", "figures", "malloc", "healthcheck"),
-        *("environment", "hints", "proxies", "urls"),
+        *("environment", "hints", "option_types", "proxies", "urls"),
     },
     {"devices", "images", "batching", "client"},
     {"models"},
@@ -51,6 +51,7 @@ ONLY_IN: Final = {
     "matplotlib": {"figures", "training", "benchmark"},
     "httpx": {"client"},
     "pooch": {"models"},
+    "yaml": {"models"},
     "ray": {"batch_inference", "integrations"},
     "pyarrow": {"batch_inference"},
     "fsspec": {"batch_inference"},

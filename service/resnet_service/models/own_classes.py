@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from resnet_service.errors import ModelLoadError, first_line
+from resnet_service.files import describe_os_error
 from resnet_service.hints import describe_unknown, summarize_errors
 from resnet_service.images import Preprocessing
 
@@ -65,9 +66,8 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ModelLoadError(f"{path} is not a text file in UTF-8") from error
-    except (OSError, ValueError) as error:  # ValueError: a path that the file system does not accept
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise ModelLoadError(f"{path} cannot be read: {reason}") from error
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} cannot be read: {describe_os_error(error)}") from error
 
 
 def _parse_json(text: str, name: str) -> Any:
