@@ -231,9 +231,9 @@ _DETAIL: Final = {
         ),
         Panel(
             "Batches per second",
-            "By instance.",
+            "By version of a model.",
             "ops",
-            (Series(f"{_rate('inference_batch_size_count')}", "{{instance}}"),),
+            (_rate_by("model, version", "inference_batch_size_count"),),
         ),
         Panel(
             "Device memory",
@@ -246,13 +246,13 @@ _DETAIL: Final = {
         ),
         Panel(
             "Model",
-            "Model, precision, device, runtime and version; a change starts a new line.",
+            "Version of a model, precision, device, runtime and service; a change starts a new line.",
             "short",
             (
                 Series(
-                    "sum by (model, device, precision, runtime, version) "
+                    "sum by (model, version, device, precision, runtime, service_version) "
                     f"(inference_model_info{{{SELECTED}}})",
-                    "{{model}} {{precision}} on {{device}}, {{runtime}}, {{version}}",
+                    "{{model}} {{version}}, {{precision}} on {{device}}, {{runtime}}, {{service_version}}",
                 ),
             ),
         ),

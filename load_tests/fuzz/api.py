@@ -29,7 +29,7 @@ from schemathesis.transport.serialization import Binary
 from load_tests.fuzz.corpus import corpus
 from load_tests.fuzz.strategies import FUZZING, seeded
 from load_tests.health_prober import HealthProber, resident_mb
-from resnet_service.server.v2 import schemas
+from resnet_service.models.model import FIRST_VERSION
 
 
 def _no_server_error(ctx: CheckContext, response: Response, case: Case[Any]) -> bool | None:
@@ -147,7 +147,7 @@ def _request_sources(operation: Any, model: str) -> Iterator[_RequestSource]:
     elif operation.body or operation.query:  # every name in a path is valid
         kinds.append((invalid, {}))
     if "{name}" in operation.path:
-        served = {"path_parameters": {"name": model, "version": schemas.MODEL_VERSION}}
+        served = {"path_parameters": {"name": model, "version": FIRST_VERSION}}
         kinds += [(mode, served) for mode in ((valid, invalid) if operation.body else (valid,))]
     weight = (_BODY_WEIGHT if operation.body else 1) / len(kinds)
     for mode, parameters in kinds:

@@ -22,6 +22,8 @@ from prometheus_client.exposition import choose_encoder
 # From the decoding of a thumbnail (1 ms) to the default deadline (30 s).
 _DURATION_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_MODEL: Final = ("model", "version")
+"""The labels of what belongs to one version of a model."""
 IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "cancelled")
 _REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "rate_limit", "not_ready")
 _DECODE_POOLS: Final = ("threads", "sandbox")
@@ -42,11 +44,12 @@ LABELS: Final = {
     "outcome": "As listed with the metric.",
     "priority": "`interactive` or `bulk`.",
     "reason": "As listed with the metric.",
-    "model": "The name of the model in use.",
+    "model": "The name of a model in use; absent for requests that end before their model is known.",
+    "version": "The version of that model.",
     "device": "A device in use, such as `cpu` or `cuda:0`.",
     "precision": "That of the model in use.",
     "runtime": "That of the model in use.",
-    "version": "That of the service.",
+    "service_version": "That of the service.",
 }
 """The labels of all metrics and their values. No value is one that a client chooses: each new value creates a
 series, which takes memory and time of every scrape until the process ends."""
@@ -85,35 +88,42 @@ class Metrics:
             "inference_stage_seconds",
             "Duration of a stage: `wait` (under overload) and `read` per request; `decode`, `queue` and "
             "`device` per image.",
-            ("stage",),
+            (*_MODEL, "stage"),
             buckets=_DURATION_BUCKETS_S,
         )
         self.batch_size = histogram(
-            "inference_batch_size", "Images per device batch.", buckets=_BATCH_SIZE_BUCKETS
+            "inference_batch_size", "Images per device batch.", _MODEL, buckets=_BATCH_SIZE_BUCKETS
         )
         self.largest_batch = gauge(
             "inference_largest_batch",
             "Batch size limit: `max_batch`, or what fits the device if that is less.",
+            _MODEL,
         )
         self.batch_seconds = histogram(
             "inference_batch_seconds",
             "Duration of device batches, including failed ones. `rate(_sum)` is the average number "
             "of busy streams.",
+            _MODEL,
             buckets=_DURATION_BUCKETS_S,
         )
-        self.device_streams = gauge("inference_device_streams", "Batches that can run at the same time.")
-        self.queue_depth = gauge("inference_queue_depth", "Images that wait for a device.", ("priority",))
+        self.device_streams = gauge(
+            "inference_device_streams", "Batches that can run at the same time.", _MODEL
+        )
+        self.queue_depth = gauge(
+            "inference_queue_depth", "Images that wait for a device.", (*_MODEL, "priority")
+        )
         self.requests_waiting = gauge(
             "inference_requests_waiting",
             "Admitted requests that are not read yet, because of the limit on concurrent ones.",
+            _MODEL,
         )
         self.queue_wait = gauge(
             "inference_queue_wait_seconds",
             "Estimated time until a request that arrives now is finished.",
-            ("priority",),
+            (*_MODEL, "priority"),
         )
         self.queue_wait_limit = gauge(
-            "inference_queue_wait_limit_seconds", "Limit of that time; more requests are rejected."
+            "inference_queue_wait_limit_seconds", "Limit of that time; more requests are rejected.", _MODEL
         )
         self.decode_workers = gauge(
             "inference_decode_workers",
@@ -143,12 +153,12 @@ class Metrics:
             "inference_images_total",
             f"Images by outcome: {', '.join(IMAGE_OUTCOMES)}. A request that fails before its images are "
             "known counts as one.",
-            ("outcome",),
+            (*_MODEL, "outcome"),
         )
         self.rejected = counter(
             "inference_rejected_total",
             f"Images rejected (429 or 503), by reason: {', '.join(_REJECTION_REASONS)}.",
-            ("reason",),
+            (*_MODEL, "reason"),
         )
         self.connections = gauge("inference_connections", "Open client connections.")
         self.connections_rejected = counter(
@@ -160,8 +170,8 @@ class Metrics:
         self.ready = gauge("inference_ready", "1 while /readyz responds with 200, otherwise 0.")
         self.model_info = gauge(
             "inference_model_info",
-            "Always 1; the labels describe the model in use.",
-            ("model", "device", "precision", "runtime", "version"),
+            "Always 1; the labels describe a version of a model in use.",
+            (*_MODEL, "device", "precision", "runtime", "service_version"),
         )
         self.device_memory = gauge(
             "inference_device_memory_bytes",
@@ -176,14 +186,33 @@ class Metrics:
         )
         # rate() needs the 0 before the first increment, so every labeled counter is created here.
         for labeled, values in (
-            (self.images, IMAGE_OUTCOMES),
-            (self.rejected, _REJECTION_REASONS),
             (self.decode_busy_seconds, _DECODE_POOLS),
             (self.sandbox_restarts, _RESTART_REASONS),
             (self.connections_rejected, _CONNECTION_REASONS),
         ):
             for value in values:
                 labeled.labels(value)
+        self.add_model("", "")
+
+    def add_model(self, model: str, version: str) -> None:
+        """Create the counters of a version of a model; its first requests may be the first to count."""
+        for outcome in IMAGE_OUTCOMES:
+            self.images.labels(model, version, outcome)
+        for reason in _REJECTION_REASONS:
+            self.rejected.labels(model, version, reason)
+
+    def remove_model(self, model: str, version: str) -> None:
+        """Remove the gauges of a version that was unloaded; its counters and histograms stay."""
+        for gauge in (
+            self.largest_batch,
+            self.device_streams,
+            self.queue_depth,
+            self.requests_waiting,
+            self.queue_wait,
+            self.queue_wait_limit,
+            self.model_info,
+        ):
+            gauge.remove_by_labels({"model": model, "version": version})
 
     def report(self, gauge: Gauge, function: Callable[[], float]) -> None:
         """Make a gauge have the value of a function: at each scrape, or in a worker at each `refresh`."""

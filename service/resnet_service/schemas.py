@@ -72,10 +72,13 @@ class StageTimings(ResponseModel):
 class PredictResponse(ResponseModel):
     """The most probable classes of one image, most probable first."""
 
-    model_config = _example(predictions=[_PREDICTION], model="cifar10", device="cpu", timing_ms=_TIMING)
+    model_config = _example(
+        predictions=[_PREDICTION], model="cifar10", version="1", device="cpu", timing_ms=_TIMING
+    )
 
     predictions: list[Prediction]
     model: str
+    version: str = Field(description="The version of the model that answered.")
     device: str
     timing_ms: StageTimings
 
@@ -98,11 +101,13 @@ class BatchPredictResponse(ResponseModel):
             {"filename": "notes.txt", "error": _PROBLEM},
         ],
         model="cifar10",
+        version="1",
         device="cpu",
     )
 
     results: list[BatchPredictItem]
     model: str
+    version: str = Field(description="The version of the model that answered.")
     device: str
 
 
@@ -125,10 +130,26 @@ class RequestLimits(ResponseModel):
     formats: list[str] = Field(description="The supported image formats.")
 
 
+ModelState = Literal["READY", "LOADING", "UNAVAILABLE"]
+
+
+class ModelStatus(ResponseModel):
+    """A version of a model: whether it serves requests, and the reason if it does not."""
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str
+
+
 class InfoResponse(ResponseModel):
-    """The model, the device, the versions, the machine and the request limits."""
+    """The models, the device, the versions, the machine and the request limits.
+
+    The fields before `version` describe the version that answers requests that name no model.
+    """
 
     model: str
+    model_version: str
     source: str = Field(description="The file or URL of the weights.")
     labels: int = Field(description="The number of classes.")
     input_size: int = Field(description="Width and height of the network's input, in pixels.")
@@ -136,8 +157,9 @@ class InfoResponse(ResponseModel):
     precision: str
     runtime: str
     streams: int = Field(description="The number of batches that can run concurrently, over all devices.")
-    version: str
-    versions: dict[str, str]
+    version: str = Field(description="The version of the service.")
+    versions: dict[str, str] = Field(description="The versions of its libraries.")
+    models: list[ModelStatus] = Field(description="All versions of all models.")
     hardware: HardwareInfo
     limits: RequestLimits
 
@@ -156,9 +178,10 @@ class BenchmarkRow:
 
 
 class BenchResponse(ResponseModel):
-    """Measurements of the loaded model on the first device; latencies are per batch."""
+    """Measurements of a loaded model on its first device; latencies are per batch."""
 
     model: str
+    version: str
     device: str
     precision: str
     runtime: str

@@ -75,7 +75,13 @@ class Settings(BaseSettings):
     model: str = Field(
         "auto",
         description="Model to serve: a classifier of torchvision or timm/NAME, efficientnet_lite0, cifar10, "
-        "a checkpoint or an ONNX file; auto is resnet50, or efficientnet_lite0 if its weights cannot be had.",
+        "a checkpoint or an ONNX file; auto is resnet50, or efficientnet_lite0 if its weights cannot be had. "
+        "Several are separated by commas; the first one is the default of requests.",
+    )
+    model_repository: Path | None = Field(
+        None,
+        description="Folder with models and their versions, NAME/VERSION/; --model then names those to load "
+        "at the start, by default all.",
     )
     weights: str | None = Field(
         None,

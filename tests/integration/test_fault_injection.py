@@ -125,7 +125,7 @@ def test_decoding_threads_survive_any_exception(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("resnet_service.inference.served_model.decode_jpeg", fail)
+        patch.setattr("resnet_service.inference.image_decoder.decode_jpeg", fail)
         assert [predict(server, jpeg) for _ in range(2 * threads)] == [500] * 2 * threads
     assert predict(server, jpeg) == 200
 

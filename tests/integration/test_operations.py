@@ -229,7 +229,8 @@ def test_every_operation_is_described(server: Running) -> None:
         *("/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/infer"),
         *(f"{model}/{rest}" for rest in ("config", "stats")),
         *(f"{model}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer", "/config", "/stats")),
-        *("/v2/models/stats", "/v2/repository/index", "/v2/repository/models/{name}/load"),
+        *("/v2/models/stats", "/v2/repository/index"),
+        *(f"/v2/repository/models/{{name}}/{rest}" for rest in ("load", "unload")),
     }
     ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(set(ids)) == len(ids)

@@ -20,7 +20,7 @@ def test_predict_returns_the_most_probable_classes_first(server: Running, jpeg: 
     response = server.client.post("/predict", files=files(jpeg))
     assert response.status_code == 200
     body = response.json()
-    assert set(body) == {"predictions", "model", "device", "timing_ms"}
+    assert set(body) == {"predictions", "model", "version", "device", "timing_ms"}
     assert set(body["timing_ms"]) == {"decode", "queue", "device", "total"}
     assert body["timing_ms"]["total"] >= body["timing_ms"]["device"] > 0
     probabilities = [prediction["probability"] for prediction in body["predictions"]]

@@ -14,6 +14,7 @@ import pytest
 from resnet_service.errors import InferenceError
 from resnet_service.inference.engine import Engine
 from resnet_service.models.checkpoint import load_checkpoint
+from resnet_service.models.repository import VersionConfig
 from resnet_service.settings import Settings
 from tests.support.models import write_checkpoint
 from tests.support.server import Running, serving
@@ -137,7 +138,7 @@ def test_unusable_model_leaves_the_current_one_serving(
     response = reload(server)
     assert response.status_code == 500
     assert response.json()["type"].endswith("reload-failed")
-    assert "still serving the previous model" in response.json()["detail"]
+    assert "nothing has changed" in response.json()["detail"]
     assert reason in response.json()["detail"]
     assert first_label(server, jpeg) == label
     assert server.client.get("/readyz").status_code == 200
@@ -156,8 +157,8 @@ def test_failed_warm_up_leaves_the_current_model_serving(
     """A model that fails its warm-up gets no requests; the message of an unexpected error is not shown."""
     load_engine = server.engines.load_engine
 
-    def load_failing_engine() -> Engine:
-        engine = load_engine()
+    def load_failing_engine(version: VersionConfig) -> Engine:
+        engine = load_engine(version)
         server.runtimes[-1].error = error
         return engine
 
@@ -175,10 +176,10 @@ def test_second_reload_at_the_same_time_is_409(server: Running, monkeypatch: pyt
     is_loading, may_finish = threading.Event(), threading.Event()
     load_engine = server.engines.load_engine
 
-    def load_slowly() -> Engine:
+    def load_slowly(version: VersionConfig) -> Engine:
         is_loading.set()
         assert may_finish.wait(30)
-        return load_engine()
+        return load_engine(version)
 
     monkeypatch.setattr(server.engines, "load_engine", load_slowly)
     with ThreadPoolExecutor(1) as pool:

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from resnet_service.inference.engine import Engine
+from resnet_service.models.repository import VersionConfig
 from resnet_service.settings import Settings
 from tests.support.server import Running, in_this_process, serving
 from tests.support.v2 import INPUTS
@@ -103,15 +104,15 @@ def test_load_goes_on_when_its_client_has_gone(server: Running, triton: Any) -> 
     engines, before, load = server.engines, server.engines.current, server.engines.load_engine
     gate = threading.Event()
 
-    def load_slowly() -> Engine:
+    def load_slowly(version: VersionConfig) -> Engine:
         assert gate.wait(30)
-        return load()
+        return load(version)
 
     engines.load_engine = load_slowly
     try:
         with pytest.raises(InferenceServerException, match=r"(?i)deadline"):
             triton.load_model("cifar10", headers=key(ADMIN), client_timeout=0.5)
-        with pytest.raises(InferenceServerException, match="a reload is already running"):
+        with pytest.raises(InferenceServerException, match="a load or reload is running"):
             triton.load_model("cifar10", headers=key(ADMIN))
         gate.set()
         server.wait_for(lambda: engines.current is not before)
@@ -136,14 +137,15 @@ def test_load_goes_on_when_its_client_has_gone(server: Running, triton: Any) -> 
         (
             "RepositoryModelUnload",
             service_pb2.RepositoryModelUnloadRequest(model_name="cifar10"),
-            "UNIMPLEMENTED",
+            "ABORTED",
         ),
+        ("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name="other"), "NOT_FOUND"),
     ],
 )
 def test_requests_that_cannot_be_met_have_a_code(
     server: Running, method: str, request_: Any, code: str
 ) -> None:
-    """Unknown models and repositories are named; the model of the service cannot be unloaded."""
+    """Unknown models and repositories are named; the only model of the service cannot be unloaded."""
     with grpc.insecure_channel(server.grpc_url) as channel:
         call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)
         with pytest.raises(grpc.RpcError) as raised:

@@ -45,7 +45,7 @@ runtime.run = lambda crops, k: threading.Event().wait()
 BLOCKED_EVENT_LOOP = """
 async def block_event_loop(*_):
     threading.Event().wait()
-state.backend.served_model.classify = block_event_loop
+state.backend.models.find().classify = block_event_loop
 """
 
 

@@ -30,7 +30,7 @@ state = build_app_state(Settings(model="cifar10", port=0, stall_timeout_s=3))
 async def block_event_loop(*_):
     threading.Event().wait()
 
-state.backend.served_model.classify = block_event_loop
+state.backend.models.find().classify = block_event_loop
 sys.exit(run_server(state))
 """
 
@@ -64,7 +64,10 @@ def test_management_port_serves_probes_and_metrics_only(jpeg: bytes) -> None:
         assert httpx.post(f"{url}/predict", files={"file": jpeg}).status_code == 200
         for path in ("/healthz", "/readyz", "/metrics"):
             assert client.get(path).status_code == 200
-        assert 'inference_images_total{outcome="ok"} 1.0' in client.get("/metrics").text
+        assert (
+            'inference_images_total{model="cifar10",outcome="ok",version="1"} 1.0'
+            in client.get("/metrics").text
+        )
         for path in ("/predict", "/docs", "/openapi.json", "/info", "/bench"):
             response = client.get(path)
             assert response.status_code == 404
@@ -96,7 +99,7 @@ def test_reload_on_the_management_port_replaces_the_model(tmp_path: Path, jpeg: 
         model.write_bytes(b"not a model")
         response = client.post("/reload", headers=admin)
         assert response.status_code == 500
-        assert "still serving the previous model" in response.json()["detail"]
+        assert "nothing has changed" in response.json()["detail"]
         assert label() == f"new-{before}"
 
 

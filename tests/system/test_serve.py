@@ -161,7 +161,7 @@ def test_stuck_batch_does_not_prevent_the_shutdown(jpeg: bytes) -> None:
     """If a batch never ends, its request gets 503 after SIGTERM, and the process exits with status 1."""
     with started(program=STUCK_DEVICE) as (process, _, url), ThreadPoolExecutor(1) as pool:
         future = pool.submit(httpx.post, f"{url}/predict", files={"file": jpeg}, timeout=60)
-        idle_queue = 'inference_queue_depth{priority="interactive"} 0.0'
+        idle_queue = 'inference_queue_depth{model="cifar10",priority="interactive",version="1"} 0.0'
         while idle_queue not in (text := httpx.get(f"{url}/metrics").text) or (
             "inference_in_flight 1.0" not in text
         ):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from resnet_service.server.engine_manager import RejectionPacer
+from resnet_service.server.rejection_pacer import RejectionPacer
 
 
 def test_rejections_beyond_100_per_second_are_delayed_by_at_most_20_seconds() -> None:

@@ -72,7 +72,8 @@ def test_ten_noisy_starts_choose_the_same(tmp_path: Path) -> None:
         state.backend.engines.start()
         await state.backend.engines.wait_until_warm()
         value = state.metrics.registry.get_sample_value
-        choice = value("inference_largest_batch"), value("inference_device_streams")
+        labels = {"model": path.stem, "version": "1"}
+        choice = value("inference_largest_batch", labels), value("inference_device_streams", labels)
         await state.close()
         return choice
 

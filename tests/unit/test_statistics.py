@@ -8,9 +8,9 @@ from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.statistics import (
     BatchTotal,
     Counter,
-    ModelCounters,
     ModelStatistics,
     RequestCounters,
+    VersionCounters,
 )
 from resnet_service.server.workers.shared_memory import MAX_WORKERS, SharedMemory
 
@@ -26,17 +26,17 @@ def finished(*stages: tuple[str, float, float], images: int = 0, ago_s: float = 
     return timing
 
 
-def read(counters: ModelCounters) -> ModelStatistics:
+def read(counters: VersionCounters) -> ModelStatistics:
     return counters.read("model", "1")
 
 
-def seconds(counters: ModelCounters, counter: Counter) -> float:
+def seconds(counters: VersionCounters, counter: Counter) -> float:
     return read(counters).requests[counter] / 1e9
 
 
 def test_success_adds_the_stages_of_the_request() -> None:
     """The time to receive the body does not count; the wait under overload is part of the queue."""
-    counters = ModelCounters()
+    counters = VersionCounters(0, [RequestCounters()])
     stages = [
         ("wait", 0.0, 0.1),
         ("read", 0.1, 0.3),
@@ -56,7 +56,7 @@ def test_success_adds_the_stages_of_the_request() -> None:
 
 def test_images_without_a_result_are_not_inferences() -> None:
     """A request of /predict/batch succeeds even if none of its images does."""
-    counters = ModelCounters()
+    counters = VersionCounters(0, [RequestCounters()])
     partly = finished(("device", 0.1, 0.2), images=3)
     partly.images[0].has_result = partly.images[2].has_result = True
     counters.requests[0].add_success(partly)
@@ -67,7 +67,7 @@ def test_images_without_a_result_are_not_inferences() -> None:
 
 def test_failure_adds_its_duration_only() -> None:
     """Without the time to receive the body."""
-    counters = ModelCounters()
+    counters = VersionCounters(0, [RequestCounters()])
     counters.requests[0].add_failure(finished(("read", 0.1, 0.5), ("device", 0.5, 0.6)))
     assert read(counters).requests[: Counter.FAIL + 1] == (0,) * Counter.FAIL + (1,)
     assert seconds(counters, Counter.FAIL_NS) == pytest.approx(0.6, abs=0.05)
@@ -75,7 +75,7 @@ def test_failure_adds_its_duration_only() -> None:
 
 def test_batches_are_added_by_size() -> None:
     """The smallest size is the first."""
-    counters = ModelCounters()
+    counters = VersionCounters(0, [RequestCounters()])
     assert (read(counters).batches, read(counters).last_ms) == ({}, 0)
     before_ms = time.time_ns() // 1_000_000
     for size, duration_s in ((8, 0.25), (1, 0.5), (8, 0.5)):
@@ -89,13 +89,13 @@ def test_batches_are_added_by_size() -> None:
 
 def test_counters_of_all_processes_are_added() -> None:
     """Each worker has its own in the shared memory; a worker that replaces another one continues them."""
-    memory, counters = SharedMemory(), ModelCounters()
-    counters.requests = [memory.request_counters(index) for index in range(MAX_WORKERS)]
+    memory, counters = SharedMemory(), VersionCounters(3, [])
+    counters.requests = [memory.request_counters(index, 3) for index in range(MAX_WORKERS)]
     for index in (0, 1, MAX_WORKERS - 1):
-        worker = SharedMemory(memory.fd).request_counters(index)
+        worker = SharedMemory(memory.fd).request_counters(index, 3)
         worker.add_success(finished())
         worker.add_failure(finished(ago_s=2.0))
-    SharedMemory(memory.fd).request_counters(1).add_success(finished())
+    SharedMemory(memory.fd).request_counters(1, 3).add_success(finished())
     assert read(counters).requests[: Counter.SUCCESS + 1] == (4, 4)
     assert read(counters).requests[Counter.FAIL] == 3
     assert seconds(counters, Counter.FAIL_NS) == pytest.approx(6, abs=0.1)

@@ -3,7 +3,7 @@
 import asyncio
 
 from resnet_service.batching import Lane
-from resnet_service.server.workers.remote_reservation import SlotPool
+from resnet_service.server.workers.remote_model import SlotPool
 from tests.support.batching import run_async, run_pending_tasks
 
 

@@ -8,6 +8,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, Literal
 
@@ -17,12 +18,14 @@ import structlog
 from resnet_service import __version__
 from resnet_service.batching import Lane, MicroBatcher, QueueItem, Reservation, warm_up
 from resnet_service.errors import DeviceError
-from resnet_service.images import DEFAULT_MAX_PIXELS, Crop
-from resnet_service.inference.served_model import ImageDecoder, Placement, QueuedCrop, ServedModel
+from resnet_service.images import Crop
+from resnet_service.inference.image_decoder import ImageDecoder
+from resnet_service.inference.served_model import Placement, QueuedCrop, ServedModel
 from resnet_service.inference.statistics import BatchCounters
 from resnet_service.inference.worker_pool import WorkerPool
 from resnet_service.metrics import Metrics
-from resnet_service.models import Model
+from resnet_service.models import Model, ModelDescription, ModelVersion
+from resnet_service.models.model import FIRST_VERSION
 from resnet_service.runtimes import Runtime, TopKResult
 from resnet_service.runtimes.sizing import DEFAULT_MAX_BATCH, BatchLimit
 
@@ -36,10 +39,10 @@ EngineReservation = Reservation[QueuedCrop, TopKResult]
 
 
 class Engine:
-    """Serves one model on its runtimes, from `start` to `close`, on one event loop.
+    """Runs one version of a model on its runtimes, from `start` to `close`, on one event loop.
 
     Every accepted image ends with a result or an error, and images of concurrent requests share batches.
-        engine = Engine(model, runtimes, Metrics())
+        engine = Engine(model, runtimes, decoder, Metrics())
         engine.start()
         await engine.wait_until_warm()
         with engine.reserve() as reservation:
@@ -52,8 +55,10 @@ class Engine:
         self,
         model: Model,
         runtimes: Sequence[Runtime],
+        decoder: ImageDecoder,
         metrics: Metrics,
         *,
+        version: str = FIRST_VERSION,
         max_batch: int = DEFAULT_MAX_BATCH,
         batch_limit: BatchLimit | None = None,
         max_concurrency: int | None = None,
@@ -61,11 +66,9 @@ class Engine:
         max_queue_wait_s: float = math.inf,
         max_wait_s: float = 0.0,
         workers: int = 0,
-        decoder: ImageDecoder | None = None,
         stall_timeout_s: float = 60.0,
         counters: BatchCounters | None = None,
     ) -> None:
-        self.model = model
         self.runtimes = tuple(runtimes)
         self._metrics = metrics
         self._counters = counters or BatchCounters()
@@ -80,13 +83,12 @@ class Engine:
             self.runtimes[0].name,
             len(self.runtimes),
         )
-        decoder = decoder or ImageDecoder(model.preprocessing, DEFAULT_MAX_PIXELS, metrics)
-        self._device_threads = {runtime: WorkerPool(1, "device") for runtime in self.runtimes}
+        self._device_threads = [WorkerPool(1, "device") for _ in self.runtimes]
         self._device_failure: DeviceError | None = None
         self.max_concurrency = max_concurrency or max(_MIN_CONCURRENCY, 3 * max_batch * len(self.runtimes))
         self.unreserved_per_worker = self.max_concurrency // 4 // workers if workers else 0
         self._batcher: MicroBatcher[QueuedCrop, TopKResult] = MicroBatcher(
-            [partial(self._run_batch, runtime) for runtime in self.runtimes],
+            [partial(self._run_batch, index) for index in range(len(self.runtimes))],
             max_batch=max_batch,
             largest_batch=self._batch_limit.size,
             max_queue=max_queue,
@@ -96,11 +98,24 @@ class Engine:
             on_failure=lambda error, size: _log.error("batch_failed", batch_size=size, exc_info=error),
         )
         batcher = self._batcher  # not this engine, which refers to the served model
+        description = replace(model.description, version=version)
+        self._batch_size = metrics.batch_size.labels(*description.key)
+        self._batch_seconds = metrics.batch_seconds.labels(*description.key)
         self.served_model = ServedModel(
-            model.description, placement, max_batch, decoder, metrics, lambda: batcher.largest_batch
+            description, placement, max_batch, decoder, metrics, lambda: batcher.largest_batch
         )
         size = model.preprocessing.crop
         self._dummy_input: Crop = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+    @property
+    def key(self) -> ModelVersion:
+        """The name and version of the model."""
+        return self.served_model.key
+
+    @property
+    def model(self) -> ModelDescription:
+        """The description of the model."""
+        return self.served_model.model
 
     @property
     def max_batch(self) -> int:
@@ -131,12 +146,12 @@ class Engine:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether a batch or the decoding of a JPEG has been running for longer than the stall timeout."""
+        """Whether a batch has been running for longer than the stall timeout."""
         return self._oldest_call_age_s > self._stall_timeout_s
 
     @property
     def is_hung(self) -> bool:
-        """Whether, after the warm-up, a call has been running for twice the stall timeout.
+        """Whether, after the warm-up, a batch has been running for twice the stall timeout.
 
         Liveness probes fail after once the timeout; the process ends itself if it still runs after twice.
         """
@@ -144,9 +159,7 @@ class Engine:
 
     @property
     def _oldest_call_age_s(self) -> float:
-        # Without the sandbox, which has its own time limit.
-        pools = (self.served_model.decoder.threads, *self._device_threads.values())
-        return max(pool.oldest_call_age_s for pool in pools)
+        return max((pool.oldest_call_age_s for pool in self._device_threads), default=0.0)
 
     @property
     def is_warm(self) -> bool:
@@ -155,23 +168,25 @@ class Engine:
         return task is not None and task.done() and not task.cancelled()
 
     def bind_metrics(self) -> None:
-        """Make the gauges report this engine; those of an engine that was bound before are replaced."""
-        metrics = self._metrics
+        """Make the gauges of this version and its devices report this engine, and not one bound before."""
+        metrics, key = self._metrics, self.key
+        metrics.add_model(*key)
         for lane in Lane:
-            metrics.queue_depth.labels(lane.name.lower()).set_function(partial(self._batcher.depth, lane))
-            wait = metrics.queue_wait.labels(lane.name.lower())
+            metrics.queue_depth.labels(*key, lane.name.lower()).set_function(
+                partial(self._batcher.depth, lane)
+            )
+            wait = metrics.queue_wait.labels(*key, lane.name.lower())
             wait.set_function(partial(self._batcher.estimate_wait, lane))
-        metrics.requests_waiting.set_function(lambda: self._batcher.waiting)
-        metrics.largest_batch.set_function(lambda: self.largest_batch)
-        metrics.device_streams.set(len(self.runtimes))
-        for labeled in (metrics.device_memory, metrics.device_memory_limit, metrics.model_info):
-            labeled.clear()
+        metrics.requests_waiting.labels(*key).set_function(lambda: self._batcher.waiting)
+        metrics.queue_wait_limit.labels(*key).set(self._max_queue_wait_s)
+        metrics.largest_batch.labels(*key).set_function(lambda: self.largest_batch)
+        metrics.device_streams.labels(*key).set(len(self.runtimes))
         for runtime in self.runtimes:  # runtimes on the same device report the same values
             used = metrics.device_memory.labels(runtime.device)
             used.set_function(partial(_memory, runtime, "used"))
             limit = metrics.device_memory_limit.labels(runtime.device)
             limit.set_function(partial(_memory, runtime, "limit"))
-            info = (self.model.name, runtime.device, runtime.precision, runtime.name, __version__)
+            info = (*key, runtime.device, runtime.precision, runtime.name, __version__)
             metrics.model_info.labels(*info).set(1)
 
     def start(self) -> None:
@@ -218,7 +233,7 @@ class Engine:
 
     async def run_benchmark_batch(self, batch_size: int) -> None:
         """Run one batch of `batch_size` dummy images on the first device, between the batches of requests."""
-        await self._run_dummy_batch(self.runtimes[0], batch_size)
+        await self._run_dummy_batch(0, batch_size)
 
     def begin_drain(self) -> None:
         """Make `is_ready` false; images are still accepted until `close`."""
@@ -230,39 +245,45 @@ class Engine:
         if self._warmup_task is not None and not self._warmup_task.done():
             self._warmup_task.cancel()
         await self._batcher.close(timeout_s)
-        device_threads = self._device_threads.values()
-        await asyncio.gather(
-            self.served_model.decoder.close(timeout_s), *(pool.close(timeout_s) for pool in device_threads)
-        )
+        await asyncio.gather(*(pool.close(timeout_s) for pool in self._device_threads))
+        self.runtimes = ()  # their memory must not wait for the garbage collector
 
     async def _warm_up(self) -> None:
         started = time.perf_counter()
         self._batcher.start(await warm_up(self._time_batch, self._batch_limit.size))
         seconds, limit = round(time.perf_counter() - started, 2), self._batch_limit
         streams = len(self.runtimes)
-        _log.info("ready", largest_batch=limit.size, streams=streams, reason=limit.reason, seconds=seconds)
+        _log.info(
+            "ready",
+            **self.key._asdict(),
+            largest_batch=limit.size,
+            streams=streams,
+            reason=limit.reason,
+            seconds=seconds,
+        )
 
-    async def _run_batch(self, runtime: Runtime, batch: list[QueuedCrop]) -> list[TopKResult]:
-        self._metrics.batch_size.observe(len(batch))
+    async def _run_batch(self, index: int, batch: list[QueuedCrop]) -> list[TopKResult]:
+        self._batch_size.observe(len(batch))
         crops, k = [queued.crop for queued in batch], max(queued.top_k for queued in batch)
         started = time.perf_counter()
         try:
-            best = await self._device_threads[runtime].run(runtime.run, crops, k)
+            best = await self._device_threads[index].run(self.runtimes[index].run, crops, k)
         finally:
             seconds = time.perf_counter() - started
-            self._metrics.batch_seconds.observe(seconds)
+            self._batch_seconds.observe(seconds)
         self._counters.add(len(batch), seconds)
         return best.images()
 
     async def _time_batch(self, batch_size: int) -> float:
         """Run a dummy batch on all runtimes at the same time and return the seconds of the slowest."""
         started = time.perf_counter()
-        await asyncio.gather(*(self._run_dummy_batch(runtime, batch_size) for runtime in self.runtimes))
+        await asyncio.gather(*(self._run_dummy_batch(i, batch_size) for i in range(len(self.runtimes))))
         return time.perf_counter() - started
 
-    async def _run_dummy_batch(self, runtime: Runtime, batch_size: int) -> None:
+    async def _run_dummy_batch(self, index: int, batch_size: int) -> None:
+        crops = [self._dummy_input] * batch_size
         try:
-            best = await self._device_threads[runtime].run(runtime.run, [self._dummy_input] * batch_size, 1)
+            best = await self._device_threads[index].run(self.runtimes[index].run, crops, 1)
             best.images()[0].top(1)  # raises if the network computes values that are not finite
         except DeviceError as error:
             # The batcher does not see this batch, so the engine records the failure.

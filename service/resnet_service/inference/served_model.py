@@ -4,24 +4,19 @@ The reservation runs the decoded image on a device, of this process or of anothe
 depend on HTTP.
 """
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple, Protocol
 
 from resnet_service.batching import BatchResult, Lane
-from resnet_service.errors import DeadlineExceededError, InvalidRequestError
-from resnet_service.images import JPEG_SIGNATURE, Crop, Preprocessing, Sandbox, decode_jpeg
+from resnet_service.errors import InvalidRequestError
+from resnet_service.images import Crop
+from resnet_service.inference.image_decoder import ImageDecoder
 from resnet_service.inference.image_limits import ImageLimits
 from resnet_service.inference.request_timing import RequestTiming
-from resnet_service.inference.worker_pool import WorkerPool
-from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
-from resnet_service.models import ModelDescription
+from resnet_service.models import ModelDescription, ModelVersion
 from resnet_service.runtimes import TopKResult
-
-Value = TypeVar("Value")
 
 
 class QueuedCrop(NamedTuple):
@@ -31,8 +26,8 @@ class QueuedCrop(NamedTuple):
     top_k: int
 
 
-class ImageReservation(Protocol):
-    """The admission of one request; `resnet_service.batching.Reservation` describes the methods."""
+class ReceivingRequest(Protocol):
+    """A request whose body is received; `resnet_service.batching.Reservation` describes the methods."""
 
     lane: Lane
     """The lane of the images that are queued from now on."""
@@ -54,6 +49,10 @@ class ImageReservation(Protocol):
         """Move the deadline."""
         ...
 
+
+class ImageReservation(ReceivingRequest, Protocol):
+    """The admission of one request; `resnet_service.batching.Reservation` describes the methods."""
+
     def limit(self, seconds: float) -> None:
         """Let the request take at most `seconds`, without the time to receive its body."""
         ...
@@ -70,87 +69,6 @@ class Placement(NamedTuple):
     precision: str
     runtime: str
     streams: int
-
-
-class ImageDecoder:
-    """Decodes images to the crops that a model takes, on one event loop, until `close`.
-
-    decoder = ImageDecoder(model.preprocessing, 50_000_000, Metrics(), sandbox=Sandbox(2))
-    crop = await decoder.decode(data, deadline=None)
-    """
-
-    def __init__(
-        self,
-        preprocessing: Preprocessing,
-        max_pixels: int,
-        metrics: Metrics,
-        *,
-        threads: int | None = None,
-        sandbox: Sandbox | None = None,
-    ) -> None:
-        """Create the pools; threads and processes start as they are needed.
-
-        `threads` is by default one per CPU core, `sandbox` one with the default limits.
-        """
-        self._preprocessing = preprocessing
-        self._max_pixels = max_pixels
-        self._metrics = metrics
-        self._sandbox = sandbox or Sandbox()
-        busy_seconds = metrics.decode_busy_seconds.labels
-        self.threads = WorkerPool(threads or available_cpus(), "decode", busy_seconds("threads").inc)
-        # A thread per process waits for its result.
-        self._sandbox_threads = WorkerPool(
-            self._sandbox.processes,
-            "sandbox",
-            busy_seconds("sandbox").inc,
-            bulk_calls=self._sandbox.processes + 1,  # they take long
-        )
-
-    def bind_metrics(self) -> None:
-        """Make the gauges report this decoder."""
-        self._metrics.decode_workers.labels("threads").set(self.threads.count)
-        self._metrics.decode_workers.labels("sandbox").set(self._sandbox_threads.count)
-        self._metrics.report(
-            self._metrics.decode_waiting, lambda: self.threads.waiting + self._sandbox_threads.waiting
-        )
-
-    async def decode(
-        self, data: bytes | bytearray, deadline: float | None, lane: Lane = Lane.INTERACTIVE
-    ) -> Crop:
-        """Decode an encoded image; interactive ones go first.
-
-        Raises what `resnet_service.images.decode_image` raises, and DeadlineExceededError if the image is
-        not decoded by the deadline, a time of the event loop.
-        """
-        arguments = (data, self._preprocessing, self._max_pixels)
-        crop: Crop | None = None
-        with _deadline_errors():
-            async with asyncio.timeout_at(deadline):
-                if data.startswith(JPEG_SIGNATURE):
-                    crop = await self.threads.run(decode_jpeg, *arguments, lane=lane)
-                if crop is None:
-                    crop = await self._sandbox_threads.run(self._sandbox.decode, *arguments, lane=lane)
-        return crop
-
-    async def run(
-        self,
-        deadline: float | None,
-        function: Callable[..., Value],
-        *arguments: object,
-        lane: Lane = Lane.INTERACTIVE,
-    ) -> Value:
-        """Call `function` in a decoding thread and return its result.
-
-        Raises what `function` raises, and DeadlineExceededError if it has not returned by the deadline.
-        """
-        with _deadline_errors():
-            async with asyncio.timeout_at(deadline):
-                return await self.threads.run(function, *arguments, lane=lane)
-
-    async def close(self, timeout_s: float) -> None:
-        """Drop waiting images, wait up to `timeout_s` seconds for the others, and end the processes."""
-        await asyncio.gather(self.threads.close(timeout_s), self._sandbox_threads.close(timeout_s))
-        await asyncio.to_thread(self._sandbox.close)
 
 
 class ServedModel:
@@ -178,6 +96,11 @@ class ServedModel:
         self.max_batch = max_batch
         self.decoder = decoder
         self._metrics = metrics
+
+    @property
+    def key(self) -> ModelVersion:
+        """Its name and version."""
+        return self.model.key
 
     @property
     def largest_batch(self) -> int:
@@ -220,7 +143,8 @@ class ServedModel:
 
         async def prepare() -> QueuedCrop:
             started = time.perf_counter()
-            crop = await self.decoder.decode(data, reservation.deadline, reservation.lane)
+            preprocessing = self.model.preprocessing
+            crop = await self.decoder.decode(data, preprocessing, reservation.deadline, reservation.lane)
             timing.record("decode", started, time.perf_counter())
             return QueuedCrop(crop, top_k)
 
@@ -270,11 +194,3 @@ class ServedModel:
         timing.record("queue", output.enqueued_at, output.started_at)
         timing.record("device", output.started_at, output.finished_at)
         return result
-
-
-@contextmanager
-def _deadline_errors() -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError as error:
-        raise DeadlineExceededError("deadline exceeded before inference started") from error

@@ -6,11 +6,14 @@ are never negative.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from resnet_service.errors import ModelLoadError
 from resnet_service.inference.request_timing import STAGES, RequestTiming
+from resnet_service.models import ModelVersion
 
 
 class Counter(IntEnum):
@@ -27,6 +30,8 @@ class Counter(IntEnum):
     FAIL_NS = 8
 
 
+MAX_VERSIONS: Final = 100
+"""Versions that a process can load until it is restarted."""
 _NS: Final = 1_000_000_000
 
 
@@ -112,18 +117,54 @@ class ModelStatistics:
     last_ms: int
 
 
-class ModelCounters:
-    """The counters of one model, as long as the service runs.
+class VersionCounters:
+    """The counters of one version of a model, as long as the service runs.
 
-    requests: those of each process that handles HTTP.
+    index: the place of the version among all that the service has had.
+    requests: the counters of each process that handles HTTP.
     batches: those of the process that has the devices.
     """
 
-    def __init__(self) -> None:
-        self.requests = [RequestCounters()]
+    def __init__(self, index: int, requests: list[RequestCounters]) -> None:
+        self.index = index
+        self.requests = requests
         self.batches = BatchCounters()
 
     def read(self, name: str, version: str) -> ModelStatistics:
         """Return the sums over all processes."""
         sums = tuple(map(sum, zip(*(counters.values for counters in self.requests), strict=True)))
         return ModelStatistics(name, version, sums, self.batches.totals(), self.batches.last_ms)
+
+
+class StatisticsTable:
+    """The counters of all versions that the service has loaded; those of unloaded ones are kept.
+
+    table = StatisticsTable()
+    table.of(ModelVersion("resnet50", "1")).requests[0].add_success(timing)
+    """
+
+    def __init__(self) -> None:
+        self._versions: dict[ModelVersion, VersionCounters] = {}
+        self._create: Callable[[int], list[RequestCounters]] = lambda _: [RequestCounters()]
+
+    def of(self, key: ModelVersion) -> VersionCounters:
+        """Return the counters of a version, new ones for a new version. Raises ModelLoadError.
+
+        The number of versions is limited: each has its place in the memory that processes share.
+        """
+        if key not in self._versions:
+            index = len(self._versions)
+            if index >= MAX_VERSIONS:
+                raise ModelLoadError(f"the process has loaded {MAX_VERSIONS} versions: restart it")
+            self._versions[key] = VersionCounters(index, self._create(index))
+        return self._versions[key]
+
+    def use(self, create: Callable[[int], list[RequestCounters]]) -> None:
+        """Count requests in what `create` returns for the index of a version."""
+        self._create = create
+        for counters in self._versions.values():
+            counters.requests = create(counters.index)
+
+    def read(self) -> list[ModelStatistics]:
+        """Return the statistics of all versions."""
+        return [counters.read(*key) for key, counters in self._versions.items()]

@@ -5,7 +5,7 @@ Runs on the CPU only; `resnet_service.runtimes` places a model on a device.
 
 from resnet_service.models.conversion import convert_to_checkpoint
 from resnet_service.models.default import AUTO, ModelChoice, choose_model
-from resnet_service.models.model import Model, ModelDescription, ONNXModel, OpenVINOModel
+from resnet_service.models.model import Model, ModelDescription, ModelVersion, ONNXModel, OpenVINOModel
 from resnet_service.models.random_weights import load_model_or_random
 from resnet_service.models.registry import CIFAR10, load_model, load_weights, weights_path
 from resnet_service.models.source import ModelSource
@@ -17,6 +17,7 @@ __all__ = [
     "ModelChoice",
     "ModelDescription",
     "ModelSource",
+    "ModelVersion",
     "ONNXModel",
     "OpenVINOModel",
     "choose_model",

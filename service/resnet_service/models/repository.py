@@ -10,12 +10,13 @@ replaced atomically. The folder is read again in each call, and models are not l
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from resnet_service.errors import ModelLoadError, ModelNotFound
 from resnet_service.hints import StrictModel, input_error
+from resnet_service.models.model import ModelVersion
 from resnet_service.models.source import ModelSource
 from resnet_service.models.version_folder import (
     ModelOptions,
@@ -38,13 +39,6 @@ _TRAFFIC_FILE: Final = "traffic.yaml"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
 _MAX_SHOWN: Final = 50
-
-
-class ModelVersion(NamedTuple):
-    """The key of a version."""
-
-    name: str
-    version: str
 
 
 @dataclass(frozen=True)

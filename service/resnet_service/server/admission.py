@@ -1,10 +1,10 @@
-"""Admit inference requests with the priority and the timeout that they ask for.
+"""Admit inference requests to the model, with the priority and the timeout that they ask for.
 
-Both are parameters of the query. A form or the JSON of the Open Inference Protocol may have them as well, but
-these arrive with the body: they count from then on.
+The last two are parameters of the query. A form or the JSON of the Open Inference Protocol may have them as
+well, but these arrive with the body: they count from then on.
 
 `scope` is what the layers of the server know of a request, of ASGI or of a call of gRPC: "is_bulk_only" is
-that of its API key, and "priority" is stored here for the access log.
+that of its API key; "model" and "priority" are stored here for metrics, spans and the access log.
 """
 
 from collections.abc import MutableMapping
@@ -22,16 +22,28 @@ RequestScope = MutableMapping[str, Any]
 _LANES: Final = {lane.name.lower(): lane for lane in Lane}
 
 
-def admit(scope: RequestScope, state: AppState, query: InferenceParameters, default: Lane) -> Admission:
-    """Yield the current model and a reservation, as `Backend.admit` does.
+def admit(
+    scope: RequestScope,
+    state: AppState,
+    query: InferenceParameters,
+    default: Lane,
+    model: str | None = None,
+    version: str | None = None,
+) -> Admission:
+    """Yield the model that answers and a reservation, as `Backend.admit` does.
 
-    `default` is the priority if the request has none. Raises Forbidden if its API key may not use its
-    priority, and what `Backend.admit` raises.
+    `default` is the priority if the request has none; `model` and `version` are those that it names. Raises
+    ModelNotFound, Forbidden if its API key may not use its priority, and what `Backend.admit` raises.
     """
-    only_bulk = _is_limited_to_bulk(scope)
-    lane = _lane(scope, query, Lane.BULK if only_bulk else default)
+    key = scope["model"] = state.backend.models.choose(model, version).key
+    lane = request_lane(scope, query, default)
     _record(scope, lane)
-    return state.backend.admit(_timeout_s(state, query), lane)
+    return state.backend.admit(key, _timeout_s(state, query), lane)
+
+
+def request_lane(scope: RequestScope, parameters: InferenceParameters, default: Lane) -> Lane:
+    """Return the priority of a request. Raises Forbidden."""
+    return _lane(scope, parameters, Lane.BULK if _is_limited_to_bulk(scope) else default)
 
 
 def update_admission(

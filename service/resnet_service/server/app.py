@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect
 from resnet_service import __version__
 from resnet_service.proxies import parse_networks
 from resnet_service.server.exception_handlers import add_exception_handlers
-from resnet_service.server.image_counter import CLIENT_CLOSED
 from resnet_service.server.middleware import HeadMiddleware, ObservabilityMiddleware
+from resnet_service.server.model_metrics import CLIENT_CLOSED
 from resnet_service.server.proxy_headers import ProxyMiddleware
 from resnet_service.server.routes import admin, management, predict
 from resnet_service.server.state import AppState

@@ -6,42 +6,29 @@ worker. The routes do not know which one they use.
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, NamedTuple, Protocol
+from typing import Protocol
 
 from resnet_service.batching import Lane
 from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.inference.statistics import ModelStatistics, RequestCounters
-from resnet_service.schemas import BenchResponse, InfoResponse
+from resnet_service.models import ModelVersion
+from resnet_service.schemas import BenchResponse, InfoResponse, ModelStatus
 from resnet_service.server.auth import APIKey, APIKeys
 from resnet_service.server.heartbeat import Heartbeat
+from resnet_service.server.model_table import ModelTable
 
 Admission = AbstractAsyncContextManager[tuple[ServedModel, ImageReservation]]
 
 
-ModelState = Literal["READY", "LOADING", "UNAVAILABLE"]
-
-
-class ModelStatus(NamedTuple):
-    """Whether a version of a model serves requests; `reason` is empty if it does."""
-
-    name: str
-    version: str
-    state: ModelState
-    reason: str
-
-
 class Backend(Protocol):
-    """The model that is served, the admission to its devices, and the operation of the service."""
+    """The models that are served, the admission to its devices, and the operation of the service."""
 
     heartbeat: Heartbeat
     """When the event loop of this process last ran."""
 
-    request_counters: RequestCounters
-    """Those of the requests that end in this process."""
-
     @property
-    def served_model(self) -> ServedModel:
-        """The current model."""
+    def models(self) -> ModelTable:
+        """The versions of the models that serve now."""
         ...
 
     @property
@@ -59,12 +46,16 @@ class Backend(Protocol):
         """Whether a call has been running for twice the stall timeout: the process has to end."""
         ...
 
-    def admit(self, timeout_s: float, lane: Lane) -> Admission:
-        """Yield the current model and a reservation to one inference request, before its body is read.
+    def admit(self, key: ModelVersion, timeout_s: float, lane: Lane) -> Admission:
+        """Yield a model of `models` and a reservation to one inference request, before its body is read.
 
-        `timeout_s` is the time that the request may take, without that to receive its body. Raises what
-        `Engine.reserve` raises.
+        `timeout_s` is the time that the request may take, without that to receive its body. Raises
+        ModelNotFound if the version was unloaded, and what `Engine.reserve` raises.
         """
+        ...
+
+    def request_counters(self, key: ModelVersion) -> RequestCounters:
+        """Return the counters of the requests to a model that end in this process."""
         ...
 
     async def check_alive(self) -> None:
@@ -80,7 +71,7 @@ class Backend(Protocol):
         ...
 
     async def info(self) -> InfoResponse:
-        """Return the model, the device, the versions, the machine and the limits."""
+        """Return the models, the device, the versions, the machine and the limits."""
         ...
 
     async def model_statuses(self) -> Sequence[ModelStatus]:
@@ -91,7 +82,7 @@ class Backend(Protocol):
         """Return the counters of all versions of all models, over all processes."""
         ...
 
-    async def benchmark(self, batch_sizes: list[int], iterations: int) -> BenchResponse:
+    async def benchmark(self, key: ModelVersion, batch_sizes: list[int], iterations: int) -> BenchResponse:
         """Time batches of random pixels. Raises Conflict if one is running, ServiceUnavailable."""
         ...
 
@@ -100,9 +91,23 @@ class Backend(Protocol):
         ...
 
     async def reload(self) -> None:
-        """Load the model and read the API keys again, and replace both after the warm-up.
+        """Load the models and read the API keys again, and replace both after the warm-up.
 
-        Raises ReloadError, which leaves both unchanged, and Conflict if a reload is running.
+        Raises ReloadError, which leaves both unchanged, and Conflict if a load is running.
+        """
+        ...
+
+    async def load(self, name: str) -> None:
+        """Load a configured model, again if it is loaded, and use it after the warm-up.
+
+        Raises ModelNotFound, ReloadError, which leaves everything unchanged, and Conflict as `reload` does.
+        """
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Remove a model; its admitted requests are finished.
+
+        Raises ModelNotFound, and Conflict for the last model or if a load is running.
         """
         ...
 

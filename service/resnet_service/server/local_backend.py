@@ -1,8 +1,9 @@
 """The backend in the process that has the devices."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torchvision
@@ -12,16 +13,18 @@ from resnet_service.batching import Lane
 from resnet_service.benchmark.timing import time_batches
 from resnet_service.errors import Conflict, ServiceUnavailable
 from resnet_service.images import FORMATS
-from resnet_service.inference.served_model import ServedModel
-from resnet_service.inference.statistics import ModelCounters, ModelStatistics
+from resnet_service.inference.engine import Engine
+from resnet_service.inference.image_decoder import ImageDecoder
+from resnet_service.inference.statistics import ModelStatistics, RequestCounters, StatisticsTable
 from resnet_service.machine import hardware_info
 from resnet_service.metrics import Metrics
-from resnet_service.schemas import BenchResponse, InfoResponse, RequestLimits
+from resnet_service.models import ModelVersion
+from resnet_service.schemas import BenchResponse, InfoResponse, ModelStatus, RequestLimits
 from resnet_service.server.auth import APIKey, APIKeys, RateLimiter
-from resnet_service.server.backend import Admission, ModelStatus
+from resnet_service.server.backend import Admission
 from resnet_service.server.engine_manager import EngineManager
 from resnet_service.server.heartbeat import Heartbeat
-from resnet_service.server.v2.schemas import MODEL_VERSION
+from resnet_service.server.model_table import ModelTable
 from resnet_service.settings import Settings
 
 
@@ -36,7 +39,8 @@ class LocalBackend:
     ready_workers: how many of them accept requests.
     metrics_registry: what `render_metrics` returns.
     counters: what `statistics` returns.
-    on_reload: called on that event loop after each reload.
+    decoder: decodes the images of all models, unless HTTP workers do.
+    on_change: called on that event loop when the engines have changed.
     """
 
     def __init__(
@@ -44,47 +48,69 @@ class LocalBackend:
         settings: Settings,
         engines: EngineManager,
         metrics: Metrics,
-        counters: ModelCounters,
+        counters: StatisticsTable,
+        decoder: ImageDecoder,
         api_keys: APIKeys,
         workers: int,
     ) -> None:
         self.engines = engines
-        self.admit: Callable[[float, Lane], Admission] = engines.admit
+        self.admit: Callable[[ModelVersion, float, Lane], Admission] = engines.admit
         self.workers = workers
         self.ready_workers = 0
         self.metrics_registry = metrics.registry
         self.counters = counters
-        [self.request_counters] = counters.requests
+        self.decoder = decoder
         self.api_keys = api_keys
         self.heartbeat = Heartbeat()
-        self.on_reload: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
+        engines.on_change = self._engines_changed
         self._settings = settings
         self._metrics = metrics
         self._rates = RateLimiter()
         self._bench_lock = asyncio.Lock()  # two benchmarks would measure each other
         metrics.ready.set_function(lambda: self._is_ready)
+        self._engines_changed(())
+
+    def _engines_changed(self, removed: Iterable[Engine]) -> None:
+        metrics, engines = self._metrics, self.engines.engines
+        for labeled in (metrics.device_memory, metrics.device_memory_limit, metrics.model_info):
+            labeled.clear()
+        for engine in removed:
+            if engine.key not in engines:
+                metrics.remove_model(*engine.key)
+        for engine in engines.values():
+            engine.bind_metrics()
+        self.on_change()
 
     @property
-    def served_model(self) -> ServedModel:
+    def models(self) -> ModelTable:
         """See `Backend`."""
-        return self.engines.current.served_model
+        return self.engines.models
+
+    def request_counters(self, key: ModelVersion) -> RequestCounters:
+        """See `Backend`."""
+        return self.counters.of(key).requests[0]
 
     @property
     def fatal_error(self) -> BaseException | None:
-        """See `Backend`."""
-        return self.engines.current.fatal_error
+        """See `Backend`: one failed device, or one model that cannot be warmed up, is a reason."""
+        errors = (engine.fatal_error for engine in self.engines.engines.values())
+        return next((error for error in errors if error is not None), None)
 
     @property
     def is_hung(self) -> bool:
         """See `Backend`."""
-        return self.engines.current.is_hung
+        if any(engine.is_hung for engine in self.engines.engines.values()):
+            return True
+        # Without the sandbox, which has its own time limit.
+        return self.decoder.threads.oldest_call_age_s > 2 * self._settings.stall_timeout_s and self._is_ready
 
     async def check_alive(self) -> None:
-        """See `Backend`: the device has failed, or a batch, a decode or the event loop hangs."""
-        engine = self.engines.current
-        if engine.fatal_error is not None:
+        """See `Backend`: a device has failed, or a batch, a decode or the event loop hangs."""
+        if self.fatal_error is not None:
             raise ServiceUnavailable("the model or the device has failed; restart the process")
-        if engine.is_stalled:
+        is_stalled = any(engine.is_stalled for engine in self.engines.engines.values())
+        if is_stalled or self.decoder.threads.oldest_call_age_s > self._settings.stall_timeout_s:
             raise ServiceUnavailable("a batch or the decoding of a JPEG exceeds the stall timeout")
         if self.heartbeat.age_s > self._settings.stall_timeout_s:  # seen from the management port only
             raise ServiceUnavailable("the event loop has not run for the stall timeout")
@@ -96,7 +122,8 @@ class LocalBackend:
 
     @property
     def _is_ready(self) -> bool:
-        return self.engines.current.is_ready and (self.ready_workers > 0 or not self.workers)
+        are_ready = all(engine.is_ready for engine in self.engines.engines.values())
+        return are_ready and (self.ready_workers > 0 or not self.workers)
 
     async def count_request(self, key: APIKey) -> None:
         """See `Backend`."""
@@ -108,6 +135,8 @@ class LocalBackend:
         model, placement = engine.model, engine.served_model.placement
         return InfoResponse(
             model=model.name,
+            model_version=model.version,
+            models=list(await self.model_statuses()),
             source=model.source,
             labels=len(model.labels),
             input_size=model.preprocessing.crop,
@@ -132,30 +161,34 @@ class LocalBackend:
 
     async def model_statuses(self) -> Sequence[ModelStatus]:
         """See `Backend`. While a model is reloaded, the previous one serves."""
-        engine = self.engines.current
-        version = partial(ModelStatus, engine.model.name, MODEL_VERSION)
-        if engine.fatal_error is not None:
-            return [version("UNAVAILABLE", "the model or the device has failed; restart the process")]
-        if engine.is_draining:
-            return [version("UNAVAILABLE", "the service is shutting down")]
-        return [version("READY", "") if engine.is_ready else version("LOADING", "the model is warming up")]
+        statuses = [_status(engine) for engine in self.engines.engines.values()]
+        loaded = set(self.models.names)
+        for name in await asyncio.to_thread(self.engines.configured.all_names):
+            if name in self.engines.loading - loaded:
+                reason = "the model is being loaded"
+                statuses.append(ModelStatus(name=name, version="", state="LOADING", reason=reason))
+            elif name not in loaded:
+                reason = "the model is not loaded"
+                statuses.append(ModelStatus(name=name, version="", state="UNAVAILABLE", reason=reason))
+        return statuses
 
     async def statistics(self) -> Sequence[ModelStatistics]:
-        """See `Backend`."""
-        return [self.counters.read(self.engines.current.model.name, MODEL_VERSION)]
+        """See `Backend`: also of versions that were unloaded."""
+        return self.counters.read()
 
-    async def benchmark(self, batch_sizes: list[int], iterations: int) -> BenchResponse:
+    async def benchmark(self, key: ModelVersion, batch_sizes: list[int], iterations: int) -> BenchResponse:
         """See `Backend`: on the first device, between the batches of requests."""
-        with self.engines.acquire() as engine:
+        with self.engines.acquire(self.engines.find(key)) as engine:
             if not engine.is_ready:
                 raise ServiceUnavailable("the service is warming up, draining or has failed")
             if self._bench_lock.locked():
                 raise Conflict("a benchmark is already running")
             async with self._bench_lock:
                 rows = await time_batches(engine.run_benchmark_batch, batch_sizes, iterations)
-        runtime = engine.runtimes[0]
+            runtime = engine.runtimes[0]
         return BenchResponse(
             model=engine.model.name,
+            version=engine.model.version,
             device=runtime.device,
             precision=runtime.precision,
             runtime=runtime.name,
@@ -171,22 +204,32 @@ class LocalBackend:
 
     async def reload(self) -> None:
         """See `Backend`. A reload that is requested while HTTP workers start waits for them."""
-        loop = await asyncio.shield(asyncio.wrap_future(self.engines.loop))
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._reload(), loop))
+        await self._on_loop(self._reload())
 
     async def _reload(self) -> None:
-        self.api_keys = await self.engines.reload(partial(APIKeys.from_settings, self._settings))
-        self._bind_decoder_metrics()
-        self.on_reload()
+        def use(api_keys: APIKeys) -> None:
+            self.api_keys = api_keys
+
+        await self.engines.reload(partial(APIKeys.from_settings, self._settings), use)
+
+    async def load(self, name: str) -> None:
+        """See `Backend`."""
+        await self._on_loop(self.engines.load(name))
+
+    async def unload(self, name: str) -> None:
+        """See `Backend`."""
+        await self._on_loop(self.engines.unload(name))
+
+    async def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine on the event loop of the engines, once they are started."""
+        loop = await asyncio.shield(asyncio.wrap_future(self.engines.loop))
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
     def start(self) -> None:
         """See `Backend`."""
         self.engines.start()
-        self._bind_decoder_metrics()
-
-    def _bind_decoder_metrics(self) -> None:
         if not self.workers:
-            self.served_model.decoder.bind_metrics()
+            self.decoder.bind_metrics()
 
     async def wait_until_warm(self) -> None:
         """See `Backend`."""
@@ -199,3 +242,16 @@ class LocalBackend:
     async def close(self, timeout_s: float) -> None:
         """See `Backend`."""
         await self.engines.close(timeout_s)
+        await self.decoder.close(timeout_s)
+
+
+def _status(engine: Engine) -> ModelStatus:
+    status = partial(ModelStatus, name=engine.key.name, version=engine.key.version)
+    if engine.fatal_error is not None:
+        reason = "the model or the device has failed; restart the process"
+        return status(state="UNAVAILABLE", reason=reason)
+    if engine.is_draining:
+        return status(state="UNAVAILABLE", reason="the service is shutting down")
+    if engine.is_ready:
+        return status(state="READY", reason="")
+    return status(state="LOADING", reason="the model is warming up")

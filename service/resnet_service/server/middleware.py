@@ -1,6 +1,7 @@
 """ASGI middleware around all routes: request id, Server-Timing, metrics, spans, access log, and HEAD."""
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.statistics import RequestCounters
 from resnet_service.metrics import Metrics
+from resnet_service.models import ModelVersion
 from resnet_service.server.exception_handlers import app_path
 from resnet_service.server.request_recorder import RequestRecord, RequestRecorder
 from resnet_service.settings import Settings
@@ -34,14 +36,15 @@ class ObservabilityMiddleware:
     and is the exemplar of the request's duration.
 
     Stores the request's `RequestTiming` in scope["timing"]. Reads what others leave in the scope: "route"
-    (FastAPI), "api_key_name" (`resnet_service.server.auth`) and "error_kind" (the exception handlers).
+    (FastAPI), "api_key_name" (`resnet_service.server.auth`), "model" and "priority"
+    (`resnet_service.server.admission`), and "error_kind" (the exception handlers).
     """
 
     def __init__(
         self,
         app: ASGIApp,
         metrics: Metrics,
-        counters: RequestCounters,
+        counters: Callable[[ModelVersion], RequestCounters],
         tracer: RequestTracer | None,
         settings: Settings,
     ) -> None:
@@ -125,6 +128,7 @@ class ObservabilityMiddleware:
             },
             client=client[0] if client else None,
             key=scope.get("api_key_name"),
+            model=scope.get("model"),
             priority=scope.get("priority"),
             error=scope.get("error_kind"),
         )

@@ -39,8 +39,21 @@ class InferenceParameters(StrictModel):
     )
 
 
+class PredictParameters(InferenceParameters):
+    """The query of /predict and /predict/batch: the model has to be known before the body is read."""
+
+    model: str | None = Field(
+        None, description="Name of the model, of several; by default the first one that the service has."
+    )
+    version: str | None = Field(
+        None, description="Version of the model; by default the latest, or as the model's traffic is split."
+    )
+
+
 InferenceQuery = Annotated[InferenceParameters, Query()]
-"""The query of a route that classifies images."""
+"""The query of a route that classifies images, whose path names the model."""
+PredictQuery = Annotated[PredictParameters, Query()]
+"""The query of a route that classifies images, whose path does not."""
 
 _NO_FIELDS: Final = InferenceParameters()
 
@@ -60,6 +73,8 @@ def parse_fields(fields: Mapping[str, str]) -> InferenceParameters:
     """
     if not fields:
         return _NO_FIELDS
+    if fields.get("model") or fields.get("version"):
+        raise InvalidRequestError("model and version belong in the query, such as /predict?model=NAME")
     try:
         return InferenceParameters.model_validate({name: value for name, value in fields.items() if value})
     except ValidationError as error:

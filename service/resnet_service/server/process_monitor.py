@@ -107,7 +107,7 @@ class ProcessMonitor:
         except ServiceError as error:
             _log.error("reload_failed", reason=str(error), exc_info=error)
         else:
-            _log.info("reloaded", model=self._backend.served_model.model.name)
+            _log.info("reloaded", models=self._backend.models.names)
 
 
 def exit_immediately(status: int = 1) -> NoReturn:

@@ -1,17 +1,18 @@
 """Record finished requests, of HTTP and of gRPC: stages, images, span and access log."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from resnet_service.inference.request_timing import STAGES, RequestTiming
+from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.inference.statistics import RequestCounters
 from resnet_service.metrics import Metrics
+from resnet_service.models import ModelVersion
 from resnet_service.server.connection_errors import new_request_id
-from resnet_service.server.image_counter import ImageCounter
+from resnet_service.server.model_metrics import ModelMetrics
 from resnet_service.settings import Settings
 from resnet_service.tracing import RequestTracer, trace_id
 
@@ -29,6 +30,7 @@ class RequestRecord:
     is_inference: whether its images count.
     attributes: those of its span.
     client, key: the address of the client, and the name of its API key.
+    model: the version of the model that answers, if the request came that far.
     priority, error: the priority if it is not the usual one, and the kind of the error.
     """
 
@@ -47,6 +49,7 @@ class RequestRecord:
     attributes: Mapping[str, str | int]
     client: str | None = None
     key: str | None = None
+    model: ModelVersion | None = None
     priority: str | None = None
     error: str | None = None
 
@@ -61,11 +64,13 @@ class RequestRecorder:
     """
 
     def __init__(
-        self, metrics: Metrics, counters: RequestCounters, tracer: RequestTracer | None, settings: Settings
+        self,
+        metrics: Metrics,
+        counters: Callable[[ModelVersion], RequestCounters],
+        tracer: RequestTracer | None,
+        settings: Settings,
     ) -> None:
-        # Each call of `labels` takes 1 us.
-        self._stage_seconds = {stage: metrics.stage_seconds.labels(stage) for stage in STAGES}
-        self._image_counter = ImageCounter(metrics, counters)
+        self._model_metrics = ModelMetrics(metrics, counters)
         self._tracer = tracer
         self._access_log = settings.access_log
 
@@ -82,20 +87,24 @@ class RequestRecorder:
 
     def record(self, record: RequestRecord, *, is_logged: bool) -> None:
         """Record a request; `is_logged` says whether it is one for the access log."""
-        for stage, stage_s in record.timing.observations():
-            self._stage_seconds[stage].observe(stage_s)
         if record.is_inference:
-            self._image_counter.count(record.http_status, record.timing)
+            self._model_metrics.count(record.model, record.http_status, record.timing)
         if self._tracer is not None:
             self._trace(self._tracer, record)
         if self._access_log and is_logged:
             _log_access(record)
 
     def _trace(self, tracer: RequestTracer, record: RequestRecord) -> None:
-        timing = record.timing
+        timing, attributes = record.timing, record.attributes
+        if record.model is not None:
+            attributes = {
+                **attributes,
+                "model.name": record.model.name,
+                "model.version": record.model.version,
+            }
         tracer.record(
             f"{record.method} {record.route}",
-            record.attributes,
+            attributes,
             [
                 (stage, start - timing.started, end - timing.started)
                 for stage, start, end in timing.intervals()
@@ -113,6 +122,8 @@ def _log_access(record: RequestRecord) -> None:
         "client": record.client,
         "key": record.key,
         "priority": record.priority,
+        "model": record.model and record.model.name,
+        "version": record.model and record.model.version,
     }
     _log.info(
         "request",

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Final, cast
 
@@ -11,20 +11,21 @@ import structlog
 from fastapi import Depends, Request
 
 from resnet_service.devices import choose_devices
-from resnet_service.images import Preprocessing
 from resnet_service.images.sandbox import RestartReason, Sandbox
 from resnet_service.inference.engine import Engine
-from resnet_service.inference.served_model import ImageDecoder
-from resnet_service.inference.statistics import BatchCounters, ModelCounters
+from resnet_service.inference.image_decoder import ImageDecoder
+from resnet_service.inference.statistics import StatisticsTable
 from resnet_service.log_config import count_dropped_lines
 from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
-from resnet_service.models import ModelSource, choose_model, load_model
+from resnet_service.models import load_model
+from resnet_service.models.repository import VersionConfig
 from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.selection import check_options, create_runtimes
 from resnet_service.runtimes.sizing import DEFAULT_MAX_BATCH, limit_batches
 from resnet_service.server.auth import APIKeys
 from resnet_service.server.backend import Backend
+from resnet_service.server.configured_models import configured_models
 from resnet_service.server.engine_manager import EngineManager
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.rpc import require_grpc
@@ -35,7 +36,7 @@ from resnet_service.tracing import RequestTracer, check_collector
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 CLOSE_TIMEOUT_S: Final = 0.8
-"""For a batch that hangs, and for the last spans: a part of the drain timeout."""
+"""For a batch or a decoder that hangs, and for the last spans: a part of the drain timeout."""
 _MAX_SMALL_HOST: Final = 4
 """Cores up to which a host without a GPU has one process."""
 _MAX_AUTO_WORKERS: Final = 16
@@ -47,7 +48,7 @@ class AppState:
     """Everything that requests share, from the start of the process to its end; see `build_app_state`.
 
     settings: the configuration, which never changes.
-    backend: the model that is served, its devices, and the API keys.
+    backend: the models that are served, their devices, and the API keys.
     metrics: the Prometheus metrics of this application.
     upload_memory: the bytes of request bodies that are in memory.
     tracer: exports spans of requests; None if tracing is off.
@@ -61,7 +62,9 @@ class AppState:
 
     async def close(self) -> None:
         """Close the backend once all requests have ended, and export the last spans, in CLOSE_TIMEOUT_S."""
-        closing: list[Awaitable[None]] = [self.backend.close(CLOSE_TIMEOUT_S / 2)]  # takes up to twice that
+        closing: list[Awaitable[None]] = [
+            self.backend.close(CLOSE_TIMEOUT_S / 3)
+        ]  # takes up to three times that
         if self.tracer is not None:
             closing.append(asyncio.to_thread(self.tracer.close, CLOSE_TIMEOUT_S))
         await asyncio.gather(*closing)
@@ -73,7 +76,7 @@ def build_app_state(
     *,
     workers: int = 0,
 ) -> AppState:
-    """Load the model onto its devices and read the API keys; can take seconds and download weights.
+    """Load the models onto their devices and read the API keys; can take seconds and download weights.
 
     `wrap_runtime` is applied to each runtime; tests and load tests use it to delay batches. `workers` is the
     number of HTTP workers that `run_server` will start, for example `count_workers(settings)`. Raises
@@ -85,7 +88,7 @@ def build_app_state(
         check_options(device, settings.runtime, settings.precision)  # before weights are downloaded
     if settings.grpc_port:
         require_grpc()
-    settings = _choose_model(settings)
+    configured = configured_models(settings)
     tracer = None
     if settings.traces_url:  # before the model loads
         tracer = RequestTracer(settings.traces_url)
@@ -94,26 +97,12 @@ def build_app_state(
     count_dropped_lines(metrics.log_lines_dropped.inc)
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6))
     metrics.report(metrics.upload_bytes, lambda: upload_memory.used)
-    metrics.queue_wait_limit.set(settings.max_queue_wait_s)
-    counters = ModelCounters()
-    load_engine = partial(_create_engine, settings, metrics, counters.batches, workers, wrap_runtime)
-    engines = EngineManager(load_engine, settings.drain_timeout_s)
-    backend = LocalBackend(settings, engines, metrics, counters, api_keys, workers)
+    counters = StatisticsTable()
+    decoder = create_decoder(settings, metrics)
+    load_engine = partial(_create_engine, settings, metrics, counters, decoder, workers, wrap_runtime)
+    engines = EngineManager(configured, load_engine, settings.drain_timeout_s)
+    backend = LocalBackend(settings, engines, metrics, counters, decoder, api_keys, workers)
     return AppState(settings, backend, metrics, upload_memory, tracer)
-
-
-def _choose_model(settings: Settings) -> Settings:
-    """Replace the model `auto` by its choice: a reload must load the same model again."""
-    choice = choose_model(_model_source(settings))
-    if choice.reason is not None:
-        _log.info("model_chosen", model=choice.name, reason=choice.reason)
-    return settings.model_copy(update={"model": choice.name})
-
-
-def _model_source(settings: Settings) -> ModelSource:
-    return ModelSource(
-        settings.model, settings.weights, settings.labels, settings.preprocessing, settings.weights_sha256
-    )
 
 
 def count_workers(settings: Settings) -> int:
@@ -133,11 +122,14 @@ def count_workers(settings: Settings) -> int:
 def _create_engine(
     settings: Settings,
     metrics: Metrics,
-    counters: BatchCounters,
+    counters: StatisticsTable,
+    decoder: ImageDecoder,
     workers: int,
     wrap_runtime: Callable[[Runtime], Runtime],
+    version: VersionConfig,
 ) -> Engine:
-    model = load_model(_model_source(settings))
+    settings = settings.model_copy(update=version.options.model_dump(exclude_none=True))
+    model = replace(load_model(version.source), name=version.key.name)
     runtimes = create_runtimes(
         model,
         choose_devices(settings.device),
@@ -151,7 +143,9 @@ def _create_engine(
     return Engine(
         model,
         [wrap_runtime(runtime) for runtime in runtimes],
+        decoder,
         metrics,
+        version=version.key.version,
         max_batch=settings.max_batch or DEFAULT_MAX_BATCH,
         batch_limit=limit_batches(model, runtimes, settings.max_batch, settings.model_threads),
         max_concurrency=settings.max_concurrency,
@@ -159,16 +153,14 @@ def _create_engine(
         max_queue_wait_s=settings.max_queue_wait_s,
         max_wait_s=settings.max_wait_ms / 1e3,
         workers=workers,
-        decoder=create_decoder(settings, metrics, model.preprocessing),
         stall_timeout_s=settings.stall_timeout_s,
-        counters=counters,
+        counters=counters.of(version.key).batches,
     )
 
 
-def create_decoder(settings: Settings, metrics: Metrics, preprocessing: Preprocessing) -> ImageDecoder:
-    """Create the decoder for a model with this preprocessing."""
+def create_decoder(settings: Settings, metrics: Metrics) -> ImageDecoder:
+    """Create the decoder of a process, which all models share."""
     return ImageDecoder(
-        preprocessing,
         int(settings.max_megapixels * 1e6),
         metrics,
         threads=settings.decode_threads,

@@ -23,7 +23,7 @@ from resnet_service.errors import (
     UnsupportedMediaType,
 )
 from resnet_service.inference.request_timing import RequestTiming
-from resnet_service.inference.served_model import ImageReservation
+from resnet_service.inference.served_model import ImageReservation, ReceivingRequest
 from resnet_service.server.forms import FIELD, Form, FormParser, UploadedFile
 from resnet_service.settings import Settings
 
@@ -187,7 +187,7 @@ class Upload:
 
 async def receive_upload(
     read: Callable[[], Awaitable[Result]],
-    reservation: ImageReservation,
+    reservation: ReceivingRequest,
     timing: RequestTiming,
     timeout_s: float,
     *,

@@ -126,7 +126,7 @@ def log_addresses(
     state: AppState, sockets: Iterable[socket.socket], management: ManagementServer | None
 ) -> None:
     """Log where the service listens, because the operating system may have chosen the port."""
-    served, workers = state.backend.served_model, {}
+    served, workers = state.backend.models.find(), {}
     if isinstance(state.backend, LocalBackend) and state.backend.workers:
         workers = {"workers": state.backend.workers}
     for listener in sockets:

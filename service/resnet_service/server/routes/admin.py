@@ -30,6 +30,8 @@ class BenchParameters(StrictModel):
         None, description="Comma-separated batch sizes; by default 1,4,8,16,32, up to the maximum."
     )
     iterations: int = Field(20, ge=1, le=1000, description="Number of timed batches of each size.")
+    model: str | None = Field(None, description="Name of the model; by default the first one.")
+    version: str | None = Field(None, description="Version of the model; by default that of most requests.")
 
 
 @router.get("/", include_in_schema=False)
@@ -47,7 +49,7 @@ async def root(request: Request, state: StateDep) -> RedirectResponse:
     dependencies=[NO_PARAMETERS],
 )
 async def info(state: Annotated[AppState, Security(api_key_auth, scopes=["predict"])]) -> InfoResponse:
-    """Return the loaded model, the device, the versions, the machine and the request limits."""
+    """Return the models, the device, the versions, the machine and the request limits."""
     return await state.backend.info()
 
 
@@ -55,7 +57,13 @@ async def info(state: Annotated[AppState, Security(api_key_auth, scopes=["predic
     "/bench",
     summary="Benchmark the loaded model",
     responses=openapi_responses(
-        *(errors.InvalidRequestError, errors.Conflict, errors.ServiceUnavailable, errors.InferenceError),
+        *(
+            errors.InvalidRequestError,
+            errors.ModelNotFound,
+            errors.Conflict,
+            errors.ServiceUnavailable,
+            errors.InferenceError,
+        ),
         *AUTH_ERRORS,
     ),
 )
@@ -68,14 +76,15 @@ async def bench(
 
     Only one benchmark can run at a time; another one gets 409.
     """
-    sizes = _batch_sizes(query.batch_sizes, state.backend.served_model.max_batch)
+    served = state.backend.models.find(query.model, query.version)
+    sizes = _batch_sizes(query.batch_sizes, served.max_batch)
     image_count = sum(sizes) * (query.iterations + WARMUP_BATCHES)
     if image_count > state.settings.bench_max_images:
         raise errors.InvalidRequestError(
             f"the benchmark would run {image_count} images, the limit is {state.settings.bench_max_images}; "
             "reduce iterations or batch_sizes"
         )
-    return await cancel_on_disconnect(request, state.backend.benchmark(sizes, query.iterations))
+    return await cancel_on_disconnect(request, state.backend.benchmark(served.key, sizes, query.iterations))
 
 
 def _batch_sizes(text: str | None, max_batch: int) -> list[int]:

@@ -15,7 +15,7 @@ from resnet_service.server.auth import api_key_auth
 from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses, to_problem
 from resnet_service.server.forms import UploadedFile
-from resnet_service.server.parameters import InferenceParameters, InferenceQuery, parse_fields
+from resnet_service.server.parameters import InferenceParameters, PredictQuery, parse_fields
 from resnet_service.server.state import AppState
 from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
 
@@ -32,6 +32,7 @@ _CLIENT_ERRORS: Final = (
     errors.UnsupportedMediaType,
     errors.PayloadTooLarge,
     errors.RequestTimeout,
+    errors.ModelNotFound,
 )
 _SERVICE_ERRORS: Final = (
     errors.OverloadedError,
@@ -60,14 +61,15 @@ def _form(schema: dict[str, Any]) -> dict[str, Any]:
         }
     },
 )
-async def predict(request: Request, state: Authorized, query: InferenceQuery) -> Response:
+async def predict(request: Request, state: Authorized, query: PredictQuery) -> Response:
     """Classify an image, sent as the form field `file` or as the body with an image/* content type.
 
     Supported formats are JPEG, PNG, WebP, AVIF, GIF (first frame), BMP and TIFF, and HEIC with the extra
     `heif`. EXIF orientation is applied.
     """
     settings, timing = state.settings, request_timing(request)
-    async with admit(request.scope, state, query, Lane.INTERACTIVE) as (served, reservation):
+    admission = admit(request.scope, state, query, Lane.INTERACTIVE, query.model, query.version)
+    async with admission as (served, reservation):
         with state.upload_memory.account(reservation.lane) as account:
             form = await Upload(request, settings, account, reservation).form(_FIELDS)
             if len(form.images) > 1:
@@ -83,6 +85,7 @@ async def predict(request: Request, state: Authorized, query: InferenceQuery) ->
                 PredictResponse(
                     predictions=list(result.predictions(served.model.labels)),
                     model=served.model.name,
+                    version=served.model.version,
                     device=result.device,
                     timing_ms=_timings(timing),
                 )
@@ -98,6 +101,7 @@ async def predict(request: Request, state: Authorized, query: InferenceQuery) ->
         errors.UnsupportedMediaType,
         errors.PayloadTooLarge,
         errors.RequestTimeout,
+        errors.ModelNotFound,
         *_SERVICE_ERRORS,
         *AUTH_ERRORS,
     ),
@@ -108,14 +112,15 @@ async def predict(request: Request, state: Authorized, query: InferenceQuery) ->
         }
     },
 )
-async def predict_batch(request: Request, state: Authorized, query: InferenceQuery) -> Response:
+async def predict_batch(request: Request, state: Authorized, query: PredictQuery) -> Response:
     """Classify several images, each sent as a form field `file`.
 
     The results are in the order of the request; an image that cannot be classified has its own error. If the
     service itself fails for all images, because it is overloaded for example, the response has that status.
     """
     settings, timing = state.settings, request_timing(request)
-    async with admit(request.scope, state, query, Lane.BULK) as (served, reservation):
+    admission = admit(request.scope, state, query, Lane.BULK, query.model, query.version)
+    async with admission as (served, reservation):
         with state.upload_memory.account(reservation.lane) as account:
             form = await Upload(request, settings, account, reservation).form(_FIELDS)
             body = parse_fields(form.texts())
@@ -125,7 +130,10 @@ async def predict_batch(request: Request, state: Authorized, query: InferenceQue
             results = await cancel_on_disconnect(request, work)
             return _json(
                 BatchPredictResponse(
-                    results=results, model=served.model.name, device=served.placement.devices
+                    results=results,
+                    model=served.model.name,
+                    version=served.model.version,
+                    device=served.placement.devices,
                 )
             )
 

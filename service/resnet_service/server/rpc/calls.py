@@ -17,9 +17,9 @@ from grpc import StatusCode
 from resnet_service.batching import ConcurrencyLimiter
 from resnet_service.errors import DeadlineExceededError, InvalidRequestError, RequestTimeout, ServiceError
 from resnet_service.inference.request_timing import RequestTiming
-from resnet_service.inference.served_model import ImageReservation
+from resnet_service.inference.served_model import ReceivingRequest
 from resnet_service.server.exception_handlers import error_kind, status_of
-from resnet_service.server.image_counter import CLIENT_CLOSED
+from resnet_service.server.model_metrics import CLIENT_CLOSED
 from resnet_service.server.parameters import InferenceParameters
 from resnet_service.server.request_recorder import RequestRecord, RequestRecorder
 from resnet_service.server.rpc.status import INTERNAL_ERROR, Metadata, code_of, retry_metadata
@@ -45,8 +45,8 @@ class Call:
     """One call of a client, from its metadata to its status.
 
     headers: the metadata that is text; of a name that occurs twice, the first value. timing: the record of
-    its stages. scope: what is known of the client: "api_key_name", "is_bulk_only" and "priority", as in the
-    scope of ASGI.
+    its stages. scope: what is known of the client: "api_key_name", "is_bulk_only", "model" and "priority", as
+    in the scope of ASGI.
     """
 
     def __init__(self, context: Context, state: AppState, small_reads: asyncio.Semaphore) -> None:
@@ -84,7 +84,7 @@ class Call:
             raise RequestTimeout(f"the message was not received within {timeout_s:g} s") from error
 
     async def receive_images(
-        self, reservation: ImageReservation, account: UploadAccount, receiving: ConcurrencyLimiter
+        self, reservation: ReceivingRequest, account: UploadAccount, receiving: ConcurrencyLimiter
     ) -> bytes:
         """Return the message, read once the limits on concurrent requests and on `receiving` allow it.
 
@@ -248,6 +248,7 @@ class CallRunner:
             },
             client=_client_address(context.peer()),
             key=call.scope.get("api_key_name"),
+            model=call.scope.get("model"),
             priority=call.scope.get("priority"),
             error=kind,
         )

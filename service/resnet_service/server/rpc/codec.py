@@ -13,10 +13,9 @@ from resnet_service.models import ModelDescription
 from resnet_service.runtimes import TopKResult
 from resnet_service.server.rpc.message_limits import measure_message
 from resnet_service.server.rpc.protocol import open_inference_pb2 as messages
-from resnet_service.server.v2 import schemas, tensors
+from resnet_service.server.v2 import tensors
 from resnet_service.server.v2.codec import ParsedRequest, check_request, output_values, parse_message
 from resnet_service.server.v2.schemas import RequestInput
-from resnet_service.server.v2.service import check_model
 from resnet_service.server.v2.tensors import BinaryData, TensorData, TypedData, Values
 
 _CONTENTS: Final = {
@@ -33,18 +32,30 @@ def measure_request(data: bytes) -> int:
     return measure_message(data, messages.ModelInferRequest.DESCRIPTOR)
 
 
+def requested_model(data: bytes) -> tuple[str, str | None]:
+    """Return the name and the version, if it has one, of the model that a request is for.
+
+    Raises InvalidRequestError if the message is damaged, and what `measure_message` raises.
+    """
+    measure_request(data)
+    try:
+        # Has the same first two fields; the others, which may be large, are not parsed.
+        request = messages.ModelReadyRequest.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequestError("the message is not a ModelInferRequest") from error
+    return request.name, request.version or None
+
+
 def parse_request(data: bytes, model: ModelDescription, max_images: int) -> ParsedRequest:
     """Parse the bytes of a request, which `measure_request` has accepted.
 
-    Raises ModelNotFound if it is for another model or version, InvalidRequestError if the request does not
-    match the protocol or the model, and PayloadTooLarge if it has more than `max_images` images or too many
-    values that are not binary.
+    Raises InvalidRequestError if the request does not match the protocol or the model, and PayloadTooLarge if
+    it has more than `max_images` images or too many values that are not binary.
     """
     try:
         request = messages.ModelInferRequest.FromString(data)
     except DecodeError as error:
         raise InvalidRequestError("the message is not a ModelInferRequest") from error
-    check_model(model, request.model_name, request.model_version or None)
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequestError(
@@ -77,7 +88,7 @@ def encode_response(
     `results` has one item for each image, with `required_top_k` classes.
     """
     response = messages.ModelInferResponse(
-        model_name=model.name, model_version=schemas.MODEL_VERSION, id=request.id or ""
+        model_name=model.name, model_version=model.version, id=request.id or ""
     )
     all_values = output_values(request, model, top_k, results)
     for output, values in zip(request.outputs, all_values, strict=True):

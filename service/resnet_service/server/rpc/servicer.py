@@ -6,7 +6,7 @@ is sent is the same.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
@@ -15,17 +15,26 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from resnet_service.batching import ConcurrencyLimiter, Lane
-from resnet_service.errors import InvalidRequestError, ServiceUnavailable
-from resnet_service.server.admission import admit, update_admission
+from resnet_service.errors import InvalidRequestError, ModelNotFound, ServiceUnavailable
+from resnet_service.inference.served_model import ImageReservation, ServedModel
+from resnet_service.inference.statistics import ModelStatistics
+from resnet_service.server.admission import admit, request_lane, update_admission
+from resnet_service.server.parameters import InferenceParameters
 from resnet_service.server.rpc.calls import INFERENCE_METHOD, SERVICE, Call, CallRunner
-from resnet_service.server.rpc.codec import encode_response, measure_request, parse_request
+from resnet_service.server.rpc.codec import (
+    encode_response,
+    measure_request,
+    parse_request,
+    requested_model,
+)
 from resnet_service.server.rpc.message_limits import measure_message
 from resnet_service.server.rpc.protocol import open_inference_pb2 as messages
+from resnet_service.server.rpc.unreserved import Unreserved
 from resnet_service.server.state import AppState
 from resnet_service.server.v2 import service
 from resnet_service.server.v2.model_config import model_config
 from resnet_service.server.v2.schemas import TensorMetadata
-from resnet_service.server.v2.statistics import statistics_response
+from resnet_service.server.v2.statistics import select, statistics_response
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -43,7 +52,7 @@ class InferenceServicer:
         """Create the methods; at most `receiving` messages with images are received at the same time."""
         self._state = state
         self._receiving = ConcurrencyLimiter(receiving)
-        self._reloads: set[asyncio.Task[None]] = set()
+        self._loads: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
         """Fail the calls that wait to be received."""
@@ -62,6 +71,7 @@ class InferenceServicer:
             "ModelStatistics": (_SCOPE, self._model_statistics),
             "RepositoryIndex": (_SCOPE, self._repository_index),
             "RepositoryModelLoad": ("admin", self._repository_model_load),
+            "RepositoryModelUnload": ("admin", self._repository_model_unload),
         }
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -81,7 +91,7 @@ class InferenceServicer:
 
     async def _model_ready(self, call: Call) -> bytes:
         request = await _receive(call, messages.ModelReadyRequest)
-        self._check_model(request.name, request.version)
+        self._find_model(request.name, request.version)
         is_ready = await _succeeds(self._state.backend.check_ready())
         return _encode(messages.ModelReadyResponse(ready=is_ready))
 
@@ -95,8 +105,9 @@ class InferenceServicer:
 
     async def _model_metadata(self, call: Call) -> bytes:
         request = await _receive(call, messages.ModelMetadataRequest)
-        self._check_model(request.name, request.version)
-        metadata = service.model_metadata(self._state.backend.served_model)
+        served = self._find_model(request.name, request.version)
+        versions = self._state.backend.models.versions(served.model.name)
+        metadata = service.model_metadata(served, versions)
         response = messages.ModelMetadataResponse(
             name=metadata.name,
             versions=metadata.versions,
@@ -107,32 +118,66 @@ class InferenceServicer:
         return _encode(response)
 
     async def _model_infer(self, call: Call) -> bytes:
-        state, parameters = self._state, call.parameters
-        async with admit(call.scope, state, parameters, Lane.INTERACTIVE) as (served, reservation):
+        state, only = self._state, self._state.backend.models.only
+        if only is None:
+            return await self._receive_and_infer(call)
+        # The message can only be for this version: a place in its queue is reserved before it is read.
+        parameters = call.parameters
+        async with admit(call.scope, state, parameters, Lane.INTERACTIVE, *only.key) as (served, reservation):
             with state.upload_memory.account(reservation.lane) as account:
                 data = await call.receive_images(reservation, account, self._receiving)
-                return await service.infer(
-                    state.settings,
-                    served,
-                    reservation,
-                    call.timing,
-                    partial(parse_request, data),
-                    encode_response,
-                    partial(update_admission, call.scope, state, reservation, parameters),
-                    message_bytes=measure_request(data),
-                )
+                try:
+                    state.backend.models.find(*requested_model(data))
+                except ModelNotFound:
+                    del call.scope["model"]
+                    raise
+                return await self._infer(call, served, reservation, parameters, data)
+
+    async def _receive_and_infer(self, call: Call) -> bytes:
+        """Receive the message, which names the model, and only then reserve a place in its queue."""
+        state = self._state
+        lane = request_lane(call.scope, InferenceParameters(), Lane.INTERACTIVE)
+        with state.upload_memory.account(lane) as account:
+            unreserved = Unreserved(lane, state.settings.request_timeout_s)
+            data = await call.receive_images(unreserved, account, self._receiving)
+            name, version = requested_model(data)
+            parameters = call.parameters
+            async with admit(call.scope, state, parameters, lane, name, version) as (served, reservation):
+                await reservation.start()
+                return await self._infer(call, served, reservation, parameters, data)
+
+    async def _infer(
+        self,
+        call: Call,
+        served: ServedModel,
+        reservation: ImageReservation,
+        parameters: InferenceParameters,
+        data: bytes,
+    ) -> bytes:
+        return await service.infer(
+            self._state.settings,
+            served,
+            reservation,
+            call.timing,
+            partial(parse_request, data),
+            encode_response,
+            partial(update_admission, call.scope, self._state, reservation, parameters),
+            message_bytes=measure_request(data),
+        )
 
     async def _model_config(self, call: Call) -> bytes:
         request = await _receive(call, messages.ModelConfigRequest)
-        self._check_model(request.name, request.version)
-        config = model_config(self._state.backend.served_model, self._state.settings)
+        served = self._find_model(request.name, request.version)
+        versions = self._state.backend.models.versions(served.model.name)
+        config = model_config(served, len(versions), self._state.settings)
         return _encode(_parse(messages.ModelConfigResponse(), {"config": config.model_dump()}))
 
     async def _model_statistics(self, call: Call) -> bytes:
         request = await _receive(call, messages.ModelStatisticsRequest)
+        models: Iterable[ModelStatistics] = await self._state.backend.statistics()
         if request.name:
-            self._check_model(request.name, request.version)
-        models = await self._state.backend.statistics()
+            self._find_model(request.name, request.version)
+            models = select(models, request.name, request.version or None)
         return _encode(_parse(messages.ModelStatisticsResponse(), statistics_response(models).model_dump()))
 
     async def _repository_index(self, call: Call) -> bytes:
@@ -140,7 +185,7 @@ class InferenceServicer:
         _check_repository(request.repository_name)
         statuses = await self._state.backend.model_statuses()
         models = [
-            messages.RepositoryIndexResponse.ModelIndex(**status._asdict())
+            messages.RepositoryIndexResponse.ModelIndex(**status.model_dump())
             for status in statuses
             if status.state == "READY" or not request.ready
         ]
@@ -151,18 +196,26 @@ class InferenceServicer:
         _check_repository(request.repository_name)
         if request.parameters:
             raise InvalidRequestError(
-                "parameters are not supported; load reads the model of the settings again"
+                "parameters are not supported; load reads the model of the settings or the repository"
             )
-        self._check_model(request.model_name, "")
-        # A client that leaves must not cancel it: another reload could start while this one is loading.
-        reload = asyncio.create_task(self._state.backend.reload())
-        self._reloads.add(reload)
-        reload.add_done_callback(self._reloads.discard)
-        await asyncio.shield(reload)
+        # A client that leaves must not cancel it: another load could start while this one is loading.
+        load = asyncio.create_task(self._state.backend.load(request.model_name))
+        self._loads.add(load)
+        load.add_done_callback(self._loads.discard)
+        await asyncio.shield(load)
         return _encode(messages.RepositoryModelLoadResponse())
 
-    def _check_model(self, name: str, version: str) -> None:
-        service.check_model(self._state.backend.served_model.model, name, version or None)
+    async def _repository_model_unload(self, call: Call) -> bytes:
+        request = await _receive(call, messages.RepositoryModelUnloadRequest)
+        _check_repository(request.repository_name)
+        unknown = [name for name in request.parameters if name != "unload_dependents"]
+        if unknown:
+            raise InvalidRequestError(f"unknown parameter {unknown[0][:50]!r}")
+        await self._state.backend.unload(request.model_name)
+        return _encode(messages.RepositoryModelUnloadResponse())
+
+    def _find_model(self, name: str, version: str) -> ServedModel:
+        return self._state.backend.models.find(name, version or None)
 
 
 async def _receive(call: Call, kind: type[Request]) -> Request:

@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any, Final
 
-from fastapi import Depends, Security
+from fastapi import Depends, Request, Security
 
 from resnet_service import errors
+from resnet_service.inference.served_model import ServedModel
 from resnet_service.schemas import V2Error
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses
 from resnet_service.server.state import AppState
-from resnet_service.server.v2 import service
 
 MODEL_PATH: Final = "/models/{name}"
 VERSION_PATH: Final = MODEL_PATH + "/versions/{version}"
@@ -27,22 +27,16 @@ Authorized = Annotated[AppState, Security(api_key_auth, scopes=["predict"])]
 """The application's state, for requests with an API key for predictions."""
 
 
-def check_model(name: str, state: AppState) -> None:
-    """Raise ModelNotFound if the server does not have a model with this name."""
-    service.check_model(state.backend.served_model.model, name)
+async def _find_model(request: Request, name: str, state: Authorized) -> ServedModel:
+    return state.backend.models.find(name, request.path_params.get("version"))
 
 
-async def _authorize_model(name: str, state: Authorized) -> AppState:
-    check_model(name, state)
-    return state
+async def _declare_version(version: str) -> None:
+    """Declare the parameter of the path for the OpenAPI schema; `_find_model` reads it."""
 
 
-async def _check_version(name: str, version: str, state: Authorized) -> None:
-    service.check_model(state.backend.served_model.model, name, version)
+ModelDep = Annotated[ServedModel, Depends(_find_model)]
+"""The model that the path names, or its version, for requests with an API key for predictions."""
 
-
-ModelDep = Annotated[AppState, Depends(_authorize_model)]
-"""The application's state, for a path that names the current model."""
-
-CHECK_VERSION: Final = Depends(_check_version)
+VERSION: Final = Depends(_declare_version)
 """Dependency of routes whose path names a version."""

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from resnet_service.errors import InvalidRequestError, PayloadTooLarge
 from resnet_service.models import ModelDescription
 from resnet_service.runtimes import TopKResult
-from resnet_service.server.v2 import schemas, tensors
+from resnet_service.server.v2 import tensors
 from resnet_service.server.v2.codec import ParsedRequest, check_request, output_values, parse_message
 from resnet_service.server.v2.schemas import InferRequest, InferResponse, RequestInput, ResponseOutput
 from resnet_service.server.v2.tensors import BinaryData, JSONData, TensorData
@@ -83,7 +83,7 @@ def encode_response(
             )
         )
     response = InferResponse(
-        model_name=model.name, model_version=schemas.MODEL_VERSION, id=request.id, outputs=outputs
+        model_name=model.name, model_version=model.version, id=request.id, outputs=outputs
     )
     encoded = response.model_dump_json(exclude_none=True).encode()
     return (b"".join([encoded, *binary]), len(encoded)) if binary else (encoded, None)

@@ -12,12 +12,13 @@ from resnet_service.inference.served_model import Placement, ServedModel
 from resnet_service.schemas import ResponseModel
 from resnet_service.server.exception_handlers import V2_PREFIX
 from resnet_service.server.parameters import NO_PARAMETERS
+from resnet_service.server.state import StateDep
 from resnet_service.server.v2 import schemas
 from resnet_service.server.v2.dependencies import (
-    CHECK_VERSION,
     INVALID,
     MODEL_PATH,
     NOT_FOUND,
+    VERSION,
     VERSION_PATH,
     ModelDep,
 )
@@ -99,8 +100,8 @@ class ModelConfig(ResponseModel):
     parameters: dict[str, Parameter]
 
 
-def model_config(served: ServedModel, settings: Settings) -> ModelConfig:
-    """Return the configuration of a model that is served with these settings."""
+def model_config(served: ServedModel, versions: int, settings: Settings) -> ModelConfig:
+    """Return the configuration of a model, of which `versions` are served, with these settings."""
     model, placement = served.model, served.placement
     limit = settings.max_images_per_request
     max_batch_size = min(served.max_batch, limit)
@@ -114,7 +115,7 @@ def model_config(served: ServedModel, settings: Settings) -> ModelConfig:
         name=model.name,
         platform=schemas.platform(placement),
         backend=placement.runtime,
-        version_policy=VersionPolicy(latest=LatestVersions(num_versions=1)),
+        version_policy=VersionPolicy(latest=LatestVersions(num_versions=versions)),
         max_batch_size=max_batch_size,
         input=[
             InputConfig(
@@ -144,7 +145,7 @@ def model_config(served: ServedModel, settings: Settings) -> ModelConfig:
     operation_id="v2_version_config",
     summary="Configuration of a model version",
     responses=NOT_FOUND | INVALID,
-    dependencies=[CHECK_VERSION, NO_PARAMETERS],
+    dependencies=[VERSION, NO_PARAMETERS],
 )
 @router.get(
     f"{MODEL_PATH}/config",
@@ -153,9 +154,10 @@ def model_config(served: ServedModel, settings: Settings) -> ModelConfig:
     responses=NOT_FOUND | INVALID,
     dependencies=[NO_PARAMETERS],
 )
-async def config(state: ModelDep) -> ModelConfig:
+async def config(state: StateDep, served: ModelDep) -> ModelConfig:
     """Return how the service runs the model, in the schema of Triton's model configuration."""
-    return model_config(state.backend.served_model, state.settings)
+    versions = state.backend.models.versions(served.model.name)
+    return model_config(served, len(versions), state.settings)
 
 
 def _data_type(tensor: schemas.TensorMetadata) -> str:

@@ -1,27 +1,24 @@
-"""Triton's model repository extension: the models of the service, and their reload.
+"""Triton's model repository extension: the models of the service, and how they are loaded and unloaded.
 
-The service has one model, that of its settings. It is loaded at the start and cannot be unloaded; `load`
-loads it again.
+Only models of the settings can be loaded, those of the model repository or those that are named one by one.
 """
 
 import asyncio
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Request, Security
-from fastapi.exceptions import HTTPException
 from fastapi.responses import Response
 from pydantic import ConfigDict, RootModel, ValidationError, model_validator
 from pydantic_core import from_json
 
 from resnet_service import errors
 from resnet_service.hints import StrictModel, input_error, summarize_errors
-from resnet_service.schemas import ResponseModel
+from resnet_service.schemas import ModelStatus
 from resnet_service.server.auth import api_key_auth
-from resnet_service.server.backend import ModelState
 from resnet_service.server.exception_handlers import V2_PREFIX, openapi_responses
 from resnet_service.server.parameters import NO_PARAMETERS
 from resnet_service.server.state import AppState
-from resnet_service.server.v2.dependencies import AUTH, INVALID, NOT_FOUND, NOT_READY, Authorized, check_model
+from resnet_service.server.v2.dependencies import AUTH, NOT_FOUND, NOT_READY, Authorized
 
 router = APIRouter(prefix=f"{V2_PREFIX}/repository", tags=["open inference protocol"])
 
@@ -57,7 +54,7 @@ class LoadParameters(_RequestBody):
     def _reject_overrides(cls, values: Any) -> Any:
         if isinstance(values, dict) and any(name == "config" or name.startswith("file:") for name in values):
             raise input_error(
-                "config and files are not supported; load reads the model of the settings again"
+                "config and files are not supported; load reads the model of the settings or the repository"
             )
         return values
 
@@ -68,16 +65,21 @@ class LoadRequest(_RequestBody):
     parameters: LoadParameters = LoadParameters()
 
 
-class ModelIndexEntry(ResponseModel):
-    """A version of a model: whether it serves requests, and the reason if it does not."""
+class UnloadParameters(_RequestBody):
+    """Parameters of an unload; models do not depend on each other, so that it changes nothing."""
 
-    name: str
-    version: str
-    state: ModelState
-    reason: str
+    kind = "parameter"
+
+    unload_dependents: bool = False
 
 
-class ModelIndex(RootModel[list[ModelIndexEntry]]):
+class UnloadRequest(_RequestBody):
+    """The body of an unload."""
+
+    parameters: UnloadParameters = UnloadParameters()
+
+
+class ModelIndex(RootModel[list[ModelStatus]]):
     """All versions of all models."""
 
 
@@ -105,23 +107,18 @@ def _body(model: type[_RequestBody]) -> dict[str, Any]:
 async def index(request: Request, state: Authorized) -> ModelIndex:
     """Return the models of the service: READY, LOADING (warming up), or UNAVAILABLE with the reason.
 
-    While a model is reloaded, it is READY, because the previous one serves requests.
+    While a model is reloaded, it is READY, because the previous one serves requests. A model that is not
+    loaded has no version.
     """
     body = await _read_body(request, state, IndexRequest)
     statuses = await state.backend.model_statuses()
-    return ModelIndex(
-        [
-            ModelIndexEntry(**status._asdict())
-            for status in statuses
-            if status.state == "READY" or not body.ready
-        ]
-    )
+    return ModelIndex([status for status in statuses if status.state == "READY" or not body.ready])
 
 
 @router.post(
     "/models/{name}/load",
     operation_id="v2_repository_load",
-    summary="Reload the model and the API keys",
+    summary="Load a model",
     response_class=Response,
     responses={200: {"description": "The model is loaded and warmed up."}}
     | NOT_FOUND
@@ -131,30 +128,36 @@ async def index(request: Request, state: Authorized) -> ModelIndex:
     openapi_extra=_body(LoadRequest),
 )
 async def load(request: Request, name: str, state: AdminAuthorized) -> Response:
-    """Load the model and the API keys again, as /reload does; the response has no body.
+    """Load all versions of a model, again if it is loaded; the response has no body.
 
-    Requires an API key with the scope `admin`.
+    The versions are loaded and warmed up beside those that serve, and then used in one step. If one of them
+    fails, nothing changes. Requires an API key with the scope `admin`.
     """
-    check_model(name, state)
     await _read_body(request, state, LoadRequest)
-    await state.backend.reload()
+    await state.backend.load(name)
     return Response()
 
 
 @router.post(
     "/models/{name}/unload",
-    include_in_schema=False,  # it never succeeds
-    responses=NOT_FOUND | INVALID,
+    operation_id="v2_repository_unload",
+    summary="Unload a model",
+    response_class=Response,
+    responses={200: {"description": "The model is unloaded."}}
+    | NOT_FOUND
+    | _BODY_ERRORS
+    | openapi_responses(errors.Conflict, protocol=True),
     dependencies=[NO_PARAMETERS],
+    openapi_extra=_body(UnloadRequest),
 )
-async def unload(name: str, state: AdminAuthorized) -> Response:
-    """Reject the request with 409: a service without its model would be of no use."""
-    check_model(name, state)
-    raise HTTPException(
-        409,
-        f"{name!r} cannot be unloaded: it is the model of this service; load reloads it, "
-        "and stopping the service unloads it",
-    )
+async def unload(request: Request, name: str, state: AdminAuthorized) -> Response:
+    """Unload all versions of a model; requests that were admitted are finished. The response has no body.
+
+    The last model cannot be unloaded. Requires an API key with the scope `admin`.
+    """
+    await _read_body(request, state, UnloadRequest)
+    await state.backend.unload(name)
+    return Response()
 
 
 async def _read_body(request: Request, state: AppState, model: type[RequestBody]) -> RequestBody:

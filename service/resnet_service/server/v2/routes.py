@@ -17,11 +17,11 @@ from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_
 from resnet_service.server.v2 import schemas, service
 from resnet_service.server.v2.dependencies import (
     AUTH,
-    CHECK_VERSION,
     INVALID,
     MODEL_PATH,
     NOT_FOUND,
     NOT_READY,
+    VERSION,
     VERSION_PATH,
     Authorized,
     ModelDep,
@@ -79,7 +79,7 @@ async def ready(state: StateDep) -> ServerReady:
     operation_id="v2_version",
     summary="Metadata of a model version",
     responses=NOT_FOUND | INVALID,
-    dependencies=[CHECK_VERSION, NO_PARAMETERS],
+    dependencies=[VERSION, NO_PARAMETERS],
     response_model_exclude_none=True,
 )
 @router.get(
@@ -90,9 +90,9 @@ async def ready(state: StateDep) -> ServerReady:
     dependencies=[NO_PARAMETERS],
     response_model_exclude_none=True,
 )
-async def model_metadata(state: ModelDep) -> ModelMetadata:
+async def model_metadata(state: StateDep, served: ModelDep) -> ModelMetadata:
     """Return the inputs and outputs of the model. A request has exactly one of the inputs."""
-    return service.model_metadata(state.backend.served_model)
+    return service.model_metadata(served, state.backend.models.versions(served.model.name))
 
 
 @router.get(
@@ -100,7 +100,7 @@ async def model_metadata(state: ModelDep) -> ModelMetadata:
     operation_id="v2_version_ready",
     summary="Readiness of a model version",
     responses=NOT_FOUND | NOT_READY,
-    dependencies=[CHECK_VERSION],
+    dependencies=[VERSION],
 )
 @router.get(
     f"{MODEL_PATH}/ready",
@@ -108,10 +108,10 @@ async def model_metadata(state: ModelDep) -> ModelMetadata:
     summary="Model readiness",
     responses=NOT_FOUND | NOT_READY,
 )
-async def model_ready(state: ModelDep) -> ModelReady:
+async def model_ready(state: StateDep, served: ModelDep) -> ModelReady:
     """Return whether the model is ready for requests, with the same condition and status as /readyz."""
     await management.readyz(state)
-    return ModelReady(name=state.backend.served_model.model.name, ready=True)
+    return ModelReady(name=served.model.name, ready=True)
 
 
 _BINARY_BODY: Final = {_BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}
@@ -145,16 +145,18 @@ _INFER: Final[dict[str, Any]] = {
 }
 
 
-@router.post(f"{VERSION_PATH}/infer", operation_id="v2_version_infer", dependencies=[CHECK_VERSION], **_INFER)
+@router.post(f"{VERSION_PATH}/infer", operation_id="v2_version_infer", dependencies=[VERSION], **_INFER)
 @router.post(f"{MODEL_PATH}/infer", operation_id="v2_infer", **_INFER)
-async def infer(request: Request, state: ModelDep, query: InferenceQuery) -> Response:
+async def infer(request: Request, name: str, state: Authorized, query: InferenceQuery) -> Response:
     """Classify the images of one input, in batches shared with other requests.
 
     If one image cannot be classified, the request fails. The parameter `top_k` (of the request, its input,
     its outputs, or the query) sets the number of classes in `class_id`, `label` and `probability`.
     """
     json_length = _json_length(request)
-    async with admit(request.scope, state, query, Lane.INTERACTIVE) as (served, reservation):
+    version = request.path_params.get("version")
+    admission = admit(request.scope, state, query, Lane.INTERACTIVE, name, version)
+    async with admission as (served, reservation):
         with state.upload_memory.account(reservation.lane) as account:
             body = await Upload(request, state.settings, account, reservation).body()
             work = service.infer(

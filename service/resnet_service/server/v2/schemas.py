@@ -8,9 +8,6 @@ from resnet_service.hints import StrictModel, input_error
 from resnet_service.inference.served_model import Placement
 from resnet_service.models import ModelDescription
 
-MODEL_VERSION: Final = "1"
-"""The only version of a model."""
-
 IMAGE_INPUT: Final = "image"
 PIXELS_INPUT: Final = "pixels"
 NORMALIZED_INPUT: Final = "input"

@@ -43,27 +43,17 @@ IMAGE_ERRORS: Final = (
 """Errors of a single image; the message gets the index of that image."""
 
 
-def check_model(model: ModelDescription, name: str, version: str | None = None) -> None:
-    """Raise ModelNotFound if the server does not have the model, or not in this version; None is any."""
-    if name != model.name:
-        raise errors.ModelNotFound(f"unknown model {name[:50]!r}; the server has {model.name!r}")
-    if version not in (None, schemas.MODEL_VERSION):
-        raise errors.ModelNotFound(
-            f"unknown version {version[:50]!r}; the model has version {schemas.MODEL_VERSION!r}"
-        )
-
-
 def server_metadata() -> ServerMetadata:
     """Return the name and version of the server and the protocol extensions that it supports."""
     return ServerMetadata(name="resnet-service", version=__version__, extensions=list(_EXTENSIONS))
 
 
-def model_metadata(served: ServedModel) -> ModelMetadata:
-    """Return the inputs and outputs of a model. A request has exactly one of the inputs."""
+def model_metadata(served: ServedModel, versions: list[str]) -> ModelMetadata:
+    """Return the inputs and outputs of a model that has these versions. A request has one of the inputs."""
     model, placement = served.model, served.placement
     return ModelMetadata(
         name=model.name,
-        versions=[schemas.MODEL_VERSION],
+        versions=versions,
         platform=schemas.platform(placement),
         inputs=list(schemas.input_tensors(model).values()),
         outputs=list(schemas.output_tensors(model).values()),

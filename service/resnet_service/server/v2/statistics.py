@@ -1,20 +1,21 @@
 """Triton's statistics extension: how many requests and batches a model has had, and how long they took."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from resnet_service.inference.statistics import Counter, ModelStatistics
 from resnet_service.schemas import ResponseModel
 from resnet_service.server.exception_handlers import V2_PREFIX
 from resnet_service.server.parameters import NO_PARAMETERS
+from resnet_service.server.state import StateDep
 from resnet_service.server.v2.dependencies import (
     AUTH,
-    CHECK_VERSION,
     INVALID,
     MODEL_PATH,
     NOT_FOUND,
     NOT_READY,
+    VERSION,
     VERSION_PATH,
     Authorized,
     ModelDep,
@@ -92,7 +93,7 @@ async def statistics(state: Authorized) -> ModelStatisticsResponse:
     operation_id="v2_version_stats",
     summary="Statistics of a model version",
     responses=NOT_FOUND | INVALID | NOT_READY,
-    dependencies=[CHECK_VERSION, NO_PARAMETERS],
+    dependencies=[VERSION, NO_PARAMETERS],
 )
 @router.get(
     f"{MODEL_PATH}/stats",
@@ -101,10 +102,15 @@ async def statistics(state: Authorized) -> ModelStatisticsResponse:
     responses=NOT_FOUND | INVALID | NOT_READY,
     dependencies=[NO_PARAMETERS],
 )
-async def model_statistics(name: str, state: ModelDep) -> ModelStatisticsResponse:
+async def model_statistics(request: Request, state: StateDep, served: ModelDep) -> ModelStatisticsResponse:
     """Return the statistics of the model, of /predict as well, since the service started."""
-    models = await state.backend.statistics()
-    return statistics_response(model for model in models if model.name == name)
+    version = request.path_params.get("version")
+    return statistics_response(select(await state.backend.statistics(), served.model.name, version))
+
+
+def select(models: Iterable[ModelStatistics], name: str, version: str | None) -> Iterator[ModelStatistics]:
+    """Yield the statistics of all versions of a model, or of one of them."""
+    return (model for model in models if model.name == name and version in (None, model.version))
 
 
 def _version_statistics(model: ModelStatistics) -> VersionStatistics:

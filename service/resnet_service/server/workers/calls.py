@@ -2,12 +2,14 @@
 
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from resnet_service.errors import ServiceError
 from resnet_service.inference.served_model import Placement
-from resnet_service.models import ModelDescription
+from resnet_service.models import ModelDescription, ModelVersion
+from resnet_service.models.repository import TrafficSplit
 from resnet_service.server.auth import APIKeys
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.workers.shared_memory import SlotLayout
@@ -15,18 +17,33 @@ from resnet_service.server.workers.shared_memory import SlotLayout
 
 @dataclass(frozen=True)
 class ModelUpdate:
-    """What a worker needs to serve a model: sent at the start and after each reload.
+    """What a worker needs to serve a version of a model.
 
-    `generation` numbers the models that the main process has loaded. A worker may have `unreserved` requests
-    in progress without a reservation while `open_wait_s` in the shared memory allows it.
+    `generation` numbers the engines that the main process has loaded, and `index` is that of the version in
+    the shared memory. A worker may have `unreserved` requests in progress without a reservation while
+    `open_wait_s` allows it.
     """
 
     generation: int
+    index: int
     model: ModelDescription
     placement: Placement
     max_batch: int
     slots: SlotLayout
     unreserved: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a worker serves from now on: sent at the start and after each change.
+
+    generations: all that serve, in the order of `ModelTable`.
+    added: those that the worker does not know yet.
+    """
+
+    generations: tuple[int, ...]
+    added: tuple[ModelUpdate, ...]
+    traffic: Mapping[str, TrafficSplit]
     api_keys: APIKeys
 
 
@@ -50,11 +67,16 @@ async def answer_call(backend: LocalBackend, payload: bytes) -> object:
         case "statistics":
             return await backend.statistics()
         case "benchmark":
-            return await backend.benchmark(*arguments)
+            key, *rest = arguments
+            return await backend.benchmark(ModelVersion(*key), *rest)
         case "render_metrics":
             return await backend.render_metrics(*arguments)
         case "reload":
             await backend.reload()
+        case "load":
+            await backend.load(*arguments)
+        case "unload":
+            await backend.unload(*arguments)
         case "count_request":
             key = backend.api_keys.find(bytes.fromhex(arguments[0]))
             if key is not None:

@@ -24,7 +24,7 @@ class Kind(IntEnum):
     """
 
     READY = 1
-    RESERVE = 2  # token, which becomes the number of the reservation; lane; a: timeout in seconds
+    RESERVE = 2  # token, which becomes the number of the reservation; slot: version; lane; a: timeout in s
     START = 3  # token, reservation, a: deadline
     SUSPEND = 4  # reservation
     RELEASE = 5  # reservation
@@ -40,7 +40,7 @@ class Kind(IntEnum):
     # From the main process. A worker whose RESERVE or START is answered with slot 1 has a permit.
     OK = 20
     FAILED = 21  # payload: the error
-    UPDATE = 22  # payload: a `ModelUpdate`
+    UPDATE = 22  # payload: an `Update`
     DRAIN = 23
 
 

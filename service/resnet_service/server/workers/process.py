@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import structlog
@@ -87,7 +86,7 @@ async def _serve(config: WorkerConfig) -> None:
     memory = SharedMemory(config.memory_fd)
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6), memory.upload_bytes, config.index)
     backend = RemoteBackend(
-        partial(create_decoder, settings, metrics),
+        create_decoder(settings, metrics),
         metrics,
         memory,
         config.index,

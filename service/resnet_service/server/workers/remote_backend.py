@@ -10,17 +10,20 @@ import structlog
 
 from resnet_service.batching import Lane
 from resnet_service.errors import ServiceUnavailable
-from resnet_service.images import Preprocessing
-from resnet_service.inference.served_model import ImageDecoder, ImageReservation, ServedModel
-from resnet_service.inference.statistics import ModelStatistics
+from resnet_service.inference.image_decoder import ImageDecoder
+from resnet_service.inference.served_model import ImageReservation, ServedModel
+from resnet_service.inference.statistics import ModelStatistics, RequestCounters
 from resnet_service.metrics import Metrics
-from resnet_service.schemas import BenchResponse, InfoResponse
+from resnet_service.models import ModelVersion
+from resnet_service.schemas import BenchResponse, InfoResponse, ModelStatus
 from resnet_service.server.auth import APIKey, APIKeys
-from resnet_service.server.backend import Admission, ModelStatus
+from resnet_service.server.backend import Admission
 from resnet_service.server.heartbeat import Heartbeat
-from resnet_service.server.workers.calls import ModelUpdate, decode_error, encode_call
+from resnet_service.server.model_table import ModelTable
+from resnet_service.server.workers.calls import ModelUpdate, Update, decode_error, encode_call
 from resnet_service.server.workers.frames import Frame, FrameChannel, Kind
-from resnet_service.server.workers.remote_reservation import RemoteReservation, RunningImages, SlotPool
+from resnet_service.server.workers.remote_model import RemoteModel, RunningImages, SlotPool
+from resnet_service.server.workers.remote_reservation import RemoteReservation
 from resnet_service.server.workers.shared_memory import SharedMemory, Slots
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -34,7 +37,7 @@ class RemoteBackend:
 
     def __init__(
         self,
-        create_decoder: Callable[[Preprocessing], ImageDecoder],
+        decoder: ImageDecoder,
         metrics: Metrics,
         memory: SharedMemory,
         index: int,
@@ -49,11 +52,11 @@ class RemoteBackend:
         `on_lost` when the main process has ended.
         """
         self.heartbeat = Heartbeat(memory.beats[index : index + 1])
-        self.request_counters = memory.request_counters(index)
         self.updated = asyncio.Event()
         """Set once there is a model to serve."""
         self.channel = FrameChannel(self._receive, on_lost)
-        self._create_decoder = create_decoder
+        self._decoder = decoder
+        decoder.bind_metrics()
         self._metrics = metrics
         self._memory = memory
         self._index = index
@@ -62,18 +65,22 @@ class RemoteBackend:
         self._closing = self._is_draining = False
         self._tokens = 0
         self._pending: dict[int, asyncio.Future[Frame]] = {}
-        self._models: dict[int, tuple[ServedModel, RunningImages]] = {}
+        self._versions: dict[int, RemoteModel] = {}  # by generation
+        self._current: dict[ModelVersion, RemoteModel] = {}
         self._images: dict[int, RunningImages] = {}  # by token
         self._slot_pools: dict[int, SlotPool] = {}  # by offset: models of the same size share their slots
-        self._replaced: set[asyncio.Task[None]] = set()
+        self._retiring: dict[int, asyncio.Task[None]] = {}
+        self._models: ModelTable
         self._api_keys: APIKeys
-        self._generation = 0
-        self._unreserved = self._max_unreserved = 0
 
     @property
-    def served_model(self) -> ServedModel:
+    def models(self) -> ModelTable:
         """See `Backend`."""
-        return self._models[self._generation][0]
+        return self._models
+
+    def request_counters(self, key: ModelVersion) -> RequestCounters:
+        """See `Backend`."""
+        return self._memory.request_counters(self._index, self._current[key].update.index)
 
     @property
     def api_keys(self) -> APIKeys:
@@ -88,34 +95,30 @@ class RemoteBackend:
     @property
     def is_hung(self) -> bool:
         """See `Backend`."""
-        return self._oldest_decode_s > 2 * self._stall_timeout_s
+        return self._decoder.threads.oldest_call_age_s > 2 * self._stall_timeout_s
 
-    @property
-    def _oldest_decode_s(self) -> float:
-        return max(served.decoder.threads.oldest_call_age_s for served, _ in self._models.values())
-
-    def admit(self, timeout_s: float, lane: Lane) -> Admission:
+    def admit(self, key: ModelVersion, timeout_s: float, lane: Lane) -> Admission:
         """See `Backend`."""
-        return self._admit(timeout_s, lane)
+        return self._admit(key, timeout_s, lane)
 
     @asynccontextmanager
     async def _admit(
-        self, timeout_s: float, lane: Lane
+        self, key: ModelVersion, timeout_s: float, lane: Lane
     ) -> AsyncIterator[tuple[ServedModel, ImageReservation]]:
         if self._closing:
             raise ServiceUnavailable("the service is shutting down")
         self._memory.requests[self._index] += 1
         try:
-            async with RemoteReservation(self, timeout_s, lane, self._generation) as reservation:
-                served, images = self._models[reservation.generation]
-                with images.in_use():
-                    yield served, reservation
+            async with RemoteReservation(self, self._current[key], timeout_s, lane) as reservation:
+                model = self._versions[reservation.generation]
+                with model.images.in_use():
+                    yield model.served, reservation
         finally:
             self._memory.requests[self._index] -= 1
 
     async def check_alive(self) -> None:
         """See `Backend`: a decode of this worker hangs, or the main process does."""
-        if self._oldest_decode_s > self._stall_timeout_s:
+        if self._decoder.threads.oldest_call_age_s > self._stall_timeout_s:
             raise ServiceUnavailable("the decoding of a JPEG exceeds the stall timeout")
         await self._check("check_alive")
 
@@ -138,16 +141,17 @@ class RemoteBackend:
         statuses = cast(Sequence[ModelStatus], await self._call("model_statuses"))
         if self._is_draining:
             reason = "the service is shutting down"
-            return [status._replace(state="UNAVAILABLE", reason=reason) for status in statuses]
+            changes = {"state": "UNAVAILABLE", "reason": reason}
+            return [status.model_copy(update=changes) for status in statuses]
         return statuses
 
     async def statistics(self) -> Sequence[ModelStatistics]:
         """See `Backend`."""
         return cast(Sequence[ModelStatistics], await self._call("statistics"))
 
-    async def benchmark(self, batch_sizes: list[int], iterations: int) -> BenchResponse:
+    async def benchmark(self, key: ModelVersion, batch_sizes: list[int], iterations: int) -> BenchResponse:
         """See `Backend`."""
-        return cast(BenchResponse, await self._call("benchmark", batch_sizes, iterations))
+        return cast(BenchResponse, await self._call("benchmark", key, batch_sizes, iterations))
 
     async def render_metrics(self, accept: str) -> tuple[bytes, str]:
         """See `Backend`: the metrics of all processes."""
@@ -156,6 +160,14 @@ class RemoteBackend:
     async def reload(self) -> None:
         """See `Backend`."""
         await self._call("reload")
+
+    async def load(self, name: str) -> None:
+        """See `Backend`."""
+        await self._call("load", name)
+
+    async def unload(self, name: str) -> None:
+        """See `Backend`."""
+        await self._call("unload", name)
 
     def start(self) -> None:
         """Do nothing: the main process has started."""
@@ -174,8 +186,8 @@ class RemoteBackend:
     async def close(self, timeout_s: float) -> None:
         """See `Backend`."""
         self._closing = True
-        models = tuple(self._models.values())
-        idle = [asyncio.ensure_future(images.wait_until_idle()) for _, images in models]
+        models = tuple(self._versions.values())
+        idle = [asyncio.ensure_future(model.images.wait_until_idle()) for model in models]
         _, unfinished = await asyncio.wait(idle, timeout=timeout_s)
         for task in unfinished:
             task.cancel()
@@ -183,9 +195,9 @@ class RemoteBackend:
         for future in tuple(self._pending.values()):
             if not future.done():
                 future.set_exception(type(error)(*error.args))
-        for _, images in models:
-            images.fail_all(error)
-        await asyncio.gather(*(served.decoder.close(timeout_s) for served, _ in models))
+        for model in models:
+            model.images.fail_all(error)
+        await self._decoder.close(timeout_s)
 
     def new_token(self) -> int:
         """Return the number of a request to the main process."""
@@ -208,20 +220,9 @@ class RemoteBackend:
         finally:
             self._pending.pop(frame.token, None)
 
-    def take_unreserved(self, timeout_s: float) -> bool:
-        """Return whether a request with this timeout needs no reservation now, and count it if so."""
-        if self._unreserved >= self._max_unreserved or self._memory.open_wait_s[0] >= timeout_s:
-            return False
-        self._unreserved += 1
-        return True
-
-    def put_back_unreserved(self) -> None:
-        """End a request that needed no reservation."""
-        self._unreserved -= 1
-
     def images(self, generation: int) -> RunningImages:
         """Return the images of a model that the main process runs."""
-        return self._models[generation][1]
+        return self._versions[generation].images
 
     def run_image(self, frame: Frame, images: RunningImages) -> None:
         """Send a RUN, whose answer `images` gets."""
@@ -259,34 +260,34 @@ class RemoteBackend:
             case Kind.DRAIN:
                 self._on_drain()
 
-    def _update(self, update: ModelUpdate) -> None:
-        decoder = self._create_decoder(update.model.preprocessing)
-        decoder.bind_metrics()
+    def _update(self, update: Update) -> None:
+        for added in update.added:
+            self._versions[added.generation] = self._create_model(added)
+        served = [self._versions[generation] for generation in update.generations]
+        self._current = {model.served.key: model for model in served}
+        self._models = ModelTable({key: model.served for key, model in self._current.items()}, update.traffic)
+        self._api_keys = update.api_keys
+        self.updated.set()
+        for generation in self._versions.keys() - set(update.generations) - self._retiring.keys():
+            self._retiring[generation] = asyncio.create_task(self._retire(generation))
+
+    def _create_model(self, update: ModelUpdate) -> RemoteModel:
+        index = update.index
         served = ServedModel(
             update.model,
             update.placement,
             update.max_batch,
-            decoder,
+            self._decoder,
             self._metrics,
-            lambda: self._memory.largest_batch[0],
+            lambda: self._memory.largest_batch[index],
         )
         slots = Slots(self._memory.fd, update.slots, update.model.preprocessing.crop)
         pool = self._slot_pools.setdefault(update.slots.offset, SlotPool(update.slots.count))
         images = RunningImages(slots, pool, update.placement.devices.split(","))
-        self._models[update.generation] = (served, images)
-        previous, self._generation = self._generation, update.generation
-        self._api_keys = update.api_keys
-        self._max_unreserved = update.unreserved
-        self.updated.set()
-        if previous:
-            task = asyncio.create_task(self._retire(previous))
-            self._replaced.add(task)
-            task.add_done_callback(self._replaced.discard)
+        return RemoteModel(update, served, images, self._memory.open_wait_s)
 
     async def _retire(self, generation: int) -> None:
-        """Close the decoder of a replaced model once no request can use it any more."""
-        served, images = self._models[generation]
-        await images.wait_until_idle()
-        await served.decoder.close(timeout_s=0)
-        del self._models[generation]
+        """Forget a replaced model once no request can use it any more."""
+        await self._versions[generation].images.wait_until_idle()
+        del self._versions[generation], self._retiring[generation]
         self.channel.send(Frame(Kind.RETIRED, number=generation))

@@ -1,97 +1,15 @@
-"""The reservation of one request of an HTTP worker, and the images that the main process runs for it."""
+"""The reservation of one request of an HTTP worker, and its images that the main process runs."""
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Awaitable, Callable
+from typing import Protocol, Self
 
-from resnet_service.batching import BatchResult, ConcurrencyLimiter, Lane
+from resnet_service.batching import BatchResult, Lane
 from resnet_service.errors import DeadlineExceededError
 from resnet_service.inference.served_model import QueuedCrop
 from resnet_service.runtimes import TopKResult
-from resnet_service.server.workers.calls import decode_error
 from resnet_service.server.workers.frames import Frame, FrameChannel, Kind
-from resnet_service.server.workers.shared_memory import Slots
-
-
-class SlotPool:
-    """The slots that are free. One is in use until the main process has answered for it."""
-
-    def __init__(self, count: int) -> None:
-        self._free = deque(range(count))
-        self._permits = ConcurrencyLimiter(count)
-
-    async def take(self, lane: Lane) -> int:
-        """Wait for a free slot, interactive images first, and return its number."""
-        await self._permits.acquire(None, lane)
-        return self._free.pop()  # the last one used: it is in the processor's cache
-
-    def put_back(self, slot: int, lane: Lane) -> None:
-        """Return a slot."""
-        self._free.append(slot)
-        self._permits.release(lane)
-
-
-class _RunningImage(NamedTuple):
-    slot: int
-    lane: Lane
-    result: asyncio.Future[BatchResult[TopKResult]]
-
-
-class RunningImages:
-    """The images of one model that the main process runs, and the number of requests that use the model."""
-
-    def __init__(self, slots: Slots, pool: SlotPool, devices: list[str]) -> None:
-        self.pool = pool
-        self._requests = 0
-        self._slots = slots
-        self._devices = devices
-        self._images: dict[int, _RunningImage] = {}
-        self._idle = asyncio.Event()
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Count one request until the end of the block."""
-        self._requests += 1
-        try:
-            yield
-        finally:
-            self._requests -= 1
-            if not self._requests:
-                self._idle.set()
-
-    async def wait_until_idle(self) -> None:
-        """Wait until no request uses the model."""
-        while self._requests:
-            self._idle.clear()
-            await self._idle.wait()
-
-    def add(
-        self, token: int, slot: int, lane: Lane, queued: QueuedCrop
-    ) -> asyncio.Future[BatchResult[TopKResult]]:
-        """Write a crop to a slot, and return the future of its result."""
-        self._slots.crops[slot][:] = queued.crop
-        result: asyncio.Future[BatchResult[TopKResult]] = asyncio.get_running_loop().create_future()
-        self._images[token] = _RunningImage(slot, lane, result)
-        return result
-
-    def finish(self, frame: Frame) -> None:
-        """Handle the answer to a RUN."""
-        slot, lane, result = self._images.pop(frame.token)
-        if not result.done():
-            if frame.kind == Kind.FAILED:
-                result.set_exception(decode_error(frame.payload))
-            else:
-                best = self._slots.read_result(slot, frame.number, self._devices[frame.reservation])
-                result.set_result(BatchResult(best, frame.a, frame.b, frame.c, frame.slot))
-        self.pool.put_back(slot, lane)
-
-    def fail_all(self, error: Exception) -> None:
-        """Fail all images that run."""
-        for _, _, result in self._images.values():
-            if not result.done():
-                result.set_exception(type(error)(*error.args))
+from resnet_service.server.workers.remote_model import RemoteModel, RunningImages
 
 
 class MainProcess(Protocol):
@@ -107,14 +25,6 @@ class MainProcess(Protocol):
         """Send a request, and return its answer."""
         ...
 
-    def take_unreserved(self, timeout_s: float) -> bool:
-        """Return whether a request with this timeout needs no reservation now, and count it if so."""
-        ...
-
-    def put_back_unreserved(self) -> None:
-        """End a request that needed no reservation."""
-        ...
-
     def images(self, generation: int) -> RunningImages:
         """Return the images of a model."""
         ...
@@ -127,22 +37,24 @@ class MainProcess(Protocol):
 class RemoteReservation:
     """Implements `ImageReservation` for a worker: asks the main process, unless there is little to do.
 
-    `resnet_service.batching.Reservation` describes the methods. `generation` is that of the model to use.
+    `resnet_service.batching.Reservation` describes the methods. `generation` is that of the engine, which may
+    be a newer one than that of `model`.
 
-        async with RemoteReservation(main, timeout_s=30, lane=Lane.BULK, generation=1) as reservation:
+        async with RemoteReservation(main, model, timeout_s=30, lane=Lane.BULK) as reservation:
             await reservation.start()
             result = await reservation.run(prepare)
     """
 
-    def __init__(self, main: MainProcess, timeout_s: float, lane: Lane, generation: int) -> None:
-        self.generation = generation
+    def __init__(self, main: MainProcess, model: RemoteModel, timeout_s: float, lane: Lane) -> None:
+        self.generation = model.update.generation
         self.lane = lane
         self._admitted_at = asyncio.get_running_loop().time()
         self._deadline = self._admitted_at + timeout_s
         self._main = main
+        self._model = model
         self._number = 0  # of the reservation in the main process, if there is one
         # The main process publishes the estimated wait of interactive requests.
-        self._is_unreserved = lane is Lane.INTERACTIVE and main.take_unreserved(timeout_s)
+        self._is_unreserved = lane is Lane.INTERACTIVE and model.take_unreserved(timeout_s)
         self._is_started = self._is_unreserved
         self._has_slot = False
 
@@ -162,7 +74,7 @@ class RemoteReservation:
         if self._number:
             self._main.channel.send(Frame(Kind.RELEASE, reservation=self._number), is_urgent=False)
         elif self._is_unreserved:
-            self._main.put_back_unreserved()
+            self._model.put_back_unreserved()
 
     def extend(self, seconds: float) -> None:
         """See `Reservation`."""
@@ -188,7 +100,7 @@ class RemoteReservation:
         if self._number:
             self._main.channel.send(Frame(Kind.SUSPEND, reservation=self._number))
         elif self._is_unreserved:
-            self._main.put_back_unreserved()
+            self._model.put_back_unreserved()
         self._is_started = self._has_slot = self._is_unreserved = False
 
     async def run(self, prepare: Callable[[], Awaitable[QueuedCrop]]) -> BatchResult[TopKResult]:
@@ -224,10 +136,13 @@ class RemoteReservation:
         return Frame(kind, slot, token, reservation, top_k, self._deadline, lane=self.lane)
 
     async def _reserve(self, generation: int) -> None:
-        """Reserve in the main process, on the current model if `generation` is 0."""
+        """Reserve in the main process, on the engine that serves the version now if `generation` is 0."""
         self._number = self._main.new_token()
         timeout_s = self._deadline - asyncio.get_running_loop().time()
-        frame = Frame(Kind.RESERVE, token=self._number, number=generation, a=timeout_s, lane=self.lane)
+        index = self._model.update.index
+        frame = Frame(
+            Kind.RESERVE, slot=index, token=self._number, number=generation, a=timeout_s, lane=self.lane
+        )
         try:
             answer = await self._main.ask(frame)
         except BaseException:

@@ -2,7 +2,7 @@
 
 It is a file without a name, so that nothing is left behind, and no size of /dev/shm limits it.
 
-    [state][slots of worker 0][slots of worker 1]...[slots of worker 0 for a larger model]...
+    [state][slots of worker 0][slots of worker 1]...[slots of worker 0 for the next model]...
 """
 
 import mmap
@@ -16,18 +16,20 @@ import numpy.typing as npt
 
 from resnet_service.errors import ServiceError
 from resnet_service.images import Crop
-from resnet_service.inference.statistics import Counter, RequestCounters
+from resnet_service.inference.statistics import MAX_VERSIONS, Counter, RequestCounters
 from resnet_service.runtimes import TopKResult
 
 MAX_WORKERS: Final = 160
 _ALIGNMENT: Final = mmap.ALLOCATIONGRANULARITY
 _RESULT_BYTES: Final = 12
 """Per class: its index, int64, and its probability, fp32."""
-_REQUEST_COUNTERS_AT: Final = 64 + 24 * MAX_WORKERS
+_WORKERS_AT: Final = -(-16 * MAX_VERSIONS // 64) * 64
+_REQUEST_COUNTERS_AT: Final = _WORKERS_AT + 24 * MAX_WORKERS
 _REQUEST_COUNTERS_BYTES: Final = 128
-"""Per worker: two lines of the processor's cache, so that workers do not slow each other down."""
+"""Per worker and version: two lines of the processor's cache, so that workers do not slow each other down."""
 _STATE_BYTES: Final = (
-    -(-(_REQUEST_COUNTERS_AT + _REQUEST_COUNTERS_BYTES * MAX_WORKERS) // _ALIGNMENT) * _ALIGNMENT
+    -(-(_REQUEST_COUNTERS_AT + _REQUEST_COUNTERS_BYTES * MAX_WORKERS * MAX_VERSIONS) // _ALIGNMENT)
+    * _ALIGNMENT
 )
 
 
@@ -52,8 +54,8 @@ class SharedMemory:
     upload_bytes: per worker, the bytes of request bodies in its memory.
     requests: per worker, the inference requests in progress.
     beats: per worker, when its event loop last ran; see `Heartbeat`.
-    open_wait_s: one value, `Engine.open_wait_s`.
-    largest_batch: one value, `Engine.largest_batch`.
+    open_wait_s: per version of a model, by `VersionCounters.index`: `Engine.open_wait_s`.
+    largest_batch: per version: `Engine.largest_batch`.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -62,17 +64,25 @@ class SharedMemory:
         if fd is None:
             _allocate(self.fd, 0, _STATE_BYTES)
         state = memoryview(mmap.mmap(self.fd, _STATE_BYTES))
-        self.open_wait_s = state[:8].cast("d")
-        self.largest_batch = state[8:16].cast("Q")
-        self.upload_bytes = state[64 : 64 + 8 * MAX_WORKERS].cast("Q")
-        self.beats = state[64 + 16 * MAX_WORKERS : 64 + 24 * MAX_WORKERS].cast("d")
-        self.requests = state[64 + 8 * MAX_WORKERS : 64 + 16 * MAX_WORKERS].cast("Q")
+        self.open_wait_s = state[: 8 * MAX_VERSIONS].cast("d")
+        self.largest_batch = state[8 * MAX_VERSIONS : 16 * MAX_VERSIONS].cast("Q")
+        workers = state[_WORKERS_AT:_REQUEST_COUNTERS_AT]
+        self.upload_bytes = workers[: 8 * MAX_WORKERS].cast("Q")
+        self.requests = workers[8 * MAX_WORKERS : 16 * MAX_WORKERS].cast("Q")
+        self.beats = workers[16 * MAX_WORKERS :].cast("d")
         self._state = state
 
-    def request_counters(self, index: int) -> RequestCounters:
-        """Return the counters of a worker. One that replaces it continues them."""
-        start = _REQUEST_COUNTERS_AT + index * _REQUEST_COUNTERS_BYTES
+    def request_counters(self, worker: int, version: int) -> RequestCounters:
+        """Return the counters of a worker for a version, by their indexes. A new worker continues them."""
+        start = _REQUEST_COUNTERS_AT + (worker * MAX_VERSIONS + version) * _REQUEST_COUNTERS_BYTES
         return RequestCounters(self._state[start : start + 8 * len(Counter)].cast("Q"))
+
+    def free(self, slots: SlotLayout, workers: int) -> None:
+        """Return the memory of all workers' slots to the system; their place in the file stays unused."""
+        if hasattr(mmap, "MADV_REMOVE"):  # Linux
+            size = _aligned(slots.slot_bytes * slots.count * workers)
+            with mmap.mmap(self.fd, size, offset=slots.offset) as memory:
+                memory.madvise(mmap.MADV_REMOVE)
 
     def allocate(self, slot_bytes: int, count: int) -> int:
         """Add `count` slots, and return their offset.
@@ -80,7 +90,7 @@ class SharedMemory:
         Raises ServiceError if there is not enough memory.
         """
         offset = os.fstat(self.fd).st_size
-        size = -(-slot_bytes * count // _ALIGNMENT) * _ALIGNMENT
+        size = _aligned(slot_bytes * count)
         try:
             _allocate(self.fd, offset, size)
         except OSError as error:
@@ -123,6 +133,10 @@ class Slots:
 def slot_bytes(side: int, classes: int) -> int:
     """Return the bytes of a slot, for a crop of `side` x `side` pixels and a result of `classes` classes."""
     return -(-max(3 * side**2, _RESULT_BYTES * classes) // 64) * 64
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _create_file() -> int:

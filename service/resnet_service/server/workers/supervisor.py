@@ -11,8 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from math import ceil, inf
+from math import ceil
 from pathlib import Path
 from typing import Final
 
@@ -20,17 +19,16 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from resnet_service.images.sandbox import default_processes
-from resnet_service.inference.engine import Engine
 from resnet_service.metrics import Metrics
 from resnet_service.server.heartbeat import Heartbeat
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.state import CLOSE_TIMEOUT_S
 from resnet_service.server.workers import process
-from resnet_service.server.workers.calls import ModelUpdate
 from resnet_service.server.workers.process import WorkerConfig
 from resnet_service.server.workers.process_metrics import AllProcesses, forget_gauges
-from resnet_service.server.workers.shared_memory import SharedMemory, SlotLayout, slot_bytes
+from resnet_service.server.workers.shared_memory import SharedMemory
 from resnet_service.server.workers.worker_connection import WorkerConnection
+from resnet_service.server.workers.worker_models import WorkerModels
 from resnet_service.settings import Settings
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -47,8 +45,6 @@ _MARGIN_S: Final = 3.0
 """Time after the stall timeout, at which the worker itself prints its stacks and exits, if it still can."""
 _MAIN_PROCESS_CLOSE_S: Final = CLOSE_TIMEOUT_S + 0.2
 """Part of the drain timeout that the main process needs when all workers have ended."""
-_SLOTS_PER_PERMIT: Final = 1.5
-"""Requests with several images need more slots than permits; a worker without a free one waits."""
 
 
 class Supervisor:
@@ -73,12 +69,8 @@ class Supervisor:
         self._listeners = listeners
         self._grpc_addresses = tuple(grpc_addresses)
         self._memory = SharedMemory()
-        self._memory.open_wait_s[0] = inf
-        self._memory.largest_batch[0] = backend.engines.current.largest_batch
         self._heartbeats = [Heartbeat(self._memory.beats[i : i + 1]) for i in range(len(listeners))]
-        self._generation = 0
-        self._update: tuple[Engine, ModelUpdate]
-        self._slots = SlotLayout(0, 0, 0)  # of the first worker
+        self._models = WorkerModels(backend, self._memory, len(listeners))
         self._connections: dict[int, WorkerConnection] = {}  # by index
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._is_draining = asyncio.Event()
@@ -86,20 +78,24 @@ class Supervisor:
         self._all_are_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._folder = Path(tempfile.mkdtemp(prefix="resnet-service-"))
-        backend.counters.requests = [self._memory.request_counters(index) for index in range(len(listeners))]
+        workers = range(len(listeners))
+        backend.counters.use(
+            lambda version: [self._memory.request_counters(worker, version) for worker in workers]
+        )
         metrics.upload_bytes.set_function(lambda: sum(self._memory.upload_bytes))
         backend.metrics_registry = CollectorRegistry()
         backend.metrics_registry.register(
             AllProcesses(metrics.registry, self._folder, lambda: [worker.pid for worker in self._running()])
         )
-        backend.on_reload = self._send_updates
+        backend.on_change = self._send_updates
+        backend.engines.on_closed = self._models.engine_closed
 
     async def start(self) -> None:
         """Start all workers, and return when all are ready, or when `failed` is set.
 
         Connections stay with the worker that accepts them, so the first ones must find all workers.
         """
-        self._prepare_update()
+        self._models.refresh()
         self._tasks = [
             asyncio.create_task(self._keep_running(index)) for index in range(len(self._listeners))
         ]
@@ -131,11 +127,7 @@ class Supervisor:
 
     def tick(self) -> None:
         """Do what has to be done several times a second."""
-        engine = self._backend.engines.current
-        self._memory.open_wait_s[0], self._memory.largest_batch[0] = (
-            engine.open_wait_s(),
-            engine.largest_batch,
-        )
+        self._models.publish()
         self._reap_orphans()
         for index, connection in self._connections.items():
             age_s = self._heartbeats[index].age_s
@@ -202,7 +194,7 @@ class Supervisor:
         self._connections[index] = connection
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: connection.channel, sock=own_end)
-            self._send_update(index)
+            connection.update(self._models.of_worker(index))
             with suppress(TimeoutError):  # the worker hangs
                 async with asyncio.timeout(_START_TIMEOUT_S):
                     await connection.became_ready.wait()
@@ -249,36 +241,10 @@ class Supervisor:
             stdin.write(pickle.dumps(config))
         return worker
 
-    def _prepare_update(self) -> None:
-        """Allocate slots for the current model, if those of the previous one are too small."""
-        engine, workers = self._backend.engines.current, len(self._listeners)
-        served = engine.served_model
-        size = slot_bytes(served.model.preprocessing.crop, len(served.model.labels))
-        if size > self._slots.slot_bytes:
-            count = max(served.max_batch, ceil(_SLOTS_PER_PERMIT * engine.max_concurrency / workers))
-            self._slots = SlotLayout(self._memory.allocate(size, count * workers), size, count)
-        self._generation += 1
-        self._update = (
-            engine,
-            ModelUpdate(
-                self._generation,
-                served.model,
-                served.placement,
-                served.max_batch,
-                self._slots,
-                engine.unreserved_per_worker,
-                self._backend.api_keys,
-            ),
-        )
-
     def _send_updates(self) -> None:
-        self._prepare_update()
-        for index in self._connections:
-            self._send_update(index)
-
-    def _send_update(self, index: int) -> None:
-        engine, update = self._update
-        self._connections[index].update(engine, replace(update, slots=update.slots.of_worker(index)))
+        self._models.refresh()
+        for index, connection in self._connections.items():
+            connection.update(self._models.of_worker(index))
 
 
 def _share(settings: Settings, workers: int) -> Settings:

@@ -2,19 +2,19 @@
 
 import asyncio
 import pickle
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
 import structlog
 
 from resnet_service.batching import BatchResult, Lane, QueueItem
-from resnet_service.errors import ServiceError, ServiceUnavailable
+from resnet_service.errors import ModelNotFound, ServiceError, ServiceUnavailable
 from resnet_service.inference.engine import Engine, EngineReservation
 from resnet_service.inference.served_model import QueuedCrop
 from resnet_service.runtimes import TopKResult
 from resnet_service.server.local_backend import LocalBackend
-from resnet_service.server.workers.calls import ModelUpdate, answer_call, encode_error
+from resnet_service.server.workers.calls import ModelUpdate, Update, answer_call, encode_error
 from resnet_service.server.workers.frames import Frame, FrameChannel, Kind
 from resnet_service.server.workers.shared_memory import SharedMemory, Slots
 
@@ -27,6 +27,7 @@ class _Model:
     def __init__(self, engine: Engine, update: ModelUpdate, memory: SharedMemory) -> None:
         self.engine = engine
         self.generation = update.generation
+        self.index = update.index
         self.slots = Slots(memory.fd, update.slots, update.model.preprocessing.crop)
         self.devices = update.placement.devices.split(",")
 
@@ -34,8 +35,8 @@ class _Model:
 class _Request:
     """One inference request of the worker, from RESERVE to RELEASE."""
 
-    def __init__(self, model: _Model) -> None:
-        self.model = model
+    def __init__(self) -> None:
+        self.model: _Model
         self.reservation: EngineReservation | None = None
 
 
@@ -58,7 +59,7 @@ class WorkerConnection:
         self._memory = memory
         self._loop = asyncio.get_running_loop()
         self._models: dict[int, _Model] = {}  # by generation
-        self._generation = 0
+        self._current: dict[int, _Model] = {}  # those that serve, by index of the version
         self._requests: dict[int, _Request] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._running: dict[int, tuple[Engine, QueueItem[QueuedCrop, TopKResult]]] = {}
@@ -76,12 +77,20 @@ class WorkerConnection:
             Kind.RETIRED: self._retire,
         }
 
-    def update(self, engine: Engine, update: ModelUpdate) -> None:
-        """Tell the worker to use another model for further requests."""
-        self._backend.engines.hold(engine)
-        self._models[update.generation] = _Model(engine, update, self._memory)
-        self._generation = update.generation
-        self.channel.send(Frame(Kind.UPDATE, payload=pickle.dumps(update)))
+    def update(self, models: Sequence[tuple[Engine, ModelUpdate]]) -> None:
+        """Tell the worker to use these models for further requests."""
+        added = [pair for pair in models if pair[1].generation not in self._models]
+        for engine, update in added:
+            self._backend.engines.hold(engine)
+            self._models[update.generation] = _Model(engine, update, self._memory)
+        self._current = {update.index: self._models[update.generation] for _, update in models}
+        message = Update(
+            tuple(update.generation for _, update in models),
+            tuple(update for _, update in added),
+            self._backend.models.traffic,
+            self._backend.api_keys,
+        )
+        self.channel.send(Frame(Kind.UPDATE, payload=pickle.dumps(message)))
 
     def drain(self) -> None:
         """Tell the worker to finish its requests and to end."""
@@ -116,14 +125,26 @@ class WorkerConnection:
         self.became_ready.set()
 
     def _publish_wait(self) -> None:
-        self._memory.open_wait_s[0] = self._backend.engines.current.open_wait_s()
+        for index, model in self._current.items():
+            self._memory.open_wait_s[index] = model.engine.open_wait_s()
 
     def _reserve(self, frame: Frame) -> None:
-        request = self._requests[frame.token] = _Request(self._models[frame.number or self._generation])
-        if request.model.engine.is_overloaded(frame.a, Lane(frame.lane)):
-            self._begin(frame.token, self._reserve_after_delay(request, frame))
-        else:
-            self._answer(frame.token, partial(self._reserve_now, request, frame))
+        request = self._requests[frame.token] = _Request()
+        self._answer(frame.token, partial(self._reserve_or_delay, request, frame))
+
+    def _reserve_or_delay(self, request: _Request, frame: Frame) -> Frame | None:
+        request.model = self._find(frame)
+        if not request.model.engine.is_overloaded(frame.a, Lane(frame.lane)):
+            return self._reserve_now(request, frame)
+        self._begin(frame.token, self._reserve_after_delay(request, frame))
+        return None
+
+    def _find(self, frame: Frame) -> _Model:
+        """Return the model for a RESERVE: a certain generation, or the one that serves now."""
+        model = self._models[frame.number] if frame.number else self._current.get(frame.slot)
+        if model is None:
+            raise ModelNotFound("the model was unloaded")
+        return model
 
     def _reserve_now(self, request: _Request, frame: Frame) -> Frame:
         reservation = request.reservation = request.model.engine.reserve(frame.a, Lane(frame.lane))
@@ -133,7 +154,7 @@ class WorkerConnection:
         deadline = self._loop.time() + frame.a
         await self._backend.engines.delay_rejection(request.model.engine, deadline, Lane(frame.lane))
         # A reload may have replaced the model, and the worker may have forgotten it.
-        request.model = self._models[frame.number or self._generation]
+        request.model = self._find(frame)
         return self._reserve_now(request, frame._replace(a=deadline - self._loop.time()))
 
     def _start(self, frame: Frame) -> None:
@@ -233,14 +254,15 @@ class WorkerConnection:
             reservation.deadline = frame.a
         return reservation
 
-    def _answer(self, token: int, function: Callable[[], Frame]) -> None:
-        """Answer a request with the result of a function."""
+    def _answer(self, token: int, function: Callable[[], Frame | None]) -> None:
+        """Answer a request with the result of a function; None if the answer follows later."""
         try:
             frame = function()
         except ServiceError as error:
             self._fail(token, error)
         else:
-            self.channel.send(frame._replace(token=token))
+            if frame is not None:
+                self.channel.send(frame._replace(token=token))
 
     def _begin(self, token: int, work: Coroutine[Any, Any, Frame]) -> None:
         """Answer a request with the result of a coroutine."""
