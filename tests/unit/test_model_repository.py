@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resnet_service.errors import ModelLoadError, ModelNotFound
 from resnet_service.models import ModelSource, load_model
@@ -194,6 +196,7 @@ def test_a_byte_order_mark_and_comments_are_accepted(root: Path) -> None:
         (f"model: {'[' * 21}", "column 27: there are more than 20 levels"),
         ("model: " + "[" * 50_000, "there are more than 20 levels"),
         ("model: " + "{a: " * 20_000, "there are more than 20 levels"),
+        (f"model: [{'a,' * 49_000}]", "line 1, column 3999: there are too many values"),
         ("model: cifar10\nmax_batch: 010", "line 2, column 12: '010' is not a decimal number"),
         ("model: cifar10\nmax_batch: 1:30", "'1:30' is not a decimal number"),
         ("model: cifar10\nmax_batch: 0x10", "'0x10' is not a decimal number"),
@@ -227,8 +230,11 @@ def test_a_byte_order_mark_and_comments_are_accepted(root: Path) -> None:
         ("model: cifar10\nmax_batch: true", "max_batch: Input should be a valid integer"),
         ("model: cifar10\nmax_batch: '16'", "max_batch: Input should be a valid integer"),
         ("model: cifar10\nmax_batch: 1.5", "max_batch: Input should be a valid integer"),
-        ("model: cifar10\nmax_wait_ms: .nan", "max_wait_ms: Input should be a finite number"),
-        ("model: cifar10\nmax_queue_wait_s: .inf", "max_queue_wait_s: Input should be a finite number"),
+        ("model: cifar10\nmax_wait_ms: .nan", "line 2, column 14: '.nan' is not a decimal number"),
+        ("model: cifar10\nmax_queue_wait_s: -.inf", "'-.inf' is not a decimal number"),
+        ("model: cifar10\nmax_wait_ms: 1:30.5", "'1:30.5' is not a decimal number"),
+        (f"model: cifar10\nmax_wait_ms: 1{':59' * 200}.5", "is not a decimal number"),
+        ("model: cifar10\nmax_wait_ms: 1.0e+400", "'1.0e+400' is not a decimal number"),
         ("model: cifar10\nmax_queue_wait_s: 0", "max_queue_wait_s: Input should be greater than 0"),
         ("model: cifar10\nstreams_per_device: 65", "streams_per_device: Input should be less than"),
         ("model: cifar10\nprecision: fp8", "precision: Input should be 'auto', 'fp32'"),
@@ -240,8 +246,8 @@ def test_a_byte_order_mark_and_comments_are_accepted(root: Path) -> None:
         ("model: cifar10\npreprocessing: {reszie: 5}", "unknown field 'reszie'; did you mean 'resize'?"),
         ("model: cifar10\npreprocessing: {crop: wide}", "crop: Input should be a valid integer"),
         ("model: cifar10\npreprocessing: {crop: 5000}", "need 0 < crop <= resize <= 4096"),
-        ("model: cifar10\npreprocessing: {crop: .nan}", "crop: Input should be a valid integer"),
-        ("model: cifar10\npreprocessing: {std: [.nan, 1, 1]}", "mean and std must be finite"),
+        ("model: cifar10\npreprocessing: {crop: .nan}", "'.nan' is not a decimal number"),
+        ("model: cifar10\npreprocessing: {std: [0.0, 1, 1]}", "mean and std must be finite"),
         ("model: cifar10\npreprocessing: no.json", "{folder}/no.json cannot be read: No such file"),
     ],
 )
@@ -265,6 +271,98 @@ def test_an_invalid_model_yaml_is_reported(root: Path, text: str, reason: str) -
 def test_model_yaml_is_a_short_text_in_utf8(root: Path, version: Path, content: bytes, reason: str) -> None:
     (version / "model.yaml").write_bytes(content)
     assert reason in read_error(root)
+
+
+_FIELDS = st.sampled_from(
+    [*ModelOptions.model_fields, "weights", "labels", "preprocessing", "weights_sha256"]
+)
+_VALUES = st.sampled_from(
+    [
+        *(
+            "1",
+            "-0",
+            "010",
+            "0x1",
+            "1_0",
+            "1:30",
+            "1:30.5",
+            "9" * 30,
+            "1.5",
+            "1.",
+            "1e5",
+            "1.0e+999",
+            ".nan",
+            "-.inf",
+        ),
+        *(
+            "auto",
+            "cpu",
+            "TORCH",
+            "bf16",
+            "no",
+            "~",
+            "null",
+            "true",
+            "=",
+            "<<",
+            "''",
+            "'a",
+            '"\\ud800"',
+            '"\\x00"',
+        ),
+        *(
+            "[1, [2]]",
+            "{crop: 8}",
+            "{crop: 8, crop: 9}",
+            "{crop: .nan}",
+            "{1: 2}",
+            "{std: [1, 2, 3.0]}",
+            "[",
+            "{a",
+        ),
+        *(
+            "2026-01-01",
+            "2026-99-99",
+            "2026-01-01 25:00:00",
+            "!!binary x",
+            "!x y",
+            "&a b",
+            "*a",
+            "|\n a",
+            ">-\n a",
+        ),
+        *(
+            "../../..",
+            "/",
+            "/dev/zero",
+            "a.onnx",
+            "http://a/b",
+            "IMAGENET1K_V1",
+            "01234567",
+            "'01234567'",
+            "%",
+            "@",
+        ),
+    ]
+)
+_LINES = st.tuples(_FIELDS, _VALUES).map(": ".join) | st.text(max_size=20)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(_LINES, max_size=4).map("\n".join))
+def test_any_model_yaml_is_a_version_or_an_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """The options of a version are always within their bounds."""
+    root = tmp_path_factory.mktemp("models")
+    folder = add_version(root, "1")
+    (folder / "model.yaml").write_bytes(f"model: resnet18\n{text}".encode("utf-8", "surrogatepass"))
+    try:
+        [config] = read(root).versions
+    except ModelLoadError:
+        assert str(folder) in read_error(root)
+    else:
+        assert config.source.name == "resnet18"
+        assert ModelOptions(**config.options.model_dump()) == config.options
+        json.dumps(config.options.model_dump(), allow_nan=False)
 
 
 def test_references_that_expand_to_gigabytes_are_rejected(root: Path) -> None:
@@ -537,7 +635,7 @@ def test_traffic_yaml_splits_requests(root: Path, text: str, expected: TrafficSp
         ("version: 2\nshadow: {version: '2', percent: 10}", "the version '2' answers requests"),
         ("canary: {version: 2, percent: 0}", "canary.percent: Input should be greater than 0"),
         ("canary: {version: 2, percent: 101}", "canary.percent: Input should be less than or equal to 100"),
-        ("canary: {version: 2, percent: .nan}", "canary.percent: Input should be a finite number"),
+        ("canary: {version: 2, percent: .nan}", "'.nan' is not a decimal number"),
         ("canary: {version: 2, percent: 10%}", "canary.percent: Input should be a valid number"),
         ("canary: {version: 2, percent: true}", "canary.percent: Input should be a valid number"),
         ("canary: {version: 2}", "canary.percent: Field required"),
