@@ -19,7 +19,7 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from monitoring.panels import BATCH_SIZES, DASHBOARDS, HEATMAP_ROW, STAT_ROW, Panel, Series
+from monitoring.panels import BATCH_SIZES, DASHBOARDS, HEATMAP_ROW, STAT_ROW, YES_NO, Panel, Series
 
 FOLDER: Final = Path(__file__).parent / "grafana" / "dashboards"
 _DATA_SOURCE: Final = DataSourceRef(type_val="prometheus", uid="prometheus")
@@ -46,7 +46,9 @@ def build_dashboard(name: str) -> Any:
     for row, panels in rows.items():
         built = built.with_row(dashboard.Row(row))
         for panel in panels:
-            built = built.with_panel(_stat(panel) if row == STAT_ROW else _graph(panel))
+            built = built.with_panel(
+                _stat(panel) if row == STAT_ROW or panel.unit == YES_NO else _graph(panel)
+            )
         if row == HEATMAP_ROW:
             built = built.with_panel(_batch_size_heatmap())
     result = built.build()

@@ -37,6 +37,9 @@ class Panel(NamedTuple):
 STAT_ROW: Final = "Status"
 """Title of the row whose panels show a single number."""
 
+YES_NO: Final = "bool_yes_no"
+"""Unit of panels whose only number says whether something holds."""
+
 HEATMAP_ROW: Final = "Model and device"
 """Title of the row that also shows the heatmap of batch sizes."""
 
@@ -68,6 +71,25 @@ def _utilization(busy_seconds: str, capacity: str, legend: str) -> Series:
 def _per_instance(record: str) -> str:
     return f"{record}{{{SELECTED}}}"
 
+
+_VERSION: Final = "{{model}} {{version}}"
+
+
+def _by_version(counter: str, selector: str) -> Series:
+    return Series(f"sum by (model, version) ({_rate(counter, f'{SELECTED}, {selector}')})", _VERSION)
+
+
+def _shadow_images(outcomes: str, window: str = "$__rate_interval") -> str:
+    images = f'inference_shadow_images_total{{{SELECTED}, outcome=~"{outcomes}"}}'
+    return f"sum by (model, version) (increase({images}[{window}]))"
+
+
+_COMPARED: Final = _shadow_images("agree|disagree", "1h")
+_CAN_TAKE_OVER: Final = (
+    f"({_COMPARED} >= bool 1000) "
+    f"* ({_shadow_images('agree', '1h')} >= bool 0.99 * {_COMPARED}) "
+    f"* ({_shadow_images('failed', '1h')} <= bool 0.001 * {_COMPARED})"
+)
 
 _REQUESTS: Final = "instance:inference_requests:rate5m"
 _ERRORS: Final = "instance:inference_request_errors:rate5m"
@@ -255,6 +277,57 @@ _DETAIL: Final = {
                     "{{model}} {{version}}, {{precision}} on {{device}}, {{runtime}}, {{service_version}}",
                 ),
             ),
+        ),
+    ),
+    "Versions of models": (
+        Panel(
+            "Images by version",
+            "Images that were classified; a canary gets its share of those of its model.",
+            "ops",
+            (_by_version("inference_images_total", 'outcome="ok"'),),
+        ),
+        Panel(
+            "Device time per image",
+            "Duration of batches divided by their images. Larger batches take less time per image.",
+            "s",
+            (
+                Series(
+                    f"sum by (model, version) ({_rate('inference_batch_seconds_sum')}) "
+                    f"/ sum by (model, version) ({_rate('inference_batch_size_sum')} > 0)",
+                    _VERSION,
+                ),
+            ),
+        ),
+        Panel(
+            "Agreement of the shadow",
+            "Share of its images whose best class is that of the version that answered.",
+            "percentunit",
+            (Series(f"{_shadow_images('agree')} / ({_shadow_images('agree|disagree')} > 0)", _VERSION),),
+            top=1,
+        ),
+        Panel(
+            "Probability differences of the shadow",
+            "Difference between the probabilities that both versions give the best class.",
+            "percentunit",
+            tuple(
+                Series(
+                    _quantile(part / 100, "inference_shadow_probability_difference", "model, version, le"),
+                    f"{_VERSION}, p{part}",
+                )
+                for part in (50, 99)
+            ),
+        ),
+        Panel(
+            "Shadow can take over",
+            "Of 1,000 or more images in an hour, 99 % agreed and at most 0.1 % failed. Compare the device time.",
+            YES_NO,
+            (Series(_CAN_TAKE_OVER, _VERSION),),
+        ),
+        Panel(
+            "Shadow images by outcome",
+            "dropped: the devices had no time for them. failed: an error of the shadow, which is in the log.",
+            "ops",
+            (_rate_by("outcome", "inference_shadow_images_total"),),
         ),
     ),
     "Process": (

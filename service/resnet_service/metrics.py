@@ -26,6 +26,8 @@ _MODEL: Final = ("model", "version")
 """The labels of what belongs to one version of a model."""
 IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "cancelled")
 _REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "rate_limit", "not_ready")
+_SHADOW_OUTCOMES: Final = ("agree", "disagree", "failed", "dropped")
+_PROBABILITY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
 _DECODE_POOLS: Final = ("threads", "sandbox")
 _RESTART_REASONS: Final = ("crashed", "killed", "timeout")
 ConnectionReason = Literal[
@@ -159,6 +161,18 @@ class Metrics:
             "inference_rejected_total",
             f"Images rejected (429 or 503), by reason: {', '.join(_REJECTION_REASONS)}.",
             (*_MODEL, "reason"),
+        )
+        self.shadow_images = counter(
+            "inference_shadow_images_total",
+            f"Images that a shadow version has run, by outcome: {', '.join(_SHADOW_OUTCOMES)}. "
+            "`agree`: its best class is that of the version whose result the client got.",
+            (*_MODEL, "outcome"),
+        )
+        self.shadow_difference = histogram(
+            "inference_shadow_probability_difference",
+            "Difference between the probabilities that both versions give the best class of that result.",
+            _MODEL,
+            buckets=_PROBABILITY_BUCKETS,
         )
         self.connections = gauge("inference_connections", "Open client connections.")
         self.connections_rejected = counter(

@@ -117,6 +117,8 @@ def documented_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(state, folder / "resnet50.safetensors")
     torch.save(get_model("resnet18", num_classes=2).state_dict(), folder / "fine-tuned.pth")
     (folder / "labels.txt").write_text("cat\ndog\n")
+    (folder / "models/cifar10/1").mkdir(parents=True)
+    (folder / "models/cifar10/1/model.yaml").write_text("model: cifar10\n")
     return folder
 
 

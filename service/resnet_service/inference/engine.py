@@ -10,15 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Protocol
 
 import numpy as np
 import structlog
 
-from resnet_service import __version__
 from resnet_service.batching import Lane, MicroBatcher, QueueItem, Reservation, warm_up
 from resnet_service.errors import DeviceError
 from resnet_service.images import Crop
+from resnet_service.inference.engine_metrics import bind_engine
 from resnet_service.inference.image_decoder import ImageDecoder
 from resnet_service.inference.served_model import Placement, QueuedCrop, ServedModel
 from resnet_service.inference.statistics import BatchCounters
@@ -38,6 +38,14 @@ EngineReservation = Reservation[QueuedCrop, TopKResult]
 """The admission of one request; see `Engine.reserve`."""
 
 
+class BatchObserver(Protocol):
+    """Sees the batches of an engine."""
+
+    def observe(self, crops: Sequence[Crop], results: Sequence[TopKResult]) -> None:
+        """Take the crops and results of a batch; the crops may change afterwards."""
+        ...
+
+
 class Engine:
     """Runs one version of a model on its runtimes, from `start` to `close`, on one event loop.
 
@@ -49,6 +57,8 @@ class Engine:
             await reservation.start()
             result = await engine.served_model.classify(jpeg, 5, reservation, RequestTiming())
         await engine.close(timeout_s=10)
+
+    observer: sees all batches of requests, if there is one.
     """
 
     def __init__(
@@ -70,6 +80,7 @@ class Engine:
         counters: BatchCounters | None = None,
     ) -> None:
         self.runtimes = tuple(runtimes)
+        self.observer: BatchObserver | None = None
         self._metrics = metrics
         self._counters = counters or BatchCounters()
         self._batch_limit = batch_limit or BatchLimit(max_batch, "max_batch is set")
@@ -169,25 +180,7 @@ class Engine:
 
     def bind_metrics(self) -> None:
         """Make the gauges of this version and its devices report this engine, and not one bound before."""
-        metrics, key = self._metrics, self.key
-        metrics.add_model(*key)
-        for lane in Lane:
-            metrics.queue_depth.labels(*key, lane.name.lower()).set_function(
-                partial(self._batcher.depth, lane)
-            )
-            wait = metrics.queue_wait.labels(*key, lane.name.lower())
-            wait.set_function(partial(self._batcher.estimate_wait, lane))
-        metrics.requests_waiting.labels(*key).set_function(lambda: self._batcher.waiting)
-        metrics.queue_wait_limit.labels(*key).set(self._max_queue_wait_s)
-        metrics.largest_batch.labels(*key).set_function(lambda: self.largest_batch)
-        metrics.device_streams.labels(*key).set(len(self.runtimes))
-        for runtime in self.runtimes:  # runtimes on the same device report the same values
-            used = metrics.device_memory.labels(runtime.device)
-            used.set_function(partial(_memory, runtime, "used"))
-            limit = metrics.device_memory_limit.labels(runtime.device)
-            limit.set_function(partial(_memory, runtime, "limit"))
-            info = (*key, runtime.device, runtime.precision, runtime.name, __version__)
-            metrics.model_info.labels(*info).set(1)
+        bind_engine(self._metrics, self.key, self._batcher, self.runtimes, self._max_queue_wait_s)
 
     def start(self) -> None:
         """Start the warm-up in the background; `is_ready` becomes true after it."""
@@ -201,6 +194,11 @@ class Engine:
     def is_overloaded(self, timeout_s: float, lane: Lane) -> bool:
         """Whether `reserve` would reject a request because of the queue."""
         return self._batcher.is_overloaded(timeout_s, lane)
+
+    @property
+    def has_waiting_images(self) -> bool:
+        """Whether images wait for a device."""
+        return any(self._batcher.depth(lane) for lane in Lane)
 
     def open_wait_s(self) -> float:
         """Return the estimated wait of a request if it needs no reservation, else infinity.
@@ -246,6 +244,7 @@ class Engine:
             self._warmup_task.cancel()
         await self._batcher.close(timeout_s)
         await asyncio.gather(*(pool.close(timeout_s) for pool in self._device_threads))
+        self.observer = None
         self.runtimes = ()  # their memory must not wait for the garbage collector
 
     async def _warm_up(self) -> None:
@@ -272,7 +271,10 @@ class Engine:
             seconds = time.perf_counter() - started
             self._batch_seconds.observe(seconds)
         self._counters.add(len(batch), seconds)
-        return best.images()
+        results = best.images()
+        if self.observer is not None:
+            self.observer.observe(crops, results)
+        return results
 
     async def _time_batch(self, batch_size: int) -> float:
         """Run a dummy batch on all runtimes at the same time and return the seconds of the slowest."""
@@ -289,8 +291,3 @@ class Engine:
             # The batcher does not see this batch, so the engine records the failure.
             self._device_failure = error
             raise
-
-
-def _memory(runtime: Runtime, part: Literal["used", "limit"]) -> int:
-    memory = runtime.memory()
-    return 0 if memory is None else getattr(memory, part)

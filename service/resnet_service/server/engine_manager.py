@@ -13,14 +13,15 @@ from resnet_service.batching import Lane
 from resnet_service.errors import (
     Conflict,
     ModelNotFound,
-    OverloadedError,
     ReloadError,
     ServiceError,
     ServiceUnavailable,
 )
 from resnet_service.inference.engine import Engine
 from resnet_service.inference.served_model import ImageReservation, ServedModel
+from resnet_service.inference.shadow import Shadow, create_shadows
 from resnet_service.inference.worker_pool import WorkerPool
+from resnet_service.metrics import Metrics
 from resnet_service.models import ModelVersion
 from resnet_service.models.repository import ModelConfig, TrafficSplit, VersionConfig
 from resnet_service.server.configured_models import ConfiguredModels
@@ -30,9 +31,6 @@ from resnet_service.server.rejection_pacer import RejectionPacer
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 Config = TypeVar("Config")
-
-_MIN_MAX_DELAY_S: Final = 1.0
-"""A rejection is delayed for so long even if its request may take less time."""
 
 
 class EngineManager:
@@ -58,6 +56,7 @@ class EngineManager:
         self,
         configured: ConfiguredModels,
         load_engine: Callable[[VersionConfig], Engine],
+        metrics: Metrics,
         drain_timeout_s: float,
     ) -> None:
         """Load the engines with `load_engine`. Raises what it and `configured` raise."""
@@ -75,11 +74,14 @@ class EngineManager:
         self._request_counts: Counter[Engine] = Counter()
         self._replaced: dict[Engine, asyncio.Task[None]] = {}
         self._engine_released = asyncio.Event()
-        self._rejections = RejectionPacer()
+        self.rejections = RejectionPacer()
+        self._metrics = metrics
         configs = [configured.read(name) for name in configured.names()]
         versions = [version for config in configs for version in config.versions]
         self.engines = {version.key: load_engine(version) for version in versions}
-        self.models = _table(self.engines, {config.name: config.traffic for config in configs})
+        traffic = {config.name: config.traffic for config in configs}
+        self.models = _table(self.engines, traffic)
+        self._observe(create_shadows(self.engines, traffic, metrics))
 
     @property
     def current(self) -> Engine:
@@ -134,17 +136,6 @@ class EngineManager:
             del self._request_counts[engine]
             self._engine_released.set()
 
-    async def delay_rejection(self, engine: Engine, deadline: float, lane: Lane) -> None:
-        """Wait before a request is rejected, or until `engine` can accept it.
-
-        `deadline` is that of the request on the event loop's clock. Raises OverloadedError if it passes.
-        """
-        time = asyncio.get_running_loop().time
-        max_delay_s = max(deadline - time(), _MIN_MAX_DELAY_S)
-        await self._rejections.wait(lambda: engine.is_overloaded(deadline - time(), lane), max_delay_s)
-        if time() >= deadline:
-            raise OverloadedError("the deadline passed before the request was accepted", "deadline", 1.0)
-
     @asynccontextmanager
     async def admit(
         self, key: ModelVersion, timeout_s: float, lane: Lane
@@ -157,7 +148,7 @@ class EngineManager:
         with self.acquire(self.find(key)) as engine:
             if engine.is_overloaded(timeout_s, lane):
                 deadline = asyncio.get_running_loop().time() + timeout_s
-                await self.delay_rejection(engine, deadline, lane)
+                await self.rejections.delay(engine, deadline, lane)
                 timeout_s = deadline - asyncio.get_running_loop().time()
             with engine.reserve(timeout_s, lane) as reservation:
                 yield engine.served_model, reservation
@@ -235,6 +226,8 @@ class EngineManager:
                 await self._load_warm_engines(configs, loader, loaded)
                 self._check_not_draining()
                 config = read_config()
+                engines, traffic = self._with_loaded(configs, loaded, keep_others=keep_others)
+                create_shadows(engines, traffic, self._metrics)  # raises if one does not fit
             except BaseException as error:
                 for engine in loaded.values():
                     await engine.close(timeout_s=0)
@@ -245,7 +238,7 @@ class EngineManager:
                 self.loading = frozenset()
                 await loader.close(timeout_s=0)
             use_config(config)
-            self._use_loaded(configs, loaded, keep_others=keep_others)
+            self._use(engines, traffic)
 
     async def _load_warm_engines(
         self, configs: Iterable[ModelConfig], loader: WorkerPool, loaded: dict[ModelVersion, Engine]
@@ -255,24 +248,29 @@ class EngineManager:
             engine.start()
             await engine.wait_until_warm()
 
-    def _use_loaded(
+    def _with_loaded(
         self, configs: Iterable[ModelConfig], loaded: dict[ModelVersion, Engine], *, keep_others: bool
-    ) -> None:
+    ) -> tuple[dict[ModelVersion, Engine], dict[str, TrafficSplit]]:
         new = {config.name: config.traffic for config in configs}
         kept = {key: engine for key, engine in self.engines.items() if keep_others and key.name not in new}
         engines = kept | loaded
         order = dict.fromkeys([*self.models.names, *new])  # an order of the models that stays
         ordered = {key: engines[key] for name in order for key in engines if key.name == name}
-        self._use(ordered, {**self.models.traffic, **new})
+        return ordered, {**self.models.traffic, **new}
 
     def _use(self, engines: dict[ModelVersion, Engine], traffic: Mapping[str, TrafficSplit]) -> None:
         """Use these engines from now on, and close the others after their last requests."""
         removed = [engine for key, engine in self.engines.items() if engines.get(key) is not engine]
         self.engines = engines
         self.models = _table(engines, traffic)
+        self._observe(create_shadows(engines, self.models.traffic, self._metrics))
         for engine in removed:
             self._replaced[engine] = asyncio.create_task(self._close_after_last_request(engine))
         self.on_change(removed)
+
+    def _observe(self, shadows: Mapping[Engine, Shadow]) -> None:
+        for engine in self.engines.values():
+            engine.observer = shadows.get(engine)
 
     def _check_not_draining(self) -> None:
         if self._is_draining:

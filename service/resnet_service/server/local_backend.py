@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
+import structlog
 import torch
 import torchvision
 
 from resnet_service import __version__
 from resnet_service.batching import Lane
 from resnet_service.benchmark.timing import time_batches
-from resnet_service.errors import Conflict, ServiceUnavailable
+from resnet_service.errors import Conflict, ModelLoadError, ServiceUnavailable
 from resnet_service.images import FORMATS
 from resnet_service.inference.engine import Engine
 from resnet_service.inference.image_decoder import ImageDecoder
@@ -26,6 +27,8 @@ from resnet_service.server.engine_manager import EngineManager
 from resnet_service.server.heartbeat import Heartbeat
 from resnet_service.server.model_table import ModelTable
 from resnet_service.settings import Settings
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 
 class LocalBackend:
@@ -163,7 +166,7 @@ class LocalBackend:
         """See `Backend`. While a model is reloaded, the previous one serves."""
         statuses = [_status(engine) for engine in self.engines.engines.values()]
         loaded = set(self.models.names)
-        for name in await asyncio.to_thread(self.engines.configured.all_names):
+        for name in await asyncio.to_thread(self._configured_names):
             if name in self.engines.loading - loaded:
                 reason = "the model is being loaded"
                 statuses.append(ModelStatus(name=name, version="", state="LOADING", reason=reason))
@@ -171,6 +174,13 @@ class LocalBackend:
                 reason = "the model is not loaded"
                 statuses.append(ModelStatus(name=name, version="", state="UNAVAILABLE", reason=reason))
         return statuses
+
+    def _configured_names(self) -> list[str]:
+        try:
+            return self.engines.configured.all_names()
+        except ModelLoadError as error:
+            _log.error("model_repository_unreadable", reason=str(error))
+            return []
 
     async def statistics(self) -> Sequence[ModelStatistics]:
         """See `Backend`: also of versions that were unloaded."""

@@ -26,14 +26,10 @@ class ModelTable:
         self.names = tuple(dict.fromkeys(key.name for key in served))
         self.traffic = {name: traffic.get(name, TrafficSplit()) for name in self.names}
         self._served = dict(served)
-        self._default = {name: self._default_of(name) for name in self.names}
-
-    def _default_of(self, name: str) -> ServedModel:
-        split = self.traffic[name]
-        candidates = [
-            version for version in self.versions(name) if version not in (split.canary, split.shadow)
-        ]
-        return self._served[ModelVersion(name, split.version or candidates[-1])]
+        self._default = {
+            name: self._served[ModelVersion(name, split.version or self.versions(name)[-1])]
+            for name, split in self.traffic.items()
+        }
 
     @property
     def only(self) -> ServedModel | None:

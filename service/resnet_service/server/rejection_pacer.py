@@ -5,8 +5,14 @@ import math
 from collections.abc import Callable
 from typing import Final
 
+from resnet_service.batching import Lane
+from resnet_service.errors import OverloadedError
+from resnet_service.inference.engine import Engine
+
 _REJECTIONS_PER_S: Final = 100
 _MAX_REJECTION_DELAY_S: Final = 20.0
+_MIN_MAX_DELAY_S: Final = 1.0
+"""A rejection is delayed for so long even if its request may take less time."""
 _CHECK_INTERVAL_S: Final = 0.5
 """Time between two checks whether a request that is delayed can be accepted."""
 
@@ -39,3 +45,14 @@ class RejectionPacer:
         end = time() + min(self.next_delay(time()), max_delay_s)
         while (left := end - time()) > 0 and is_overloaded():  # noqa: ASYNC110 - no event tells when
             await asyncio.sleep(min(left, _CHECK_INTERVAL_S))
+
+    async def delay(self, engine: Engine, deadline: float, lane: Lane) -> None:
+        """Wait before a request is rejected, or until `engine` can accept it.
+
+        `deadline` is that of the request on the event loop's clock. Raises OverloadedError if it passes.
+        """
+        time = asyncio.get_running_loop().time
+        max_delay_s = max(deadline - time(), _MIN_MAX_DELAY_S)
+        await self.wait(lambda: engine.is_overloaded(deadline - time(), lane), max_delay_s)
+        if time() >= deadline:
+            raise OverloadedError("the deadline passed before the request was accepted", "deadline", 1.0)

@@ -100,7 +100,7 @@ def build_app_state(
     counters = StatisticsTable()
     decoder = create_decoder(settings, metrics)
     load_engine = partial(_create_engine, settings, metrics, counters, decoder, workers, wrap_runtime)
-    engines = EngineManager(configured, load_engine, settings.drain_timeout_s)
+    engines = EngineManager(configured, load_engine, metrics, settings.drain_timeout_s)
     backend = LocalBackend(settings, engines, metrics, counters, decoder, api_keys, workers)
     return AppState(settings, backend, metrics, upload_memory, tracer)
 

@@ -152,7 +152,7 @@ class WorkerConnection:
 
     async def _reserve_after_delay(self, request: _Request, frame: Frame) -> Frame:
         deadline = self._loop.time() + frame.a
-        await self._backend.engines.delay_rejection(request.model.engine, deadline, Lane(frame.lane))
+        await self._backend.engines.rejections.delay(request.model.engine, deadline, Lane(frame.lane))
         # A reload may have replaced the model, and the worker may have forgotten it.
         request.model = self._find(frame)
         return self._reserve_now(request, frame._replace(a=deadline - self._loop.time()))
