@@ -25,6 +25,7 @@ _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _MODEL: Final = ("model", "version")
 """The labels of what belongs to one version of a model."""
 IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "cancelled")
+_STAGES: Final = ("wait", "read", "decode", "queue", "device")
 _REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "rate_limit", "not_ready")
 _SHADOW_OUTCOMES: Final = ("agree", "disagree", "failed", "dropped")
 _PROBABILITY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
@@ -41,7 +42,7 @@ LABELS: Final = {
     "method": "`GET` (also for HEAD), `POST`, `OPTIONS`, or `_OTHER`; of gRPC, such as `ModelInfer`.",
     "code": "The status code of a gRPC call, such as `OK` or `INVALID_ARGUMENT`; `CANCELLED` by its client.",
     "status": "The status of the response, or 499: the client disconnected.",
-    "stage": "`wait`, `read`, `decode`, `queue`, or `device`.",
+    "stage": ", ".join(f"`{stage}`" for stage in _STAGES) + ".",
     "pool": f"The decoders of JPEG and of other formats: {', '.join(f'`{pool}`' for pool in _DECODE_POOLS)}.",
     "outcome": "As listed with the metric.",
     "priority": "`interactive` or `bulk`.",
@@ -214,6 +215,8 @@ class Metrics:
             self.images.labels(model, version, outcome)
         for reason in _REJECTION_REASONS:
             self.rejected.labels(model, version, reason)
+        for stage in _STAGES:
+            self.stage_seconds.labels(model, version, stage)
 
     def remove_model(self, model: str, version: str) -> None:
         """Remove the gauges of a version that was unloaded; its counters and histograms stay."""

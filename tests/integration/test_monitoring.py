@@ -74,9 +74,14 @@ def prometheus(
 ) -> Iterator[Prometheus]:
     """Yield a Prometheus that has data of some predictions, valid and invalid."""
     require_program("prometheus")
+    repository = tmp_path_factory.mktemp("models")
+    for version in ("1", "2"):
+        (repository / "cifar10" / version).mkdir(parents=True)
+        (repository / "cifar10" / version / "model.yaml").write_text("model: cifar10\n")
+    (repository / "cifar10/traffic.yaml").write_text("shadow: {version: 2, percent: 100}\n")
     log = tmp_path_factory.mktemp("prometheus") / "prometheus.log"
     with (
-        serving(settings, grpc=True) as second,
+        serving(settings.model_copy(update={"model_repository": repository}), grpc=True) as second,
         run_prometheus(
             *(each.url.removeprefix("http://") for each in (server, second)), log=log, interval="500ms"
         ) as url,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from load_tests.fuzz import strategies
-from resnet_service.errors import InvalidImageError, InvalidRequestError, ModelNotFound, PayloadTooLarge
-from resnet_service.server.rpc.codec import measure_request, parse_request
+from resnet_service.errors import InvalidImageError, InvalidRequestError, PayloadTooLarge
+from resnet_service.server.rpc.codec import measure_request, parse_request, requested_model
 from resnet_service.server.rpc.message_limits import MAX_FIELDS
 from resnet_service.server.v2.codec import ParsedRequest
 from tests.support.rpc import to_protobuf
@@ -154,16 +154,19 @@ def test_too_many_images_are_rejected(count: int) -> None:
         parse_message({"inputs": [json_input(shape=[count], data=[""] * 65)]})
 
 
-@pytest.mark.parametrize(
-    ("name", "version"), [("other", ""), ("", ""), ("cifar10", "2"), ("x" * 1000, ""), ("cifar10", "01")]
-)
-def test_unknown_model_or_version_is_rejected(name: str, version: str) -> None:
-    """Other names and versions raise ModelNotFound with a short message."""
+@pytest.mark.parametrize(("name", "version"), [("other", ""), ("", ""), ("cifar10", "2"), ("x" * 1000, "01")])
+def test_model_of_a_request_is_known_before_it_is_parsed(name: str, version: str) -> None:
+    """Its name and its version are those of the message, which may have any others."""
     request = to_protobuf({"inputs": [json_input()]})
     request.model_name, request.model_version = name, version
-    with pytest.raises(ModelNotFound) as error:
-        parse(request.SerializeToString())
-    assert len(str(error.value)) < 300
+    assert requested_model(request.SerializeToString()) == (name, version or None)
+
+
+@pytest.mark.parametrize("data", [b"\x0a", b"\x0a\x02\xff\xff", b"\xff" * 20])
+def test_model_of_a_damaged_request_is_rejected(data: bytes) -> None:
+    """As the whole request would be."""
+    with pytest.raises(InvalidRequestError):
+        requested_model(data)
 
 
 def test_shape_in_many_pieces_is_rejected() -> None:
@@ -230,6 +233,6 @@ def test_any_bytes_are_a_request_or_an_error_of_the_client(data: bytes) -> None:
                 image()
         assert 0 < len(request.images) <= MAX_IMAGES
         message = ""
-    except (InvalidRequestError, InvalidImageError, ModelNotFound, PayloadTooLarge) as error:
+    except (InvalidRequestError, InvalidImageError, PayloadTooLarge) as error:
         message = str(error)
     assert len(message) < 1000
