@@ -65,6 +65,17 @@ def test_async_client_sends_requests_concurrently(server: Running, jpeg: bytes) 
     assert len(asyncio.run(call_all())) == 1
 
 
+def test_model_and_version_can_be_named(server: Running, jpeg: bytes) -> None:
+    """The response has both; an unknown one raises APIError with status 404."""
+    with Client(server.url) as client:
+        single = client.predict(jpeg, model="cifar10", version="1")
+        batch = client.predict_batch([jpeg], model="cifar10", version="1")
+        assert {(response.model, response.version) for response in (single, batch)} == {("cifar10", "1")}
+        with pytest.raises(APIError, match="unknown version '2'") as error:
+            client.predict(jpeg, version="2")
+    assert error.value.status == 404
+
+
 def test_rejection_raises_api_error_with_the_services_message(server: Running) -> None:
     """A text file raises APIError with status 415."""
     with Client(server.url) as client, pytest.raises(APIError, match="not an image") as rejection:

@@ -45,16 +45,17 @@ class Client(BaseClient):
         name: str | None = None,
         priority: Priority | None = None,
         timeout_ms: int | None = None,
+        model: str | None = None,
+        version: str | None = None,
     ) -> PredictResponse:
         """Classify one image.
 
         `top_k` is the number of classes, and `name` the file name in the request. The service runs
         interactive requests before bulk ones, and gives up after `timeout_ms` milliseconds; the defaults are
-        interactive and its own limit.
+        interactive and its own limit. `model` and `version` name one of several models.
         """
-        return self._send(
-            base.predict_request(image, name, top_k=top_k, priority=priority, timeout_ms=timeout_ms)
-        )
+        parameters = _parameters(top_k, priority, timeout_ms, model, version)
+        return self._send(base.predict_request(image, name, **parameters))
 
     def predict_batch(
         self,
@@ -63,11 +64,12 @@ class Client(BaseClient):
         top_k: int | None = None,
         priority: Priority | None = None,
         timeout_ms: int | None = None,
+        model: str | None = None,
+        version: str | None = None,
     ) -> BatchPredictResponse:
         """Classify several images, by default as bulk; each result has either predictions or an error."""
-        return self._send(
-            base.predict_batch_request(images, top_k=top_k, priority=priority, timeout_ms=timeout_ms)
-        )
+        parameters = _parameters(top_k, priority, timeout_ms, model, version)
+        return self._send(base.predict_batch_request(images, **parameters))
 
     def info(self) -> InfoResponse:
         """Return the model, the device, the versions, the machine and the request limits."""
@@ -128,9 +130,11 @@ class AsyncClient(BaseClient):
         name: str | None = None,
         priority: Priority | None = None,
         timeout_ms: int | None = None,
+        model: str | None = None,
+        version: str | None = None,
     ) -> PredictResponse:
         """Classify one image: see `Client.predict`."""
-        parameters = {"top_k": top_k, "priority": priority, "timeout_ms": timeout_ms}
+        parameters = _parameters(top_k, priority, timeout_ms, model, version)
         return await self._send(await asyncio.to_thread(base.predict_request, image, name, **parameters))
 
     async def predict_batch(
@@ -140,9 +144,11 @@ class AsyncClient(BaseClient):
         top_k: int | None = None,
         priority: Priority | None = None,
         timeout_ms: int | None = None,
+        model: str | None = None,
+        version: str | None = None,
     ) -> BatchPredictResponse:
         """Classify several images: see `Client.predict_batch`."""
-        parameters = {"top_k": top_k, "priority": priority, "timeout_ms": timeout_ms}
+        parameters = _parameters(top_k, priority, timeout_ms, model, version)
         return await self._send(await asyncio.to_thread(base.predict_batch_request, images, **parameters))
 
     async def info(self) -> InfoResponse:
@@ -182,3 +188,19 @@ class AsyncClient(BaseClient):
             if delay_s is None:
                 return self._parse(spec, outcome)
             await asyncio.sleep(delay_s)
+
+
+def _parameters(
+    top_k: int | None,
+    priority: Priority | None,
+    timeout_ms: int | None,
+    model: str | None,
+    version: str | None,
+) -> dict[str, str | int | None]:
+    return {
+        "top_k": top_k,
+        "priority": priority,
+        "timeout_ms": timeout_ms,
+        "model": model,
+        "version": version,
+    }

@@ -76,8 +76,11 @@ class Shadow:
                 continue
             if len(self._waiting) >= limit:
                 self._dropped.inc()
-            else:  # a copy: the memory of the crop is used again for another image
+                continue
+            try:  # a copy: the memory of the crop is used again for another image
                 self._waiting.append(_Sample(crop.copy(), result))
+            except MemoryError:
+                self._dropped.inc()
         if self._batches % BULK_INTERVAL == 0 or not self._engine.has_waiting_images:
             self._run_batch()
 

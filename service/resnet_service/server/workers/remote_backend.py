@@ -67,6 +67,7 @@ class RemoteBackend:
         self._pending: dict[int, asyncio.Future[Frame]] = {}
         self._versions: dict[int, RemoteModel] = {}  # by generation
         self._current: dict[ModelVersion, RemoteModel] = {}
+        self._indexes: dict[ModelVersion, int] = {}  # in the shared memory, also of unloaded versions
         self._images: dict[int, RunningImages] = {}  # by token
         self._slot_pools: dict[int, SlotPool] = {}  # by offset: models of the same size share their slots
         self._retiring: dict[int, asyncio.Task[None]] = {}
@@ -80,7 +81,7 @@ class RemoteBackend:
 
     def request_counters(self, key: ModelVersion) -> RequestCounters:
         """See `Backend`."""
-        return self._memory.request_counters(self._index, self._current[key].update.index)
+        return self._memory.request_counters(self._index, self._indexes[key])
 
     @property
     def api_keys(self) -> APIKeys:
@@ -263,6 +264,7 @@ class RemoteBackend:
     def _update(self, update: Update) -> None:
         for added in update.added:
             self._versions[added.generation] = self._create_model(added)
+            self._indexes[added.model.key] = added.index
         served = [self._versions[generation] for generation in update.generations]
         self._current = {model.served.key: model for model in served}
         self._models = ModelTable({key: model.served for key, model in self._current.items()}, update.traffic)
