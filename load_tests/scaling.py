@@ -75,7 +75,7 @@ def measure(
     image.write_bytes(encode_jpeg(size))
     settings = _WHOLE_BATCHES if whole_batches else {}
     connections = 2 * _CONNECTIONS if whole_batches else _CONNECTIONS
-    with _service_without_network(output, {"RESNET_SERVICE_WORKERS": str(workers), **settings}) as (url, pid):
+    with service_without_network(output, {"RESNET_SERVICE_WORKERS": str(workers), **settings}) as (url, pid):
         run_wrk(f"{url}/predict", image, "multipart", connections, _WARM_UP_S)
         main = psutil.Process(pid)
         processes = main.children() if workers else [main]
@@ -98,6 +98,23 @@ def measure(
         main_us=sum(used[0]) * per_request if workers else 0.0,
         batch=(now_images - images) / (now_batches - batches),
     )
+
+
+@contextmanager
+def service_without_network(output: Path, settings: dict[str, str]) -> Iterator[tuple[str, int]]:
+    """Start a service whose network computes nothing, and yield its URL and process id.
+
+    `settings` are environment variables.
+    """
+    environment = {
+        **os.environ,
+        **settings,
+        "WEIGHTS": str(write_random_weights(output).absolute()),
+        "PORT": "0",
+    }
+    command = [sys.executable, "-m", "load_tests.peers.servers.this_service"]
+    with run_service(command, output / "scaling.log", environment) as (url, process):
+        yield url, process.pid
 
 
 def gpu_capacity(cores: int, times: CPUTimes, engine_us: float) -> Capacity:
@@ -168,19 +185,6 @@ def measure_network_us(weights: Path) -> float:
     for _ in range(10):
         runtime.run([crop] * 16, 1)
     return (time.process_time() - started) / 160 * 1e6
-
-
-@contextmanager
-def _service_without_network(output: Path, settings: dict[str, str]) -> Iterator[tuple[str, int]]:
-    environment = {
-        **os.environ,
-        **settings,
-        "WEIGHTS": str(write_random_weights(output).absolute()),
-        "PORT": "0",
-    }
-    command = [sys.executable, "-m", "load_tests.peers.servers.this_service"]
-    with run_service(command, output / "scaling.log", environment) as (url, process):
-        yield url, process.pid
 
 
 def _cpu_s(process: psutil.Process) -> tuple[float, float]:

@@ -18,7 +18,7 @@ def commands() -> None:
     Each command starts a service and stops it at the end; run and capacity can also test a running one
     (--host). Reports are written to a folder (--output).
 
-    Performance: run, capacity, incident, profile, resources.
+    Performance: run, capacity, incident, profile, resources, grpc.
 
     Hosts: scaling, gpu-check.
 
@@ -35,6 +35,7 @@ for _command in (
     performance.incident,
     performance.profile,
     performance.resources,
+    performance.grpc,
     hosts.measure_scaling,
     hosts.gpu_check,
     reliability.overload,

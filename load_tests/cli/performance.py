@@ -1,12 +1,13 @@
-"""Commands that measure performance: run, capacity, incident, profile and resources."""
+"""Commands that measure performance: run, capacity, incident, profile, resources and grpc."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Final
 
 import click
 
-from load_tests import plots, profiling, report, wrk
+from load_tests import h2load, plots, profiling, report, wrk
 from load_tests.cli.options import (
     host_option,
     image_option,
@@ -16,13 +17,16 @@ from load_tests.cli.options import (
     service_or_host,
     service_under_test,
     weights_option,
+    workers_option,
 )
 from load_tests.incident import draw_dashboards, schedule_slowdown, slow_server_command
 from load_tests.resource_usage import measure_resource_usage
+from load_tests.scaling import service_without_network
 from load_tests.scenario_runner import ScenarioRunner
 from load_tests.scenarios import SCENARIOS, constant_rate
 from load_tests.service import describe_service, run_service, serve_command
-from monitoring.local import run_prometheus
+from monitoring.local import free_port, run_prometheus
+from resnet_service.machine import hardware_info
 
 _CAPACITY_SHARES: Final = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
 _INCIDENT_LOAD: Final = 0.5
@@ -193,3 +197,78 @@ def resources(
     click.echo("| measurement | value |\n|---|---|")
     for name, value in usage.rows():
         click.echo(f"| {name} | {value} |")
+
+
+@click.command()
+@model_option
+@weights_option
+@workers_option
+@image_option
+@output_option
+@click.option("--no-network", is_flag=True, help="Compute nothing: measure the protocols and decoding alone.")
+@click.option("--clients", type=click.IntRange(1), default=64, show_default=True, help="Concurrent requests.")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Duration of a measurement.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Measurements of each request, alternately; the table has their medians.",
+)
+@click.option(
+    "--min-ratio", default=0.9, show_default=True, help="Target for the images/s of gRPC relative to REST."
+)
+def grpc(
+    model: str,
+    weights: str | None,
+    workers: int,
+    image: Path,
+    output: Path,
+    no_network: bool,
+    clients: int,
+    seconds: float,
+    rounds: int,
+    min_ratio: float,
+) -> None:
+    """Compare gRPC with REST: images/s and CPU time.
+
+    Sends the same image to one service over /predict and /v2 with binary bodies, and over gRPC. Needs h2load
+    (Debian's package nghttp2-client). The exit status is 1 if gRPC misses its target.
+    """
+    from load_tests import protocols  # needs the extra grpc
+
+    h2load.require_h2load()
+    output.mkdir(parents=True, exist_ok=True)
+    port = str(free_port())
+    settings = {"RESNET_SERVICE_GRPC_PORT": port, "RESNET_SERVICE_WORKERS": str(workers)}
+    flags = ("--grpc-port", port, "--workers", str(workers))
+    with (
+        service_without_network(output, settings)
+        if no_network
+        else service_under_test(output, model, weights, *flags)
+    ) as (url, pid):
+        subject = protocols.Subject(url, f"127.0.0.1:{port}", pid)
+        service = f"{describe_service(url)}{', no network' * no_network}, {workers} workers"
+        click.echo(f"{service}: {image.name}, {image.stat().st_size / 1e3:.0f} KB, {clients} clients")
+        requests = list(protocols.requests(subject, image.read_bytes()))
+        results: dict[str, list[protocols.Run]] = {request.name: [] for request in requests}
+        for request in requests * rounds:
+            run = protocols.measure(subject, request, clients, seconds, output)
+            results[request.name].append(run)
+            click.echo(f"{request.name}: {run.images_per_s:.1f} images/s, {run.server_ms:.2f} ms of CPU")
+    report_json = {
+        "service": service,
+        "hardware": hardware_info().__dict__,
+        "image": image.name,
+        "clients": clients,
+        "seconds": seconds,
+        "requests": protocols.to_json(results),
+    }
+    (output / "grpc.json").write_text(json.dumps(report_json, indent=2), encoding="utf-8")
+    text = protocols.table(results)
+    (output / "grpc.md").write_text(text + "\n", encoding="utf-8")
+    click.echo(f"\n{text}\n")
+    missed = protocols.missed_targets(results, min_ratio)
+    for line in missed:
+        click.echo(f"missed target: {line}", err=True)
+    sys.exit(1 if missed else 0)
