@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from load_tests.h2load import posting
 from load_tests.service import LoadTestError
 from resnet_service.server.rpc.protocol import open_inference_pb2 as messages
-from resnet_service.server.v2.schemas import IMAGE_INPUT
+from resnet_service.server.v2.schemas import CLASS_ID_OUTPUT, IMAGE_INPUT, LABEL_OUTPUT, PROBABILITY_OUTPUT
 
 PREDICT: Final = "/predict, raw body"
 V2: Final = "/v2, binary data"
@@ -23,6 +23,8 @@ GRPC: Final = "gRPC"
 GRPC_SHARED: Final = "gRPC, one connection"
 REST: Final = (PREDICT, V2)
 
+_OUTPUTS: Final = (CLASS_ID_OUTPUT, LABEL_OUTPUT, PROBABILITY_OUTPUT)
+"""What the response of /predict has."""
 _SETTLE_S: Final = 1.0
 """Before each measurement; requests of the run before it have ended by then."""
 
@@ -66,9 +68,11 @@ def requests(subject: Subject, image: bytes) -> Iterator[Request]:
     yield Request(PREDICT, f"{subject.url}/predict", image, {"content-type": "image/jpeg"})
     element = len(image).to_bytes(4, "little") + image
     tensor: dict[str, Any] = {"name": IMAGE_INPUT, "datatype": "BYTES", "shape": [1]}
+    outputs = [{"name": name} for name in _OUTPUTS]
     message = json.dumps(
         {
             "inputs": [tensor | {"parameters": {"binary_data_size": len(element)}}],
+            "outputs": outputs,
             "parameters": {"binary_data_output": True},
         }
     ).encode()
@@ -77,7 +81,9 @@ def requests(subject: Subject, image: bytes) -> Iterator[Request]:
         "inference-header-content-length": str(len(message)),
     }
     yield Request(V2, f"{subject.url}/v2/models/{model}/infer", message + element, headers)
-    request = messages.ModelInferRequest(model_name=model, inputs=[tensor], raw_input_contents=[element])
+    request = messages.ModelInferRequest(
+        model_name=model, inputs=[tensor], outputs=outputs, raw_input_contents=[element]
+    )
     encoded: bytes = request.SerializeToString()
     frame = b"\0" + len(encoded).to_bytes(4, "big") + encoded  # not compressed
     headers = {"content-type": "application/grpc", "te": "trailers"}
