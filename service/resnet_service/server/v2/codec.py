@@ -167,21 +167,25 @@ def _output_values(output: RequestOutput, model: ModelDescription, top_k: int, t
         return ids
     if output.name == schemas.PROBABILITY_OUTPUT:
         return probabilities
-    labels = np.array(model.labels, object)
     if output.name == schemas.LABEL_OUTPUT:
-        return labels[ids]
+        return _labels(ids, model)
     if output.parameters.classification is not None:
         count = _probability_count(output, model)
-        return _classification_strings(top.class_ids[:, :count], top.probabilities[:, :count], labels)
+        return _classification_strings(top.class_ids[:, :count], top.probabilities[:, :count], model)
     by_class = np.empty_like(top.probabilities)
     np.put_along_axis(by_class, top.class_ids, top.probabilities, axis=1)
     return by_class
 
 
+def _labels(ids: npt.NDArray[np.int64], model: ModelDescription) -> npt.NDArray[np.object_]:
+    """Return the label of each class; an array of all labels takes 20 us for 1,000."""
+    return np.array([model.labels[index] for index in ids.ravel().tolist()], object).reshape(ids.shape)
+
+
 def _classification_strings(
-    ids: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.object_]
+    ids: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], model: ModelDescription
 ) -> npt.NDArray[np.object_]:
     """Return "probability:index:label" for each class, which is Triton's format."""
-    classes = zip(probabilities.flat, ids.flat, labels[ids].flat, strict=True)
+    classes = zip(probabilities.flat, ids.flat, _labels(ids, model).flat, strict=True)
     strings = [f"{probability:f}:{class_id}:{label}" for probability, class_id, label in classes]
     return np.array(strings, object).reshape(ids.shape)

@@ -1,5 +1,8 @@
 """JSON messages of the protocol, and the names, types and shapes of the model's tensors."""
 
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
@@ -218,13 +221,25 @@ def platform(placement: Placement) -> str:
     return f"{placement.runtime}_{placement.precision}"
 
 
-def input_tensors(model: ModelDescription) -> dict[str, TensorMetadata]:
+def input_tensors(model: ModelDescription) -> Mapping[str, TensorMetadata]:
     """Return the model's inputs by name; a request contains exactly one of them."""
-    side = model.preprocessing.crop
+    return _input_tensors(model.preprocessing.crop)
+
+
+def output_tensors(model: ModelDescription) -> Mapping[str, TensorMetadata]:
+    """Return the model's outputs by name: the probabilities of all classes by index, and the top classes."""
+    return _output_tensors(len(model.labels))
+
+
+# Each request needs them, and creating them takes as long as parsing its message.
+
+
+@lru_cache
+def _input_tensors(side: int) -> Mapping[str, TensorMetadata]:
     images = "encoded image files, such as JPEG or PNG; base64 in JSON"
     pixels = "RGB images, resized and cropped"
     normalized = "RGB planes, resized, cropped and normalized; rounded to 8-bit values"
-    tensors = (
+    return _by_name(
         TensorMetadata(name=IMAGE_INPUT, datatype="BYTES", shape=[-1], parameters=_optional(images)),
         TensorMetadata(
             name=PIXELS_INPUT, datatype="UINT8", shape=[-1, side, side, 3], parameters=_optional(pixels)
@@ -236,18 +251,20 @@ def input_tensors(model: ModelDescription) -> dict[str, TensorMetadata]:
             parameters=_optional(normalized),
         ),
     )
-    return {tensor.name: tensor for tensor in tensors}
 
 
-def output_tensors(model: ModelDescription) -> dict[str, TensorMetadata]:
-    """Return the model's outputs by name: the probabilities of all classes by index, and the top classes."""
-    tensors = (
-        TensorMetadata(name=PROBABILITIES_OUTPUT, datatype="FP32", shape=[-1, len(model.labels)]),
+@lru_cache
+def _output_tensors(classes: int) -> Mapping[str, TensorMetadata]:
+    return _by_name(
+        TensorMetadata(name=PROBABILITIES_OUTPUT, datatype="FP32", shape=[-1, classes]),
         TensorMetadata(name=CLASS_ID_OUTPUT, datatype="INT64", shape=[-1, -1]),
         TensorMetadata(name=LABEL_OUTPUT, datatype="BYTES", shape=[-1, -1]),
         TensorMetadata(name=PROBABILITY_OUTPUT, datatype="FP32", shape=[-1, -1]),
     )
-    return {tensor.name: tensor for tensor in tensors}
+
+
+def _by_name(*tensors: TensorMetadata) -> Mapping[str, TensorMetadata]:
+    return MappingProxyType({tensor.name: tensor for tensor in tensors})
 
 
 def _optional(content: str) -> dict[str, bool | str]:
