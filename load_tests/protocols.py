@@ -26,7 +26,8 @@ REST: Final = (PREDICT, V2)
 _OUTPUTS: Final = (CLASS_ID_OUTPUT, LABEL_OUTPUT, PROBABILITY_OUTPUT)
 """What the response of /predict has."""
 _SETTLE_S: Final = 1.0
-"""Before each measurement; requests of the run before it have ended by then."""
+"""Before each measurement."""
+_IDLE_TIMEOUT_S: Final = 60.0
 
 
 class Subject(NamedTuple):
@@ -95,8 +96,9 @@ def requests(subject: Subject, image: bytes) -> Iterator[Request]:
 def measure(subject: Subject, request: Request, clients: int, seconds: float, folder: Path) -> Run:
     """Send a request from this number of clients for `seconds`; its body becomes a file in `folder`.
 
-    Raises LoadTestError if an image gets no result.
+    Raises LoadTestError if an image gets no result, or if earlier requests do not end.
     """
+    _wait_until_idle(subject.url)
     body = folder / "request-body"
     body.write_bytes(request.content)
     connections, calls = (1, clients) if request.shares_connection else (clients, 1)
@@ -174,12 +176,26 @@ def _cpu_s(*groups: Sequence[psutil.Process]) -> list[float]:
     ]
 
 
+def _wait_until_idle(url: str) -> None:
+    """Wait until the requests of the run before, whose client has gone, have ended."""
+    deadline = time.monotonic() + _IDLE_TIMEOUT_S
+    while any(value for _, value in _samples(url, "inference_in_flight")):
+        if time.monotonic() > deadline:
+            raise LoadTestError(f"{url} still works on requests after {_IDLE_TIMEOUT_S:g} s")
+        time.sleep(0.1)
+
+
 def _images(url: str) -> dict[str, float]:
     """Return the number of images by outcome."""
+    return {labels["outcome"]: value for labels, value in _samples(url, "inference_images_total")}
+
+
+def _samples(url: str, name: str) -> list[tuple[dict[str, str], float]]:
+    """Return the labels and values of a metric."""
     families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
-    return {
-        sample.labels["outcome"]: sample.value
+    return [
+        (sample.labels, sample.value)
         for family in families
         for sample in family.samples
-        if sample.name == "inference_images_total"
-    }
+        if sample.name == name
+    ]

@@ -1,6 +1,7 @@
 """The performance commands of the load tests, against real services."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -113,3 +114,29 @@ def test_resources_measures_startup_idle_time_and_memory(tmp_path: Path) -> None
     assert len(values) == len(units)
     for value, unit in zip(values, units, strict=True):
         assert re.fullmatch(unit, value), value
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load: apt-get install nghttp2-client")
+@pytest.mark.parametrize("options", [("--workers", "2"), ("--no-network",)])
+def test_grpc_is_compared_with_rest(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Each request has its images/s, relative to both of REST, and its CPU time, in a table and in JSON."""
+    sizes = ("--clients", "4", "--seconds", "1", "--rounds", "2", "--min-ratio", "0")
+    image = ("--image", PHOTOGRAPHS / "cat.jpg", "--output", tmp_path)
+    result = load_tests("grpc", *image, *sizes, *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    requests = json.loads((tmp_path / "grpc.json").read_text())["requests"]
+    assert list(requests) == ["/predict, raw body", "/v2, binary data", "gRPC", "gRPC, one connection"]
+    for name, request in requests.items():
+        assert f"| {name} |" in (tmp_path / "grpc.md").read_text()
+        assert all(min(run.values()) > 0 for run in request["runs"])
+        assert len(request["runs"]) == len(request["ratios"]) == 2
+    assert requests["/v2, binary data"]["ratios"]["/v2, binary data"] == 1
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load: apt-get install nghttp2-client")
+def test_missed_ratio_of_grpc_fails(tmp_path: Path) -> None:
+    """The message has both requests and the ratio, and the exit status is 1."""
+    sizes = ("--clients", "2", "--seconds", "0.5", "--rounds", "1", "--min-ratio", "1000")
+    result = load_tests("grpc", "--image", PHOTOGRAPHS / "cat.jpg", *sizes, "--output", tmp_path)
+    assert result.returncode == 1
+    assert len(re.findall(r"missed target: gRPC.* of the images/s of /", result.stderr)) == 4
