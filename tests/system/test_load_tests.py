@@ -128,7 +128,9 @@ def test_grpc_is_compared_with_rest(tmp_path: Path, options: tuple[str, ...]) ->
     assert list(requests) == ["/predict, raw body", "/v2, binary data", "gRPC", "gRPC, one connection"]
     for name, request in requests.items():
         assert f"| {name} |" in (tmp_path / "grpc.md").read_text()
-        assert all(min(run.values()) > 0 for run in request["runs"])
+        for run in request["runs"]:
+            assert min(run["images_per_s"], run["server_ms"]) > 0
+            assert run["client_ms"] >= 0  # the kernel counts in steps of 10 ms
         assert len(request["runs"]) == len(request["ratios"]) == 2
     assert requests["/v2, binary data"]["ratios"]["/v2, binary data"] == 1
 
