@@ -14,12 +14,13 @@ from resnet_service.errors import InvalidImageError, InvalidRequestError, Payloa
 from resnet_service.server.rpc.codec import measure_request, parse_request, requested_model
 from resnet_service.server.rpc.message_limits import MAX_FIELDS
 from resnet_service.server.v2.codec import ParsedRequest
-from tests.support.rpc import to_protobuf
+from tests.support.rpc import INVALID_MESSAGES as MESSAGES
+from tests.support.rpc import INVALID_RAW_CONTENTS as BINARY_DATA
+from tests.support.rpc import NOT_MESSAGES, ONLY_IN_JSON, to_protobuf
 from tests.support.v2 import (
     CROPS,
     IMAGES,
     INPUTS,
-    INVALID_BINARY_DATA,
     INVALID_MESSAGES,
     MODEL,
     SIDE,
@@ -29,23 +30,6 @@ from tests.support.v2 import (
 )
 
 MAX_IMAGES = 64
-
-ONLY_IN_JSON = frozenset(
-    {
-        *("null inputs", "ten thousand inputs", "shape of strings", "shape of fractions"),
-        *("data and binary size", "data as object", "not base64", "incomplete base64", "nulls"),
-        *("data URL without base64", "data URL in base64", "base64 beyond ASCII", "numbers of 400 digits"),
-        *("id as number", "parameters as list", "rows and numbers", "data as string"),
-        *("ragged rows", "rows of another shape", "shape of booleans", "binary size as string"),
-    }
-)
-"""Invalid values that protobuf cannot have, or that are no values there: its data has no structure."""
-MESSAGES = {name: message for name, message in INVALID_MESSAGES.items() if name not in ONLY_IN_JSON}
-BINARY_DATA = {
-    name: (message, binary)
-    for name, (message, binary, length) in INVALID_BINARY_DATA.items()
-    if length is None
-}
 
 
 def parse(data: bytes) -> ParsedRequest:
@@ -86,19 +70,7 @@ def test_raw_contents_need_one_element_for_each_input() -> None:
         parse(request.SerializeToString())
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"image", b"\xff" * 20, b"\x2a\xff\x01", b"\x2a", b"\x0a\x02\xff\xff", b"\x0b\x0c", b"\x09\0"],
-    ids=[
-        "text",
-        "endless integer",
-        "beyond the end",
-        "no length",
-        "not UTF-8",
-        "group",
-        "incomplete number",
-    ],
-)
+@pytest.mark.parametrize("data", NOT_MESSAGES.values(), ids=NOT_MESSAGES)
 def test_bytes_that_are_no_message_are_rejected(data: bytes) -> None:
     """Bytes that are not a message of the protocol raise InvalidRequestError."""
     with pytest.raises(InvalidRequestError):
