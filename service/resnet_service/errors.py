@@ -138,7 +138,7 @@ class ServiceUnavailable(ServiceError):
 
 
 class ReloadError(ServiceError):
-    """The reload failed; the previous model is still served."""
+    """A load or reload failed; the models in use have not changed."""
 
 
 class InferenceError(ServiceError):

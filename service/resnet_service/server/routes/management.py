@@ -59,11 +59,11 @@ async def metrics(
     dependencies=[NO_PARAMETERS],
 )
 async def reload(state: Annotated[AppState, Security(api_key_auth, scopes=["admin"])]) -> InfoResponse:
-    """Load the model, its weights and the API keys again, and use them once the model is warmed up.
+    """Load the models, their weights and the API keys again, and use them once they are warmed up.
 
     Requires an API key with the scope `admin`. No request is lost: each gets its response from the previous
-    or from the new model. If the new model cannot be loaded or fails its warm-up, the previous model
-    continues to serve, and the response has the reason.
+    or from the new model. If a new model cannot be loaded or fails its warm-up, the previous models
+    continue to serve, and the response has the reason.
     """
     await state.backend.reload()
     return await state.backend.info()
