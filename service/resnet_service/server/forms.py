@@ -18,6 +18,8 @@ from resnet_service.hints import describe_unknown
 
 FIELD: Final = "file"
 """The form field that images are uploaded in."""
+_QUERY_FIELDS: Final = frozenset(("model", "version"))
+"""The model has to be known before the body is read."""
 _MAX_FIELD_BYTES: Final = 100
 """Of the other fields, which are numbers."""
 _EXTENDED_FILENAME: Final = re.compile(
@@ -139,6 +141,8 @@ class FormParser:
             image = UploadedFile(None if filename is None else filename.decode("utf-8", "replace"))
             self._form.images.append(image)
             self._data = image.data
+        elif name in _QUERY_FIELDS:
+            raise InvalidRequestError("model and version belong in the query, such as /predict?model=NAME")
         elif name not in self._fields:
             raise InvalidRequestError(describe_unknown("form field", name, [FIELD, *self._fields]))
         elif name in self._form.fields:

@@ -73,8 +73,6 @@ def parse_fields(fields: Mapping[str, str]) -> InferenceParameters:
     """
     if not fields:
         return _NO_FIELDS
-    if fields.get("model") or fields.get("version"):
-        raise InvalidRequestError("model and version belong in the query, such as /predict?model=NAME")
     try:
         return InferenceParameters.model_validate({name: value for name, value in fields.items() if value})
     except ValidationError as error:
