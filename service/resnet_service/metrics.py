@@ -19,6 +19,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
+from resnet_service.schemas import Priority
+
 # From the decoding of a thumbnail (1 ms) to the default deadline (30 s).
 _DURATION_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -220,6 +222,11 @@ class Metrics:
 
     def remove_model(self, model: str, version: str) -> None:
         """Remove the gauges of a version that was unloaded; its counters and histograms stay."""
+        for gauge in (self.largest_batch, self.requests_waiting):
+            _unbind(gauge.labels(model, version))
+        for gauge in (self.queue_depth, self.queue_wait):
+            for priority in get_args(Priority):
+                _unbind(gauge.labels(model, version, priority))
         for gauge in (
             self.largest_batch,
             self.device_streams,
@@ -230,6 +237,12 @@ class Metrics:
             self.model_info,
         ):
             gauge.remove_by_labels({"model": model, "version": version})
+
+    def remove_device(self, device: str) -> None:
+        """Remove the gauges of a device that no model uses any more."""
+        for gauge in (self.device_memory, self.device_memory_limit):
+            _unbind(gauge.labels(device))
+            gauge.remove(device)
 
     def report(self, gauge: Gauge, function: Callable[[], float]) -> None:
         """Make a gauge have the value of a function: at each scrape, or in a worker at each `refresh`."""
@@ -253,3 +266,12 @@ class Metrics:
         except (TypeError, ValueError):  # an invalid version in Accept
             encode, content_type = choose_encoder("")
         return encode(registry or self.registry), content_type
+
+
+def _unbind(gauge: Gauge) -> None:
+    """Release what the function of a gauge refers to.
+
+    A gauge and its function refer to each other: without this, the memory of a model that was unloaded would
+    wait for the garbage collector, which comes late, and never to objects from before the start.
+    """
+    gauge.set_function(float)

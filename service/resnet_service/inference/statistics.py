@@ -123,12 +123,14 @@ class VersionCounters:
     index: the place of the version among all that the service has had.
     requests: the counters of each process that handles HTTP.
     batches: those of the process that has the devices.
+    has_served: whether the version has ever served; one whose load failed has no statistics.
     """
 
     def __init__(self, index: int, requests: list[RequestCounters]) -> None:
         self.index = index
         self.requests = requests
         self.batches = BatchCounters()
+        self.has_served = False
 
     def read(self, name: str, version: str) -> ModelStatistics:
         """Return the sums over all processes."""
@@ -166,5 +168,5 @@ class StatisticsTable:
             counters.requests = create(counters.index)
 
     def read(self) -> list[ModelStatistics]:
-        """Return the statistics of all versions."""
-        return [counters.read(*key) for key, counters in self._versions.items()]
+        """Return the statistics of all versions that serve, or have served."""
+        return [counters.read(*key) for key, counters in self._versions.items() if counters.has_served]

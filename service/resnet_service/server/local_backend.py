@@ -70,19 +70,24 @@ class LocalBackend:
         self._settings = settings
         self._metrics = metrics
         self._rates = RateLimiter()
+        self._devices: set[str] = set()
         self._bench_lock = asyncio.Lock()  # two benchmarks would measure each other
         metrics.ready.set_function(lambda: self._is_ready)
         self._engines_changed(())
 
     def _engines_changed(self, removed: Iterable[Engine]) -> None:
         metrics, engines = self._metrics, self.engines.engines
-        for labeled in (metrics.device_memory, metrics.device_memory_limit, metrics.model_info):
-            labeled.clear()
+        metrics.model_info.clear()
         for engine in removed:
             if engine.key not in engines:
                 metrics.remove_model(*engine.key)
         for engine in engines.values():
             engine.bind_metrics()
+            self.counters.of(engine.key).has_served = True
+        devices = {runtime.device for engine in engines.values() for runtime in engine.runtimes}
+        for device in self._devices - devices:
+            metrics.remove_device(device)
+        self._devices = devices
         self.on_change()
 
     @property
