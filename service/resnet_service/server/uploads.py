@@ -60,6 +60,11 @@ class UploadMemory:
         """The bytes that this process has in memory."""
         return self._counters[self._index]
 
+    @property
+    def is_scarce(self) -> bool:
+        """Whether all processes together use more than half of the limit."""
+        return sum(self._counters) > self.limit // 2
+
     def add(self, size: int, lane: Lane, own: int) -> None:
         """Add `size` bytes to the `own` ones of a request.
 

@@ -7,6 +7,7 @@ is sent is the same.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
@@ -15,10 +16,11 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from resnet_service.batching import ConcurrencyLimiter, Lane
-from resnet_service.errors import InvalidRequestError, ModelNotFound, ServiceUnavailable
+from resnet_service.errors import InvalidRequestError, ModelNotFound, OverloadedError, ServiceUnavailable
 from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.inference.statistics import ModelStatistics
 from resnet_service.server.admission import admit, request_lane, update_admission
+from resnet_service.server.model_table import ModelTable
 from resnet_service.server.parameters import InferenceParameters
 from resnet_service.server.rpc.calls import INFERENCE_METHOD, SERVICE, Call, CallRunner
 from resnet_service.server.rpc.codec import (
@@ -40,6 +42,8 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 _SCOPE: Final = "predict"
+_MAX_WAIT_S: Final = 0.5
+"""Time for which a message may wait for its model while the upload memory is scarce."""
 
 
 class InferenceServicer:
@@ -126,24 +130,36 @@ class InferenceServicer:
         async with admit(call.scope, state, parameters, Lane.INTERACTIVE, *only.key) as (served, reservation):
             with state.upload_memory.account(reservation.lane) as account:
                 data = await call.receive_images(reservation, account, self._receiving)
-                try:
-                    state.backend.models.find(*requested_model(data))
+                try:  # not in the current table: a load or unload may have changed it meanwhile
+                    ModelTable({served.key: served}, {}).find(*requested_model(data))
                 except ModelNotFound:
                     del call.scope["model"]
                     raise
                 return await self._infer(call, served, reservation, parameters, data)
 
     async def _receive_and_infer(self, call: Call) -> bytes:
-        """Receive the message, which names the model, and only then reserve a place in its queue."""
+        """Receive the message, which names the model, and only then reserve a place in its queue.
+
+        Messages that wait for a busy model may take half of the upload memory: other models need the rest.
+        """
         state = self._state
         lane = request_lane(call.scope, InferenceParameters(), Lane.INTERACTIVE)
         with state.upload_memory.account(lane) as account:
             unreserved = Unreserved(lane, state.settings.request_timeout_s)
             data = await call.receive_images(unreserved, account, self._receiving)
-            name, version = requested_model(data)
             parameters = call.parameters
-            async with admit(call.scope, state, parameters, lane, name, version) as (served, reservation):
-                await reservation.start()
+            async with AsyncExitStack() as stack:
+                admission = admit(call.scope, state, parameters, lane, *requested_model(data))
+                limit_s = _MAX_WAIT_S if state.upload_memory.is_scarce else None
+                try:
+                    async with asyncio.timeout(limit_s) as timer:
+                        served, reservation = await stack.enter_async_context(admission)
+                        await reservation.start()
+                except TimeoutError as error:
+                    if not timer.expired():
+                        raise
+                    message = "more than half of the upload memory is in use, and the model is busy"
+                    raise OverloadedError(message, "memory", 1.0) from error
                 return await self._infer(call, served, reservation, parameters, data)
 
     async def _infer(
