@@ -158,9 +158,9 @@ class EngineManager:
 
         `read_config` reads what has to change together with the engines, and `use_config` gets its value. It
         is called before an engine is loaded, so that an invalid configuration is reported immediately, and
-        again after the warm-up. Models
-        that were unloaded stay unloaded. Raises Conflict if a load is running, and ReloadError, with the
-        reason, if an engine or the configuration cannot be used; nothing has then changed.
+        again after the warm-up. Models that were unloaded stay unloaded. Raises Conflict if a load is
+        running, and ReloadError, with the reason, if an engine or the configuration cannot be used; nothing
+        has then changed.
         """
         loaded = self.models.names
         await self._load(
@@ -180,6 +180,7 @@ class EngineManager:
 
         Raises ModelNotFound, and Conflict for the last model or if a load is running.
         """
+        await self.wait_until_warm()  # of the start: it would end with the first engine that is closed
         self.models.find(name)
         if self.is_changing:
             raise Conflict("a load or reload is running")
@@ -220,6 +221,7 @@ class EngineManager:
             loader = WorkerPool(1, "load")
             try:
                 self._check_not_draining()
+                await self.wait_until_warm()
                 read_config()
                 configs = await loader.run(lambda: [self.configured.read(name) for name in choose()])
                 self.loading = frozenset(config.name for config in configs)
