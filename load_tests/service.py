@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+
 from resnet_service.client import Client
 
 
@@ -35,13 +37,21 @@ def run_service(
                 for line in lines:
                     event = json.loads(line) if line.startswith("{") and line.endswith("}\n") else {}
                     url = event.get("url", url)
-                    if event.get("event") == "ready":
+                    if event.get("event") == "ready":  # a model is: wait for all of them
+                        _wait_until_ready(url, process, log)
                         yield url, process
                         return
                 time.sleep(0.05)
             raise LoadTestError(f"the service did not start; see {log}")
         finally:
             process.terminate()
+
+
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    while httpx.get(f"{url}/readyz").status_code != 200:
+        if process.poll() is not None:
+            raise LoadTestError(f"the service did not start; see {log}")
+        time.sleep(0.05)
 
 
 def describe_service(url: str) -> str:

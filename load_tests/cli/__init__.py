@@ -22,7 +22,7 @@ def commands() -> None:
 
     Hosts: scaling, gpu-check.
 
-    Reliability: overload, retry-storm, slow-clients, worst-case, fuzz, soak,
+    Reliability: overload, retry-storm, priorities, models, slow-clients, worst-case, fuzz, soak,
     interrupted-starts.
 
     Exit status: 0 success, 1 a missed target or a failed check, 2 usage error.
@@ -41,6 +41,7 @@ for _command in (
     reliability.overload,
     reliability.retry_storm,
     reliability.priorities,
+    reliability.models,
     reliability.slow_clients,
     reliability.worst_case,
     reliability.fuzz,

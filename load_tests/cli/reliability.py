@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,12 +18,13 @@ from load_tests.cli.options import (
 )
 from load_tests.images import encode_jpeg
 from load_tests.interrupted_starts import run_interrupted_starts
+from load_tests.models import run_models, write_repository
 from load_tests.overload import run_overload
 from load_tests.plots import draw_overload, draw_soak
 from load_tests.priorities import run_priorities
 from load_tests.report import Check, checks_table
 from load_tests.retry_storm import measure_peak, run_retry_storm
-from load_tests.service import describe_service, serve_command
+from load_tests.service import describe_service, serve_command, write_random_weights
 from load_tests.slow_clients import run_slow_clients
 from load_tests.soak import run_soak
 from load_tests.worst_case import checks as worst_case_checks
@@ -120,6 +122,26 @@ def priorities(model: str, weights: str | None, output: Path, workers: int, seco
     with service_under_test(output, model, weights, *flags, log="priorities.log") as (url, _):
         result = run_priorities(url, seconds)
     _report(output, "priorities", result.checks(), result.measurements())
+
+
+@click.command()
+@output_option
+@workers_option
+@click.option("--rate", default=10.0, show_default=True, help="Requests per second to each version.")
+@click.option("--seconds", default=30.0, show_default=True, help="Duration before and after the changes.")
+def models(output: Path, workers: int, rate: float, seconds: float) -> None:
+    """Reload, add and unload models under load.
+
+    Two models with two versions each get requests at a constant rate. Checks that none is lost or slower
+    afterwards, and that the memory of a ResNet-50 returns after its unload.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        flags = (*write_repository(Path(folder)), "--workers", str(workers))
+        with service_under_test(output, "auto", None, *flags, log="models.log") as (url, pid):
+            weights = write_random_weights(output)
+            result = run_models(url, pid, Path(folder), weights, rate, seconds)
+    _report(output, "models", result.checks(), result.measurements())
 
 
 @click.command("slow-clients")

@@ -10,12 +10,14 @@ import pytest
 from load_tests import worst_case
 from load_tests.http_connection import post_request
 from load_tests.load_generator import arrival_times, measure_capacity
+from load_tests.models import run_models, write_repository
 from load_tests.overload import run_overload
 from load_tests.plots import draw_overload, draw_soak
 from load_tests.priorities import run_priorities
 from load_tests.report import Check
 from load_tests.request_log import DISCONNECTED
 from load_tests.retry_storm import measure_peak, run_retry_storm
+from load_tests.service import run_service, serve_command, write_random_weights
 from load_tests.slow_clients import run_slow_clients
 from load_tests.soak import SHARES, run_soak
 from load_tests.worst_case import WorstCase
@@ -142,3 +144,15 @@ def test_worst_cases_are_sent_and_the_probes_recorded(server: Running, jpeg: byt
     ]
     assert all(result.slowest_probe_ms > 0 and result.seconds > 0 for result in results)
     assert len(list(worst_case.measurements(results))) == 2
+
+
+def test_models_change_under_load(tmp_path: Path) -> None:
+    """A model is reloaded, and another one added and unloaded: no request of the others is lost."""
+    flags = (*write_repository(tmp_path), "--streams-per-device", "1")
+    with run_service(serve_command("auto", None, *flags), tmp_path / "log") as (url, process):
+        weights = write_random_weights(tmp_path)
+        result = run_models(url, process.pid, tmp_path, weights, rate=2, seconds=2)
+    checks = {name: passed for name, passed in results_of(result.checks()).items() if "p99" not in name}
+    assert len(checks) == 6
+    assert all(checks.values()), [*result.checks(), *result.measurements()]
+    assert all(value for _, value in result.measurements())
