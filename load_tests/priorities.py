@@ -7,11 +7,11 @@ from itertools import cycle
 from typing import Final
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from load_tests.http_connection import Request, batch_request, post_request
 from load_tests.images import encoded_images
 from load_tests.load_generator import LoadGenerator, arrival_times, measure_capacity, run_async
+from load_tests.metrics import read_samples
 from load_tests.report import Check
 from load_tests.request_log import RequestLog
 from resnet_service.batching import BULK_INTERVAL
@@ -134,9 +134,5 @@ async def _batch_totals(url: str) -> tuple[float, float]:
     """Return the seconds and the number of all device batches so far."""
     async with httpx.AsyncClient() as client:
         text = (await client.get(f"{url}/metrics")).text
-    samples = {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    samples = read_samples(text)
     return samples["inference_batch_seconds_sum"], samples["inference_batch_seconds_count"]

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -114,8 +115,8 @@ def measure(subject: Subject, request: Request, clients: int, seconds: float, fo
         )
         time.sleep(seconds)
         after, images_after, ended = _cpu_s([client], processes), _images(subject.url), time.perf_counter()
-    counts = {outcome: count - images_before.get(outcome, 0.0) for outcome, count in images_after.items()}
-    images = counts.pop("ok", 0.0)
+    counts = {outcome: count - images_before[outcome] for outcome, count in images_after.items()}
+    images = counts.pop("ok", 0)
     if not images or any(counts.values()):
         raise LoadTestError(f"{request.name}: {images:.0f} images got a result, others: {counts}")
     client_ms, server_ms = ((end - start) * 1e3 / images for start, end in zip(before, after, strict=True))
@@ -185,9 +186,12 @@ def _wait_until_idle(url: str) -> None:
         time.sleep(0.1)
 
 
-def _images(url: str) -> dict[str, float]:
+def _images(url: str) -> Mapping[str, int]:
     """Return the number of images by outcome."""
-    return {labels["outcome"]: value for labels, value in _samples(url, "inference_images_total")}
+    images: Counter[str] = Counter()  # over all models
+    for labels, value in _samples(url, "inference_images_total"):
+        images[labels["outcome"]] += int(value)
+    return images
 
 
 def _samples(url: str, name: str) -> list[tuple[dict[str, str], float]]:

@@ -11,9 +11,9 @@ from typing import Final
 
 import httpx
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
 
 from load_tests.images import encode_jpeg
+from load_tests.metrics import read_samples
 from load_tests.service import run_service, write_random_weights
 from load_tests.wrk import run_wrk
 
@@ -195,11 +195,5 @@ def _cpu_s(process: psutil.Process) -> tuple[float, float]:
 
 def _batches(url: str) -> tuple[float, float]:
     """Return the number of batches and of their images."""
-    samples = {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
-        if family.name == "inference_batch_size"
-        for sample in family.samples
-        if not sample.name.endswith("_bucket")
-    }
+    samples = read_samples(httpx.get(f"{url}/metrics").text)
     return samples["inference_batch_size_count"], samples["inference_batch_size_sum"]

@@ -86,7 +86,11 @@ def _shadow_images(outcomes: str) -> str:
 
 _REQUESTS: Final = "instance:inference_requests:rate5m"
 _ERRORS: Final = "instance:inference_request_errors:rate5m"
-_DEVICE: Final = _utilization("inference_batch_seconds_sum", "inference_device_streams", "device")
+_DEVICE: Final = Series(
+    f"max(clamp_max(sum by (instance) ({_rate('inference_batch_seconds_sum')}) "
+    f"/ max by (instance) (inference_device_streams{{{SELECTED}}}), 1))",
+    "device",
+)
 _QUEUE: Final = Series(f"max({_per_instance('instance:inference_queue:ratio')})", "queue")
 
 _STATS: Final = (

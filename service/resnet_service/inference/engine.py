@@ -41,8 +41,12 @@ EngineReservation = Reservation[QueuedCrop, TopKResult]
 class BatchObserver(Protocol):
     """Sees the batches of an engine."""
 
-    def observe(self, crops: Sequence[Crop], results: Sequence[TopKResult]) -> None:
-        """Take the crops and results of a batch; the crops may change afterwards."""
+    def sample(self, crops: Sequence[Crop]) -> dict[int, Crop]:
+        """Return copies of some crops of a batch that is about to run, by their places in it."""
+        ...
+
+    def observe(self, samples: dict[int, Crop], results: Sequence[TopKResult]) -> None:
+        """Take these samples and the results of their batch."""
         ...
 
 
@@ -264,6 +268,8 @@ class Engine:
     async def _run_batch(self, index: int, batch: list[QueuedCrop]) -> list[TopKResult]:
         self._batch_size.observe(len(batch))
         crops, k = [queued.crop for queued in batch], max(queued.top_k for queued in batch)
+        observer = self.observer
+        samples = {} if observer is None else observer.sample(crops)
         started = time.perf_counter()
         try:
             best = await self._device_threads[index].run(self.runtimes[index].run, crops, k)
@@ -272,8 +278,8 @@ class Engine:
             self._batch_seconds.observe(seconds)
         self._counters.add(len(batch), seconds)
         results = best.images()
-        if self.observer is not None:
-            self.observer.observe(crops, results)
+        if observer is not None:
+            observer.observe(samples, results)
         return results
 
     async def _time_batch(self, batch_size: int) -> float:

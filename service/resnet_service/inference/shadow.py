@@ -1,6 +1,7 @@
 """Run images of one version of a model on another one as well, to compare them before it takes over."""
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -67,19 +68,37 @@ class Shadow:
         )
         self._difference = metrics.shadow_difference.labels(*candidate.key)
 
-    def observe(self, crops: Sequence[Crop], results: Sequence[TopKResult]) -> None:
-        """Take a share of the images of a batch that the engine has run."""
-        self._batches += 1
-        limit = _MAX_WAITING_BATCHES * self._candidate.max_batch
-        for crop, result in zip(crops, results, strict=True):
+    def runs(self, candidate: Engine, percent: float) -> bool:
+        """Whether it runs this share of the images on this engine."""
+        return self._candidate is candidate and self._percent == percent
+
+    def sample(self, crops: Sequence[Crop]) -> dict[int, Crop]:
+        """See `BatchObserver`: a share of the crops.
+
+        They are copied before the batch runs, because the memory of a crop whose client has gone is used for
+        another image.
+        """
+        samples: dict[int, Crop] = {}
+        space = _MAX_WAITING_BATCHES * self._candidate.max_batch - len(self._waiting)
+        for place, crop in enumerate(crops):
             if random.random() * 100 >= self._percent:  # noqa: S311 - a share, not a secret
                 continue
-            if len(self._waiting) >= limit:
+            if len(samples) >= space:
                 self._dropped.inc()
                 continue
-            try:  # a copy: the memory of the crop is used again for another image
-                self._waiting.append(_Sample(crop.copy(), result))
+            try:
+                samples[place] = crop.copy()
             except MemoryError:
+                self._dropped.inc()
+        return samples
+
+    def observe(self, samples: dict[int, Crop], results: Sequence[TopKResult]) -> None:
+        """See `BatchObserver`. Images whose result is not finite are dropped: their clients get errors."""
+        self._batches += 1
+        for place, crop in samples.items():
+            if math.isfinite(results[place].probabilities[0]):
+                self._waiting.append(_Sample(crop, results[place]))
+            else:
                 self._dropped.inc()
         if self._batches % BULK_INTERVAL == 0 or not self._engine.has_waiting_images:
             self._run_batch()
@@ -102,21 +121,22 @@ class Shadow:
         self._running -= 1
         if future.cancelled():
             self._dropped.inc()
-        elif (error := future.exception()) is not None:
-            self._failed.inc()
-            _log.warning("shadow_failed", **self._candidate.key._asdict(), reason=str(error))
         else:
-            self._compare(result, future.result().result)
+            try:
+                self._compare(result, future.result().result.top(1), future.result().result)
+            except ServiceError as error:
+                self._failed.inc()
+                _log.warning("shadow_failed", **self._candidate.key._asdict(), reason=str(error))
         if not self._running and not self._engine.has_waiting_images:
             self._run_batch()
 
-    def _compare(self, result: TopKResult, candidate: TopKResult) -> None:
+    def _compare(self, result: TopKResult, best_of_candidate: TopKResult, candidate: TopKResult) -> None:
         best: int | None = int(result.class_ids[0])
         if self._indices is not None:
             best = self._indices.get(self._engine.model.labels[int(result.class_ids[0])])
         places = np.flatnonzero(candidate.class_ids == (-1 if best is None else best))
         probability = float(candidate.probabilities[places[0]]) if places.size else 0.0
-        (self._agree if int(candidate.class_ids[0]) == best else self._disagree).inc()
+        (self._agree if int(best_of_candidate.class_ids[0]) == best else self._disagree).inc()
         self._difference.observe(abs(float(result.probabilities[0]) - probability))
 
 
@@ -129,14 +149,19 @@ def _pixels(engine: Engine) -> object:
 def create_shadows(
     engines: Mapping[ModelVersion, Engine], traffic: Mapping[str, TrafficSplit], metrics: Metrics
 ) -> dict[Engine, Shadow]:
-    """Return the shadows of these engines, by the engine that they observe. Raises ModelLoadError."""
-    return {
-        engines[ModelVersion(name, split.version)]: Shadow(
-            engines[ModelVersion(name, split.version)],
-            engines[ModelVersion(name, split.shadow)],
-            split.shadow_percent,
-            metrics,
+    """Return the shadows of these engines, by the engine that they observe. Raises ModelLoadError.
+
+    A shadow whose engines and share have not changed is kept.
+    """
+    shadows: dict[Engine, Shadow] = {}
+    for name, split in traffic.items():
+        if split.version is None or split.shadow is None:
+            continue
+        engine, candidate = (
+            engines[ModelVersion(name, version)] for version in (split.version, split.shadow)
         )
-        for name, split in traffic.items()
-        if split.version is not None and split.shadow is not None
-    }
+        current = engine.observer
+        if not isinstance(current, Shadow) or not current.runs(candidate, split.shadow_percent):
+            current = Shadow(engine, candidate, split.shadow_percent, metrics)
+        shadows[engine] = current
+    return shadows

@@ -169,4 +169,4 @@ class StatisticsTable:
 
     def read(self) -> list[ModelStatistics]:
         """Return the statistics of all versions that serve, or have served."""
-        return [counters.read(*key) for key, counters in self._versions.items() if counters.has_served]
+        return [counters.read(*key) for key, counters in tuple(self._versions.items()) if counters.has_served]

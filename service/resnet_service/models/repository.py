@@ -58,8 +58,8 @@ class TrafficSplit:
         version: the version that answers; None is the latest. With a canary or a shadow it is not None.
         canary: the version that answers `canary_percent` of these requests instead.
         canary_percent: 0 to 100.
-        shadow: the version on which `shadow_percent` of these requests also run, without effect on the
-            responses.
+        shadow: the version on which `shadow_percent` of the images of `version` also run, without effect on
+            the responses.
         shadow_percent: 0 to 100.
 
     """

@@ -1,10 +1,17 @@
 """Fold batch normalization into the convolution before it: a layer less, with the same results."""
 
 from copy import deepcopy
+from typing import Final
 
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.nn.utils import fuse_conv_bn_eval
+
+from resnet_service.runtimes.shared_lock import SharedLock
+
+TRACING: Final = SharedLock()
+"""Batches share this lock: while torch.fx traces a network, it replaces a method of all networks of the
+process, so that batches would fail."""
 
 
 def fold_batch_norms(network: nn.Module) -> GraphModule:
@@ -13,7 +20,9 @@ def fold_batch_norms(network: nn.Module) -> GraphModule:
     One is folded if it is the only user of a convolution's output. The network must be traceable by torch.fx,
     as all classifiers of torchvision are.
     """
-    folded = symbolic_trace(deepcopy(network))
+    copy = deepcopy(network)
+    with TRACING.alone():
+        folded = symbolic_trace(copy)
     modules = dict(folded.named_modules())
     calls = [node for node in folded.graph.nodes if node.op == "call_module"]
     targets = [node.target for node in calls]

@@ -13,7 +13,7 @@ from resnet_service.devices import Precision
 from resnet_service.errors import DeviceError, DeviceOutOfMemoryError, DeviceUnavailableError, first_line
 from resnet_service.files import set_folder_variables
 from resnet_service.images import Crop, Preprocessing
-from resnet_service.runtimes.batch_norm import fold_batch_norms
+from resnet_service.runtimes.batch_norm import TRACING, fold_batch_norms
 from resnet_service.runtimes.cuda_graphs import CudaGraphs
 from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, normalization, stack_crops
 
@@ -88,7 +88,8 @@ class TorchRuntime:
         if self._threads is not None:
             # Not in __init__, because OpenMP stores the number per calling thread.
             torch.set_num_threads(self._threads)
-        with translate_device_errors(), torch.cuda.stream(self._stream):  # None: no change
+        # A stream of None changes nothing.
+        with TRACING.shared(), translate_device_errors(), torch.cuda.stream(self._stream):
             best = self._probabilities(crops).topk(k)
             return TopKResult(best.indices.cpu().numpy(), best.values.cpu().numpy(), self.device)
 

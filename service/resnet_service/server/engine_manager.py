@@ -25,7 +25,7 @@ from resnet_service.metrics import Metrics
 from resnet_service.models import ModelVersion
 from resnet_service.models.repository import ModelConfig, TrafficSplit, VersionConfig
 from resnet_service.server.configured_models import ConfiguredModels
-from resnet_service.server.model_table import ModelTable
+from resnet_service.server.model_table import ModelTable, replace_versions
 from resnet_service.server.rejection_pacer import RejectionPacer
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -48,6 +48,7 @@ class EngineManager:
 
     engines: those that serve, in the order of the models, with versions ascending.
     models: the same versions as requests see them.
+    prepare: called before loaded engines are used; if it raises an error, they are not.
     on_change: called when the engines have changed, with those that do not serve any more.
     on_closed: called when such an engine is closed.
     """
@@ -62,6 +63,7 @@ class EngineManager:
         """Load the engines with `load_engine`. Raises what it and `configured` raise."""
         self.loop: Future[asyncio.AbstractEventLoop] = Future()
         self.load_engine = load_engine
+        self.prepare: Callable[[Iterable[Engine]], None] = lambda _: None
         self.on_change: Callable[[Iterable[Engine]], None] = lambda _: None
         self.on_closed: Callable[[Engine], None] = lambda _: None
         self.configured = configured
@@ -94,6 +96,11 @@ class EngineManager:
         if engine is None:
             raise ModelNotFound(f"version {key.version} of {key.name!r} was unloaded")
         return engine
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether all engines have been warmed up."""
+        return all(engine.is_warm for engine in self.engines.values())
 
     @property
     def is_changing(self) -> bool:
@@ -228,8 +235,12 @@ class EngineManager:
                 await self._load_warm_engines(configs, loader, loaded)
                 self._check_not_draining()
                 config = read_config()
-                engines, traffic = self._with_loaded(configs, loaded, keep_others=keep_others)
+                new = {config.name: config.traffic for config in configs}
+                replaced = {key for key in self.engines if key.name in new or not keep_others}
+                engines = replace_versions(self.engines, replaced, loaded)
+                traffic = {**self.models.traffic, **new}
                 create_shadows(engines, traffic, self._metrics)  # raises if one does not fit
+                self.prepare(loaded.values())
             except BaseException as error:
                 for engine in loaded.values():
                     await engine.close(timeout_s=0)
@@ -249,16 +260,6 @@ class EngineManager:
             engine = loaded[version.key] = await loader.run(self.load_engine, version)
             engine.start()
             await engine.wait_until_warm()
-
-    def _with_loaded(
-        self, configs: Iterable[ModelConfig], loaded: dict[ModelVersion, Engine], *, keep_others: bool
-    ) -> tuple[dict[ModelVersion, Engine], dict[str, TrafficSplit]]:
-        new = {config.name: config.traffic for config in configs}
-        kept = {key: engine for key, engine in self.engines.items() if keep_others and key.name not in new}
-        engines = kept | loaded
-        order = dict.fromkeys([*self.models.names, *new])  # an order of the models that stays
-        ordered = {key: engines[key] for name in order for key in engines if key.name == name}
-        return ordered, {**self.models.traffic, **new}
 
     def _use(self, engines: dict[ModelVersion, Engine], traffic: Mapping[str, TrafficSplit]) -> None:
         """Use these engines from now on, and close the others after their last requests."""

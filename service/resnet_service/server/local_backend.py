@@ -1,7 +1,7 @@
 """The backend in the process that has the devices."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ class LocalBackend:
 
     `check_alive`, `check_ready`, `info`, `render_metrics` and `reload` may be called on any event loop.
 
-    engines: the engine that serves requests, and its replacement by `reload`.
+    engines: the engines of all versions that serve, and their replacement.
     heartbeat: when the event loop of the engines last ran.
     workers: the number of HTTP workers; without any, this process handles HTTP as well.
     ready_workers: how many of them accept requests.
@@ -44,6 +44,7 @@ class LocalBackend:
     counters: what `statistics` returns.
     decoder: decodes the images of all models, unless HTTP workers do.
     on_change: called on that event loop when the engines have changed.
+    wait_for_workers: called then, to wait until all HTTP workers use them.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class LocalBackend:
         self.api_keys = api_keys
         self.heartbeat = Heartbeat()
         self.on_change: Callable[[], None] = lambda: None
+        self.wait_for_workers: Callable[[], Awaitable[None]] = _do_nothing
         engines.on_change = self._engines_changed
         self._settings = settings
         self._metrics = metrics
@@ -219,7 +221,7 @@ class LocalBackend:
 
     async def reload(self) -> None:
         """See `Backend`. A reload that is requested while HTTP workers start waits for them."""
-        await self._on_loop(self._reload())
+        await self._on_loop(self._reload)
 
     async def _reload(self) -> None:
         def use(api_keys: APIKeys) -> None:
@@ -229,16 +231,25 @@ class LocalBackend:
 
     async def load(self, name: str) -> None:
         """See `Backend`."""
-        await self._on_loop(self.engines.load(name))
+        await self._on_loop(partial(self.engines.load, name))
 
     async def unload(self, name: str) -> None:
         """See `Backend`."""
-        await self._on_loop(self.engines.unload(name))
+        await self._on_loop(partial(self.engines.unload, name))
 
-    async def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine on the event loop of the engines, once they are started."""
+    async def _on_loop(self, change: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Change the engines on their event loop, once they are started.
+
+        A client that leaves, or an HTTP worker that ends, does not cancel the change: another one could start
+        while a thread still loads an engine, which could not be closed.
+        """
+
+        async def change_all() -> None:
+            await change()
+            await self.wait_for_workers()
+
         loop = await asyncio.shield(asyncio.wrap_future(self.engines.loop))
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+        await asyncio.shield(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(change_all(), loop)))
 
     def start(self) -> None:
         """See `Backend`."""
@@ -258,6 +269,10 @@ class LocalBackend:
         """See `Backend`."""
         await self.engines.close(timeout_s)
         await self.decoder.close(timeout_s)
+
+
+async def _do_nothing() -> None:
+    pass
 
 
 def _status(engine: Engine) -> ModelStatus:

@@ -1,12 +1,17 @@
 """The versions of the models that serve, and which of them answers a request."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final, TypeVar
 
 from resnet_service.errors import ModelNotFound
 from resnet_service.inference.served_model import ServedModel
 from resnet_service.models import ModelVersion
 from resnet_service.models.repository import TrafficSplit
+
+Served = TypeVar("Served")
+
+_MAX_SHOWN: Final = 10
 
 
 class ModelTable:
@@ -47,14 +52,14 @@ class ModelTable:
         """
         name = self.names[0] if name is None else name
         if name not in self._default:
-            names = ", ".join(map(repr, self.names))
+            names = _list(map(repr, self.names))
             raise ModelNotFound(f"unknown model {name[:50]!r}; the server has {names}")
         if version is None:
             return self._default[name]
         served = self._served.get(ModelVersion(name, version))
         if served is None:
             versions = self.versions(name)
-            have = f"version {versions[0]!r}" if len(versions) == 1 else f"versions {', '.join(versions)}"
+            have = f"version {versions[0]!r}" if len(versions) == 1 else f"versions {_list(versions)}"
             raise ModelNotFound(f"unknown version {version[:50]!r}; the model has {have}")
         return served
 
@@ -68,3 +73,20 @@ class ModelTable:
         if version is None and split.canary is not None and random.random() * 100 < split.canary_percent:  # noqa: S311
             return self._served[ModelVersion(served.model.name, split.canary)]
         return served
+
+
+def replace_versions(
+    current: Mapping[ModelVersion, Served],
+    removed: Collection[ModelVersion],
+    added: Mapping[ModelVersion, Served],
+) -> dict[ModelVersion, Served]:
+    """Return `current` without `removed` and with `added`; models that stay keep their order."""
+    versions = {key: served for key, served in current.items() if key not in removed} | dict(added)
+    names = dict.fromkeys([*(key.name for key in current), *(key.name for key in added)])
+    return {key: versions[key] for name in names for key in versions if key.name == name}
+
+
+def _list(names: Iterable[str]) -> str:
+    """Return the first names: messages of gRPC have a limit of 8 KiB."""
+    names = list(names)
+    return ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")

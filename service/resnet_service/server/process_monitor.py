@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 
 import structlog
 
-from resnet_service.errors import ServiceError
+from resnet_service.errors import Conflict, ServiceError
 from resnet_service.server.backend import Backend
 from resnet_service.server.management_server import ManagementServer
 
@@ -104,6 +104,8 @@ class ProcessMonitor:
     async def _reload(self) -> None:
         try:
             await self._backend.reload()
+        except Conflict:  # while a load runs: the next `tick` tries again
+            self.reload_requested = True
         except ServiceError as error:
             _log.error("reload_failed", reason=str(error), exc_info=error)
         else:

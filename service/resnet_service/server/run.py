@@ -149,7 +149,7 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     has_failed = has_failed or server.monitor.has_failed or state.backend.fatal_error is not None
     if has_running_calls():  # a failure, unless it is the warm-up of a start that a signal interrupts
         assert isinstance(state.backend, LocalBackend)
-        exit_immediately(int(has_failed or state.backend.engines.current.is_warm))
+        exit_immediately(int(has_failed or state.backend.engines.is_warm))
     return int(has_failed)
 
 

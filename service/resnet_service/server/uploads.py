@@ -209,8 +209,7 @@ async def receive_upload(
     arrived = time.perf_counter() if arrived is None else arrived
     await reservation.start()
     started = time.perf_counter()
-    if started - arrived > _MIN_WAIT_S:
-        timing.record("wait", arrived, started)
+    record_wait(timing, arrived, started)
     # Otherwise, slow clients could reach the limit on concurrent requests.
     timer = asyncio.get_running_loop().call_later(_MAX_RECEIVE_S, reservation.suspend)
     try:
@@ -224,6 +223,12 @@ async def receive_upload(
     reservation.extend(min(time.perf_counter() - started, max_extension_s))
     await reservation.start()  # again, if the client was slow
     return result
+
+
+def record_wait(timing: RequestTiming, arrived: float, started: float) -> None:
+    """Record the time for which a request has waited for others, unless it is too short to matter."""
+    if started - arrived > _MIN_WAIT_S:
+        timing.record("wait", arrived, started)
 
 
 def request_timing(request: Request) -> RequestTiming:

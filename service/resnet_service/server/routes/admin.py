@@ -55,7 +55,7 @@ async def info(state: Annotated[AppState, Security(api_key_auth, scopes=["predic
 
 @router.get(
     "/bench",
-    summary="Benchmark the loaded model",
+    summary="Benchmark a loaded model",
     responses=openapi_responses(
         *(
             errors.InvalidRequestError,

@@ -6,6 +6,7 @@ is sent is the same.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -33,6 +34,7 @@ from resnet_service.server.rpc.message_limits import measure_message
 from resnet_service.server.rpc.protocol import open_inference_pb2 as messages
 from resnet_service.server.rpc.unreserved import Unreserved
 from resnet_service.server.state import AppState
+from resnet_service.server.uploads import record_wait
 from resnet_service.server.v2 import service
 from resnet_service.server.v2.model_config import model_config
 from resnet_service.server.v2.schemas import TensorMetadata
@@ -56,7 +58,6 @@ class InferenceServicer:
         """Create the methods; at most `receiving` messages with images are received at the same time."""
         self._state = state
         self._receiving = ConcurrencyLimiter(receiving)
-        self._loads: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
         """Fail the calls that wait to be received."""
@@ -151,6 +152,7 @@ class InferenceServicer:
             async with AsyncExitStack() as stack:
                 admission = admit(call.scope, state, parameters, lane, *requested_model(data))
                 limit_s = _MAX_WAIT_S if state.upload_memory.is_scarce else None
+                arrived = time.perf_counter()
                 try:
                     async with asyncio.timeout(limit_s) as timer:
                         served, reservation = await stack.enter_async_context(admission)
@@ -160,6 +162,7 @@ class InferenceServicer:
                         raise
                     message = "more than half of the upload memory is in use, and the model is busy"
                     raise OverloadedError(message, "memory", 1.0) from error
+                record_wait(call.timing, arrived, time.perf_counter())
                 return await self._infer(call, served, reservation, parameters, data)
 
     async def _infer(
@@ -214,11 +217,7 @@ class InferenceServicer:
             raise InvalidRequestError(
                 "parameters are not supported; load reads the model of the settings or the repository"
             )
-        # A client that leaves must not cancel it: another load could start while this one is loading.
-        load = asyncio.create_task(self._state.backend.load(request.model_name))
-        self._loads.add(load)
-        load.add_done_callback(self._loads.discard)
-        await asyncio.shield(load)
+        await self._state.backend.load(request.model_name)
         return _encode(messages.RepositoryModelLoadResponse())
 
     async def _repository_model_unload(self, call: Call) -> bytes:

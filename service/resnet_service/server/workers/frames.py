@@ -36,6 +36,7 @@ class Kind(IntEnum):
     CANCEL = 9  # token
     CALL = 10  # token, payload: JSON
     RETIRED = 11  # number: a generation that no request uses any more
+    UPDATED = 12  # an UPDATE has been applied
 
     # From the main process. A worker whose RESERVE or START is answered with slot 1 has a permit.
     OK = 20
@@ -97,6 +98,11 @@ class FrameChannel(asyncio.Protocol):
         kind, slot, token, reservation, number, a, b, c, payload, lane = frame
         header = _HEADER.pack(kind, lane, slot, token, reservation, number, len(payload), a, b, c)
         self._outgoing.append(header + payload if payload else header)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the other process can receive frames."""
+        return self._transport is not None
 
     def close(self) -> None:
         """Close the socket; `on_lost` is called."""

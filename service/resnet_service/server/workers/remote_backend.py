@@ -69,7 +69,7 @@ class RemoteBackend:
         self._current: dict[ModelVersion, RemoteModel] = {}
         self._indexes: dict[ModelVersion, int] = {}  # in the shared memory, also of unloaded versions
         self._images: dict[int, RunningImages] = {}  # by token
-        self._slot_pools: dict[int, SlotPool] = {}  # by offset: models of the same size share their slots
+        self._slot_pools: dict[int, SlotPool] = {}  # by offset: the engines of a version share their slots
         self._retiring: dict[int, asyncio.Task[None]] = {}
         self._models: ModelTable
         self._api_keys: APIKeys
@@ -258,6 +258,7 @@ class RemoteBackend:
                     future.set_exception(decode_error(frame.payload))
             case Kind.UPDATE:
                 self._update(pickle.loads(frame.payload))  # noqa: S301 - from the main process
+                self.channel.send(Frame(Kind.UPDATED))
             case Kind.DRAIN:
                 self._on_drain()
 
@@ -291,5 +292,8 @@ class RemoteBackend:
     async def _retire(self, generation: int) -> None:
         """Forget a replaced model once no request can use it any more."""
         await self._versions[generation].images.wait_until_idle()
-        del self._versions[generation], self._retiring[generation]
+        slots = self._versions.pop(generation).update.slots
+        del self._retiring[generation]
+        if all(model.update.slots != slots for model in self._versions.values()):
+            del self._slot_pools[slots.offset]
         self.channel.send(Frame(Kind.RETIRED, number=generation))

@@ -88,6 +88,8 @@ class Supervisor:
             AllProcesses(metrics.registry, self._folder, lambda: [worker.pid for worker in self._running()])
         )
         backend.on_change = self._send_updates
+        backend.wait_for_workers = self._wait_for_updates
+        backend.engines.prepare = self._models.prepare
         backend.engines.on_closed = self._models.engine_closed
 
     async def start(self) -> None:
@@ -95,6 +97,7 @@ class Supervisor:
 
         Connections stay with the worker that accepts them, so the first ones must find all workers.
         """
+        self._models.prepare(self._backend.engines.engines.values())
         self._models.refresh()
         self._tasks = [
             asyncio.create_task(self._keep_running(index)) for index in range(len(self._listeners))
@@ -240,6 +243,11 @@ class Supervisor:
         with worker.stdin as stdin:
             stdin.write(pickle.dumps(config))
         return worker
+
+    async def _wait_for_updates(self) -> None:
+        """Wait until all workers that accept requests use the models that serve now."""
+        ready = [connection for connection in self._connections.values() if connection.is_ready]
+        await asyncio.gather(*(connection.is_updated.wait() for connection in ready))
 
     def _send_updates(self) -> None:
         self._models.refresh()

@@ -16,27 +16,17 @@ from resnet_service.runtimes import TopKResult
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.workers.calls import ModelUpdate, Update, answer_call, encode_error
 from resnet_service.server.workers.frames import Frame, FrameChannel, Kind
-from resnet_service.server.workers.shared_memory import SharedMemory, Slots
+from resnet_service.server.workers.shared_memory import SharedMemory
+from resnet_service.server.workers.worker_models import WorkerModel
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
-
-
-class _Model:
-    """A model that the worker has been told about, until it reports that no request uses it any more."""
-
-    def __init__(self, engine: Engine, update: ModelUpdate, memory: SharedMemory) -> None:
-        self.engine = engine
-        self.generation = update.generation
-        self.index = update.index
-        self.slots = Slots(memory.fd, update.slots, update.model.preprocessing.crop)
-        self.devices = update.placement.devices.split(",")
 
 
 class _Request:
     """One inference request of the worker, from RESERVE to RELEASE."""
 
     def __init__(self) -> None:
-        self.model: _Model
+        self.model: WorkerModel
         self.reservation: EngineReservation | None = None
 
 
@@ -47,6 +37,7 @@ class WorkerConnection:
     is_ready: whether the worker accepts requests.
     was_ready: whether it ever did.
     became_ready: set when it does, or when it has ended before.
+    is_updated: set when it uses the models of the last `update`, or when it has ended.
     lost: set when it has ended; what it had begun is then cancelled.
     """
 
@@ -54,12 +45,14 @@ class WorkerConnection:
         self.channel = FrameChannel(self._receive, self._end, on_read=self._publish_wait)
         self.is_ready = self.was_ready = False
         self.became_ready = asyncio.Event()
+        self.is_updated = asyncio.Event()
         self.lost = asyncio.Event()
+        self._updates = 0  # that the worker has not applied yet
         self._backend = backend
         self._memory = memory
         self._loop = asyncio.get_running_loop()
-        self._models: dict[int, _Model] = {}  # by generation
-        self._current: dict[int, _Model] = {}  # those that serve, by index of the version
+        self._models: dict[int, WorkerModel] = {}  # by generation
+        self._current: dict[int, WorkerModel] = {}  # those that serve, by index of the version
         self._requests: dict[int, _Request] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._running: dict[int, tuple[Engine, QueueItem[QueuedCrop, TopKResult]]] = {}
@@ -75,14 +68,20 @@ class WorkerConnection:
             Kind.CANCEL: self._cancel,
             Kind.CALL: self._call,
             Kind.RETIRED: self._retire,
+            Kind.UPDATED: self._updated,
         }
 
     def update(self, models: Sequence[tuple[Engine, ModelUpdate]]) -> None:
-        """Tell the worker to use these models for further requests."""
+        """Tell the worker to use these models for further requests.
+
+        Without a connection, this does nothing: it is called again when there is one.
+        """
+        if not self.channel.is_connected:
+            return
         added = [pair for pair in models if pair[1].generation not in self._models]
         for engine, update in added:
             self._backend.engines.hold(engine)
-            self._models[update.generation] = _Model(engine, update, self._memory)
+            self._models[update.generation] = WorkerModel(engine, update, self._memory)
         self._current = {update.index: self._models[update.generation] for _, update in models}
         message = Update(
             tuple(update.generation for _, update in models),
@@ -91,6 +90,8 @@ class WorkerConnection:
             self._backend.api_keys,
         )
         self.channel.send(Frame(Kind.UPDATE, payload=pickle.dumps(message)))
+        self._updates += 1
+        self.is_updated.clear()
 
     def drain(self) -> None:
         """Tell the worker to finish its requests and to end."""
@@ -108,6 +109,7 @@ class WorkerConnection:
     def _end(self) -> None:
         self.is_ready = False
         self.lost.set()
+        self.is_updated.set()
         self.became_ready.set()
         for task in self._tasks.values():
             task.cancel()
@@ -124,6 +126,11 @@ class WorkerConnection:
         self.is_ready = self.was_ready = True
         self.became_ready.set()
 
+    def _updated(self, _: Frame) -> None:
+        self._updates -= 1
+        if not self._updates:
+            self.is_updated.set()
+
     def _publish_wait(self) -> None:
         for index, model in self._current.items():
             self._memory.open_wait_s[index] = model.engine.open_wait_s()
@@ -139,7 +146,7 @@ class WorkerConnection:
         self._begin(frame.token, self._reserve_after_delay(request, frame))
         return None
 
-    def _find(self, frame: Frame) -> _Model:
+    def _find(self, frame: Frame) -> WorkerModel:
         """Return the model for a RESERVE: a certain generation, or the one that serves now."""
         model = self._models[frame.number] if frame.number else self._current.get(frame.slot)
         if model is None:
@@ -191,7 +198,10 @@ class WorkerConnection:
         self._queue(frame, model, lambda queued: model.engine.enqueue(queued, frame.a, Lane(frame.lane)))
 
     def _queue(
-        self, frame: Frame, model: _Model, submit: Callable[[QueuedCrop], QueueItem[QueuedCrop, TopKResult]]
+        self,
+        frame: Frame,
+        model: WorkerModel,
+        submit: Callable[[QueuedCrop], QueueItem[QueuedCrop, TopKResult]],
     ) -> None:
         try:
             entry = submit(QueuedCrop(model.slots.crops[frame.slot], frame.number))
@@ -202,7 +212,7 @@ class WorkerConnection:
         entry.future.add_done_callback(partial(self._finish, frame.token, frame.slot, model))
 
     def _finish(
-        self, token: int, slot: int, model: _Model, future: asyncio.Future[BatchResult[TopKResult]]
+        self, token: int, slot: int, model: WorkerModel, future: asyncio.Future[BatchResult[TopKResult]]
     ) -> None:
         """Answer a RUN: write its result to the slot. The slots of a lost worker belong to its successor."""
         del self._running[token]
