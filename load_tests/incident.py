@@ -33,6 +33,7 @@ _UNITS: Final[dict[str, tuple[str, Callable[[], Formatter], float]]] = {
     "reqps": ("requests", lambda: StrMethodFormatter("{x:g}/s"), 1.0),
     "ops": ("rate", lambda: StrMethodFormatter("{x:g}/s"), 1.0),
     "short": ("number", lambda: StrMethodFormatter("{x:,g}"), 1.0),
+    "bool_yes_no": ("1: yes, 0: no", lambda: StrMethodFormatter("{x:g}"), 1.0),
 }
 """Grafana's unit -> label and format of the vertical axis, and its range if all values are 0."""
 

@@ -218,7 +218,8 @@ def test_reflection_describes_all_services(server: Running) -> None:
         file = database.FindFileContainingSymbol(SERVICE)
         assert [method.name for method in file.service[0].method] == [
             *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
-            *("ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad"),
+            *("ModelConfig", "ModelStatistics", "RepositoryIndex"),
+            *("RepositoryModelLoad", "RepositoryModelUnload"),
         ]
 
 

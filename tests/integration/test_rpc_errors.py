@@ -271,7 +271,7 @@ def test_rate_limit_has_retry_after_and_holds_over_both_protocols(protected: tup
     assert int(trailing(error)["retry-after"]) >= 1
     assert 0 <= int(trailing(error)["grpc-retry-pushback-ms"]) <= 1000
     counted = running.client.get("/metrics", headers={"X-API-Key": METRICS_KEY}).text
-    assert re.search(r'inference_rejected_total\{reason="rate_limit"\} 1\.0', counted)
+    assert re.search(r'inference_rejected_total\{model="",reason="rate_limit",version=""\} 1\.0', counted)
 
 
 # Overload and drain
