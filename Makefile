@@ -54,9 +54,10 @@ lock: $(VENV)/.installed-dev  ## Update the lock files from pyproject.toml; lock
 load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL (default: cifar10); reports in load-test-results/
 	$(BIN)/python -m load_tests run --model "$(or $(MODEL),cifar10)"
 
-reliability: $(VENV)/.installed-dev  ## Run the long tests (retry storm, priorities, slow clients, worst case, fuzzing, overload, soak, interrupted starts): an hour and a half; reports in load-test-results/
+reliability: $(VENV)/.installed-dev  ## Run the long tests (retry storm, priorities, models, slow clients, worst case, fuzzing, overload, soak, interrupted starts): an hour and a half; reports in load-test-results/
 	$(BIN)/python -m load_tests retry-storm
 	$(BIN)/python -m load_tests priorities
+	$(BIN)/python -m load_tests models
 	$(BIN)/python -m load_tests slow-clients
 	$(BIN)/python -m load_tests worst-case
 	$(BIN)/python -m load_tests fuzz

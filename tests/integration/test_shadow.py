@@ -5,24 +5,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from resnet_service.errors import InferenceError, ModelLoadError
+from resnet_service.images import Preprocessing
+from resnet_service.models.checkpoint import Checkpoint, save_checkpoint
+from resnet_service.models.networks import NETWORKS
 from resnet_service.settings import Settings
 from tests.support.images import encode, make_image
-from tests.support.models import write_checkpoint
 from tests.support.server import Running, serving
 
 SHADOW = {"model": "pets", "version": "2"}
 
 
+def write_network(path: Path, label_prefix: str = "", scale: float = 1.0) -> None:
+    """Write a LeNet for four classes, with a prefix before its labels and weights multiplied by `scale`."""
+    torch.manual_seed(0)
+    state = {name: tensor * scale for name, tensor in NETWORKS["lenet"](4).state_dict().items()}
+    preprocessing = Preprocessing(32, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    labels = tuple(f"{label_prefix}{number}" for number in range(4))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(Checkpoint("lenet", labels, preprocessing, state), path)
+
+
 @contextmanager
 def serving_shadow(
-    folder: Path, percent: float = 100, settings: Settings | None = None, **checkpoint: float | str
+    folder: Path,
+    percent: float = 100,
+    settings: Settings | None = None,
+    label_prefix: str = "",
+    scale: float = 1.0,
 ) -> Iterator[Running]:
-    """Serve two versions; `percent` of the requests also run on the second, which `checkpoint` describes."""
-    for version, options in (("1", {}), ("2", checkpoint)):
-        (folder / "pets" / version).mkdir(parents=True, exist_ok=True)
-        write_checkpoint(folder / "pets" / version / "pets.safetensors", **options)  # type: ignore[arg-type]
+    """Serve two versions; `percent` of the images also run on the second, which the last arguments change."""
+    write_network(folder / "pets/1/pets.safetensors")
+    write_network(folder / "pets/2/pets.safetensors", label_prefix, scale)
     traffic = f"version: 1\nshadow: {{version: 2, percent: {percent}}}\n"
     (folder / "pets" / "traffic.yaml").write_text(traffic)
     settings = settings or Settings()
@@ -67,13 +83,13 @@ def test_share_of_the_images_runs_on_the_shadow(tmp_path: Path) -> None:
 
 
 def test_other_results_disagree_by_the_difference_of_the_probability(tmp_path: Path) -> None:
-    """A network whose weights are 0 gives each of the ten classes a probability of 0.1."""
+    """A network whose weights are 0 gives each of the four classes a probability of 0.25."""
     with serving_shadow(tmp_path, scale=0.0) as server:
         image = encode(make_image(64, 64))
         [best, *_] = server.client.post("/predict", files={"file": image}).json()["predictions"]
         server.wait_for(lambda: compared(server, "agree", "disagree") == 1)
         difference = server.metric("inference_shadow_probability_difference_sum", **SHADOW)
-        assert difference == pytest.approx(best["probability"] - 0.1, abs=1e-4)
+        assert difference == pytest.approx(best["probability"] - 0.25, abs=1e-4)
 
 
 def test_results_are_compared_by_label(tmp_path: Path) -> None:
