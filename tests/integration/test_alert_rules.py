@@ -13,6 +13,10 @@ import yaml
 
 from monitoring import panels
 from tests.support.prometheus import RULES, RULES_FILE, assert_promtool
+from tests.support.server import only_once
+
+pytestmark = only_once
+
 
 Value = Callable[[int], float | None]
 """Seconds to the value of a sample; None if the target is not scraped any more."""

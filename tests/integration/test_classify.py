@@ -15,6 +15,9 @@ from resnet_service.images.file_names import SUFFIXES
 from tests.support import PHOTOGRAPHS
 from tests.support.file_server import FileServer
 from tests.support.images import encode, make_image
+from tests.support.server import only_once
+
+pytestmark = only_once
 
 
 def classify(*arguments: str, stdin: bytes | None = None) -> Result:

@@ -21,6 +21,10 @@ from resnet_service.training import plots
 from resnet_service.training.activations import draw_activations
 from resnet_service.training.evaluate import Confusion, Evaluation, confusion_matrix
 from tests.support.images import encode, make_image
+from tests.support.server import only_once
+
+pytestmark = only_once
+
 
 pytest.importorskip("matplotlib", reason="needs the extra train")
 

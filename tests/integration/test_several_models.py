@@ -24,8 +24,10 @@ from tests.support.repository import (
     unload,
     write_version,
 )
-from tests.support.server import Running
+from tests.support.server import Running, only_once
 from tests.support.v2 import IMAGES, error_message
+
+pytestmark = only_once
 
 
 @pytest.fixture

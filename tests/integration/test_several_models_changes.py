@@ -38,8 +38,10 @@ from tests.support.repository import (
     unload,
     write_version,
 )
-from tests.support.server import Running, serving
+from tests.support.server import Running, only_once, serving
 from tests.support.v2 import error_message
+
+pytestmark = only_once
 
 
 @pytest.fixture

@@ -27,7 +27,9 @@ from tests.support.http import files
 from tests.support.images import encode, make_image
 from tests.support.models import write_checkpoint
 from tests.support.repository import write_version
-from tests.support.server import in_this_process, serving
+from tests.support.server import in_this_process, only_once, serving
+
+pytestmark = only_once
 
 
 def local_state(folder: Path, *names: str, workers: int = 0) -> tuple[AppState, LocalBackend]:

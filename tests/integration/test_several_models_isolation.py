@@ -33,8 +33,10 @@ from tests.support.repository import (
     write_version,
 )
 from tests.support.rpc import to_protobuf
-from tests.support.server import GatedRuntime, in_this_process, serving
+from tests.support.server import GatedRuntime, in_this_process, only_once, serving
 from tests.support.v2 import json_input
+
+pytestmark = only_once
 
 
 @in_this_process

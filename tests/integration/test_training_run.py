@@ -22,7 +22,11 @@ from resnet_service.training.recipes import TrainingSetup
 from resnet_service.training.run import RunConfig, run
 from resnet_service.training.run_dir import RunDirectory
 from resnet_service.training.trainer import TrainingConfig
+from tests.support.server import only_once
 from tests.support.training import failed_train, is_equal, read_log, read_state, train, write_data
+
+pytestmark = only_once
+
 
 pytest.importorskip("matplotlib", reason="needs the extra train")
 

@@ -24,8 +24,11 @@ from tests.support.images import encode, make_image
 from tests.support.models import CLASSIFIER, random_classifier, write_checkpoint
 from tests.support.rpc import to_protobuf
 from tests.support.sandbox import wait_for
-from tests.support.server import Running, serving
+from tests.support.server import Running, only_once, serving
 from tests.support.v2 import json_input
+
+pytestmark = only_once
+
 
 KEY = "rate-limited-0123456789"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -33,6 +33,11 @@ in_this_process = pytest.mark.skipif(
 )
 
 
+only_once = pytest.mark.skipif(
+    DEFAULT_WORKERS > 0, reason="nothing here depends on TEST_WORKERS: the run without it has tested it"
+)
+
+
 def has_ipv6() -> bool:
     """Whether this machine has the address ::1."""
     try:
