@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 from tests.support.commands import run_command
 
 COMMAND = [sys.executable, "-m", "resnet_service", "serve"]
+
+_MAX_S = 300.0
+"""Time of a test with a process; most take seconds."""
 
 Log = Iterator[dict[str, Any]]
 
@@ -63,12 +67,17 @@ def started(
         start_new_session=True,  # without a terminal, SIGHUP reloads
         preexec_fn=None if limit is None else lambda: resource.setrlimit(limit[0], (limit[1], limit[1])),
     ) as process:
+        killer = threading.Timer(
+            _MAX_S, process.kill
+        )  # ends the log: `until` would wait for an event for ever
+        killer.start()
         try:
             log = events(process)
             url = until(log, "serving")["url"]
             until(log, "ready")
             yield process, log, url
         finally:
+            killer.cancel()
             process.kill()
 
 

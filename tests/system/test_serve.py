@@ -144,7 +144,7 @@ from resnet_service.server.run import run_server
 from resnet_service.server.state import build_app_state
 from resnet_service.settings import Settings
 
-def load():
+def load(version):
     print("loading", file=sys.stderr)
     threading.Event().wait()
 
