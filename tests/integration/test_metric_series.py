@@ -13,7 +13,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from resnet_service.metrics import LABELS
 from resnet_service.settings import Settings
-from tests.support.server import Running, serving
+from tests.support.server import Running, only_once, serving
+
+pytestmark = only_once
+
 
 KEY: Final = "known-key-0123456789"
 METHODS: Final = re.findall(

@@ -23,7 +23,7 @@ from resnet_service.settings import Settings
 from tests.support.faults import Fault, faults
 from tests.support.http import files
 from tests.support.rpc import INVALID_MESSAGES, INVALID_RAW_CONTENTS, NOT_MESSAGES, to_protobuf
-from tests.support.server import Running, serving
+from tests.support.server import Running, only_once, serving
 from tests.support.v2 import (
     CROPS,
     IMAGES,
@@ -37,6 +37,9 @@ from tests.support.v2 import (
     json_input,
     output_data,
 )
+
+pytestmark = only_once
+
 
 MAX_CONCURRENCY = 4
 INFER = "/inference.GRPCInferenceService/ModelInfer"
