@@ -35,9 +35,8 @@ def measure_request(data: bytes) -> int:
 def requested_model(data: bytes) -> tuple[str, str | None]:
     """Return the name and the version, if it has one, of the model that a request is for.
 
-    Raises InvalidRequestError if the message is damaged, and what `measure_message` raises.
+    `measure_request` has accepted the bytes. Raises InvalidRequestError if the message is damaged.
     """
-    measure_request(data)
     try:
         # Has the same first two fields; the others, which may be large, are not parsed.
         request = messages.ModelReadyRequest.FromString(data)

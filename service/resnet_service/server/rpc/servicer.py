@@ -17,7 +17,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from resnet_service.batching import ConcurrencyLimiter, Lane
-from resnet_service.errors import InvalidRequestError, ModelNotFound, OverloadedError, ServiceUnavailable
+from resnet_service.errors import InvalidRequestError, OverloadedError, ServiceUnavailable
 from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.inference.statistics import ModelStatistics
 from resnet_service.server.admission import admit, request_lane, update_admission
@@ -131,12 +131,13 @@ class InferenceServicer:
         async with admit(call.scope, state, parameters, Lane.INTERACTIVE, *only.key) as (served, reservation):
             with state.upload_memory.account(reservation.lane) as account:
                 data = await call.receive_images(reservation, account, self._receiving)
-                try:  # not in the current table: a load or unload may have changed it meanwhile
-                    ModelTable({served.key: served}, {}).find(*requested_model(data))
-                except ModelNotFound:
+                size = measure_request(data)
+                name, version = requested_model(data)
+                if name != served.key.name or version not in (None, served.key.version):
                     del call.scope["model"]
-                    raise
-                return await self._infer(call, served, reservation, parameters, data)
+                    # Raises. Not the current table: a load or unload may have changed it meanwhile.
+                    ModelTable({served.key: served}, {}).find(name, version)
+                return await self._infer(call, served, reservation, parameters, data, size)
 
     async def _receive_and_infer(self, call: Call) -> bytes:
         """Receive the message, which names the model, and only then reserve a place in its queue.
@@ -148,7 +149,7 @@ class InferenceServicer:
         with state.upload_memory.account(lane) as account:
             unreserved = Unreserved(lane, state.settings.request_timeout_s)
             data = await call.receive_images(unreserved, account, self._receiving)
-            parameters = call.parameters
+            parameters, size = call.parameters, measure_request(data)
             async with AsyncExitStack() as stack:
                 admission = admit(call.scope, state, parameters, lane, *requested_model(data))
                 limit_s = _MAX_WAIT_S if state.upload_memory.is_scarce else None
@@ -163,7 +164,7 @@ class InferenceServicer:
                     message = "more than half of the upload memory is in use, and the model is busy"
                     raise OverloadedError(message, "memory", 1.0) from error
                 record_wait(call.timing, arrived, time.perf_counter())
-                return await self._infer(call, served, reservation, parameters, data)
+                return await self._infer(call, served, reservation, parameters, data, size)
 
     async def _infer(
         self,
@@ -172,6 +173,7 @@ class InferenceServicer:
         reservation: ImageReservation,
         parameters: InferenceParameters,
         data: bytes,
+        size: int,
     ) -> bytes:
         return await service.infer(
             self._state.settings,
@@ -181,7 +183,7 @@ class InferenceServicer:
             partial(parse_request, data),
             encode_response,
             partial(update_admission, call.scope, self._state, reservation, parameters),
-            message_bytes=measure_request(data),
+            message_bytes=size,
         )
 
     async def _model_config(self, call: Call) -> bytes:
