@@ -5,9 +5,10 @@ fail because of its query, and Prometheus configurations may add parameters.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Final, Generic, TypeVar
 
-from fastapi import Depends, Query
+from fastapi import Depends, Query, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 
 from resnet_service.errors import InvalidRequestError
@@ -50,9 +51,48 @@ class PredictParameters(InferenceParameters):
     )
 
 
-InferenceQuery = Annotated[InferenceParameters, Query()]
+Parameters = TypeVar("Parameters", bound=StrictModel)
+
+
+class QueryParser(Generic[Parameters]):
+    """Dependency with the query as a model, all of whose fields are optional; most requests have no query.
+
+        query: Annotated[PredictParameters, Depends(QueryParser(PredictParameters))]
+
+    FastAPI's `Query()` validates each field for each request: 35 us with five fields; this takes 8 us if the
+    query is empty (Zen 4). It declares no parameters: the route's `openapi_extra` needs `parameters`.
+    """
+
+    def __init__(self, model: type[Parameters]) -> None:
+        self._model = model
+        self._empty = model()
+        self.parameters = [
+            {
+                "name": name,
+                "in": "query",
+                "required": False,
+                "schema": schema,
+                "description": schema["description"],
+            }
+            for name, schema in model.model_json_schema()["properties"].items()
+        ]
+
+    async def __call__(self, request: Request) -> Parameters:
+        """Return the query; raises FastAPI's error for an invalid one."""
+        if not request.scope["query_string"]:
+            return self._empty
+        try:
+            return self._model.model_validate(dict(request.query_params))
+        except ValidationError as error:
+            details = [{**detail, "loc": ("query", *detail["loc"])} for detail in error.errors()]
+            raise RequestValidationError(details) from error
+
+
+inference_query: Final = QueryParser(InferenceParameters)
+InferenceQuery = Annotated[InferenceParameters, Depends(inference_query)]
 """The query of a route that classifies images, whose path names the model."""
-PredictQuery = Annotated[PredictParameters, Query()]
+predict_query: Final = QueryParser(PredictParameters)
+PredictQuery = Annotated[PredictParameters, Depends(predict_query)]
 """The query of a route that classifies images, whose path does not."""
 
 _NO_FIELDS: Final = InferenceParameters()

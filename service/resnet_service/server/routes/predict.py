@@ -15,7 +15,7 @@ from resnet_service.server.auth import api_key_auth
 from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses, to_problem
 from resnet_service.server.forms import UploadedFile
-from resnet_service.server.parameters import InferenceParameters, PredictQuery, parse_fields
+from resnet_service.server.parameters import InferenceParameters, PredictQuery, parse_fields, predict_query
 from resnet_service.server.state import AppState
 from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
 
@@ -55,10 +55,11 @@ def _form(schema: dict[str, Any]) -> dict[str, Any]:
     summary="Classify one image",
     responses=openapi_responses(*_CLIENT_ERRORS, *_SERVICE_ERRORS, *AUTH_ERRORS),
     openapi_extra={
+        "parameters": predict_query.parameters,
         "requestBody": {
             "required": True,
             "content": {"multipart/form-data": _form(_IMAGE), **_RAW_BODY},
-        }
+        },
     },
 )
 async def predict(request: Request, state: Authorized, query: PredictQuery) -> Response:
@@ -106,10 +107,11 @@ async def predict(request: Request, state: Authorized, query: PredictQuery) -> R
         *AUTH_ERRORS,
     ),
     openapi_extra={
+        "parameters": predict_query.parameters,
         "requestBody": {
             "required": True,
             "content": {"multipart/form-data": _form({"type": "array", "items": _IMAGE}), **_RAW_BODY},
-        }
+        },
     },
 )
 async def predict_batch(request: Request, state: Authorized, query: PredictQuery) -> Response:

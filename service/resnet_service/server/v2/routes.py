@@ -10,7 +10,7 @@ from resnet_service import errors
 from resnet_service.batching import Lane
 from resnet_service.server.admission import admit, update_admission
 from resnet_service.server.exception_handlers import AUTH_ERRORS, V2_PREFIX, openapi_responses
-from resnet_service.server.parameters import NO_PARAMETERS, InferenceQuery
+from resnet_service.server.parameters import NO_PARAMETERS, InferenceQuery, inference_query
 from resnet_service.server.routes import management
 from resnet_service.server.state import StateDep
 from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
@@ -132,7 +132,8 @@ _INFER: Final[dict[str, Any]] = {
                 "name": _JSON_LENGTH_HEADER,
                 "description": "Size of the JSON in bytes, if binary data follows it.",
                 "schema": {"type": "integer"},
-            }
+            },
+            *inference_query.parameters,
         ],
         "requestBody": {
             "required": True,
