@@ -1,7 +1,7 @@
-"""Build the two Grafana dashboards; `python -m monitoring.dashboards` writes their JSON files.
+"""Build the Grafana dashboards; `python -m monitoring.dashboards` writes their JSON files.
 
 The overview shows whether the service is healthy and which resource is saturated; the detail dashboard shows
-where the time is spent. `monitoring.panels` defines their content.
+where the time is spent; the third one shows what is predicted. `monitoring.panels` defines their content.
 """
 
 from pathlib import Path
@@ -81,7 +81,9 @@ def _stat(panel: Panel) -> stat.Panel:
 
 def _graph(panel: Panel) -> timeseries.Panel:
     built = timeseries.Panel().title(panel.title).description(panel.description).unit(panel.unit)
-    built = built.datasource(_DATA_SOURCE).height(8).span(12).min(0).fill_opacity(10)
+    built = built.datasource(_DATA_SOURCE).height(8).span(12).fill_opacity(10)
+    if not panel.is_signed:
+        built = built.min(0)
     if panel.top is not None:
         built = built.max(panel.top)
     if panel.limit is not None:

@@ -23,7 +23,8 @@ class Series(NamedTuple):
 class Panel(NamedTuple):
     """A panel of a dashboard.
 
-    `unit` is Grafana's name of a unit, `limit` a threshold to draw, and `top` the maximum of the axis.
+    `unit` is Grafana's name of a unit, `limit` a threshold to draw, and `top` the maximum of the axis, which
+    begins at 0 unless the values are signed.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Panel(NamedTuple):
     series: tuple[Series, ...]
     limit: float | None = None
     top: float | None = None
+    is_signed: bool = False
 
 
 STAT_ROW: Final = "Status"
@@ -359,9 +361,90 @@ _DETAIL: Final = {
     ),
 }
 
+_SHARE: Final = "version:inference_prediction_share:increase30m"
+_BASELINE: Final = "version:inference_baseline_share:max"
+_CLASS: Final = "{{model}} {{version}}, {{class}}"
+_JOB: Final = 'job="resnet-service"'
+
+_PREDICTED: Final = {
+    "Classes": (
+        Panel(
+            "Change against the baseline",
+            "Population stability index of the best classes in 30 minutes. The alert fires above 0.25.",
+            "short",
+            (Series(f"version:inference_prediction_shift:psi30m{{{_JOB}}}", _VERSION),),
+            limit=0.25,
+        ),
+        Panel(
+            "Classes that changed most",
+            "Share of a class in 30 minutes, less its share in the baseline; negative: it became rarer.",
+            "percentunit",
+            tuple(
+                Series(f"{rank}(5, {_SHARE}{{{_JOB}}} - {_BASELINE}{{{_JOB}}})", _CLASS)
+                for rank in ("topk", "bottomk")
+            ),
+            is_signed=True,
+        ),
+        Panel(
+            "Most frequent classes",
+            "Images per second by best class; _other: classes without a series of their own.",
+            "ops",
+            (
+                Series(
+                    f"topk(10, sum by (model, version, class) ({_rate('inference_predictions_total')}))",
+                    _CLASS,
+                ),
+            ),
+        ),
+    ),
+    "Confidence": (
+        Panel(
+            "Probability of the best class",
+            "Of all classified images: the lower quartile, the median and the upper quartile.",
+            "percentunit",
+            tuple(
+                Series(
+                    _quantile(part / 100, "inference_prediction_probability", "model, version, le"),
+                    f"{_VERSION}, p{part}",
+                )
+                for part in (25, 50, 75)
+            ),
+            top=1,
+        ),
+        Panel(
+            "Mean probability and baseline",
+            "Mean probability of the best class, and that of the baseline.",
+            "percentunit",
+            (
+                Series(_mean("inference_prediction_probability", " by (model, version) "), _VERSION),
+                Series(
+                    f"max by (model, version) (inference_baseline_probability{{{SELECTED}}})",
+                    f"{_VERSION}, baseline",
+                ),
+            ),
+            top=1,
+        ),
+    ),
+    "Images": (
+        Panel(
+            "Images by format",
+            "By the format of their first bytes. Formats other than JPEG take longer to decode.",
+            "ops",
+            (_rate_by("format", "inference_image_bytes_count"),),
+        ),
+        Panel(
+            "Size of the images",
+            "Encoded size. Thumbnails have fewer details than the model was trained with.",
+            "bytes",
+            tuple(Series(_quantile(part / 100, "inference_image_bytes"), f"p{part}") for part in (5, 50)),
+        ),
+    ),
+}
+
 DASHBOARDS: Final = {
     "overview": ("resnet-service: overview", {STAT_ROW: _STATS, **_OVERVIEW}),
     "detail": ("resnet-service: detail", _DETAIL),
+    "predictions": ("resnet-service: predictions", _PREDICTED),
 }
 """File name -> dashboard title and panels by row title."""
 

@@ -23,6 +23,7 @@ ServiceError
 │       └── DeviceError             only a new process recovers the device
 ├── start-up and configuration
 │   ├── InvalidAPIKeysError
+│   ├── BaselineError
 │   ├── ModelLoadError
 │   ├── UnsupportedModelError
 │   ├── DeviceUnavailableError
@@ -155,6 +156,10 @@ class DeviceError(InferenceError):
 
 class InvalidAPIKeysError(ServiceError):
     """The setting with the API keys cannot be parsed, or its file cannot be read."""
+
+
+class BaselineError(ServiceError):
+    """The file with the predictions to compare with cannot be read, or cannot be recorded."""
 
 
 class ModelLoadError(ServiceError):

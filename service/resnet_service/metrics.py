@@ -5,7 +5,7 @@ Dashboards and alerts depend on the names. Units are base units: seconds and byt
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,45 +19,24 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
+from resnet_service.metric_labels import (
+    CONNECTION_REASONS,
+    DECODE_POOLS,
+    IMAGE_OUTCOMES,
+    MODEL,
+    REJECTION_REASONS,
+    RESTART_REASONS,
+    SHADOW_OUTCOMES,
+    STAGES,
+)
 from resnet_service.schemas import Priority
 
 # From the decoding of a thumbnail (1 ms) to the default deadline (30 s).
 _DURATION_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_MODEL: Final = ("model", "version")
-"""The labels of what belongs to one version of a model."""
-IMAGE_OUTCOMES: Final = ("ok", "invalid", "rejected", "failed", "expired", "cancelled")
-_STAGES: Final = ("wait", "read", "decode", "queue", "device")
-_REJECTION_REASONS: Final = ("queue_full", "deadline", "memory", "rate_limit", "not_ready")
-_SHADOW_OUTCOMES: Final = ("agree", "disagree", "failed", "dropped")
 _PROBABILITY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
-_DECODE_POOLS: Final = ("threads", "sandbox")
-_RESTART_REASONS: Final = ("crashed", "killed", "timeout")
-ConnectionReason = Literal[
-    "limit", "header_timeout", "header_too_large", "malformed", "pipelined", "write_timeout"
-]
-_CONNECTION_REASONS: Final = get_args(ConnectionReason)
-
-LABELS: Final = {
-    "route": "The path of a route, such as `/predict` or `/v2/models/{name}/infer`, with the names of its "
-    "parameters; `unmatched` if no route has the path and the method of the request.",
-    "method": "`GET` (also for HEAD), `POST`, `OPTIONS`, or `_OTHER`; of gRPC, such as `ModelInfer`.",
-    "code": "The status code of a gRPC call, such as `OK` or `INVALID_ARGUMENT`; `CANCELLED` by its client.",
-    "status": "The status of the response, or 499: the client disconnected.",
-    "stage": ", ".join(f"`{stage}`" for stage in _STAGES) + ".",
-    "pool": f"The decoders of JPEG and of other formats: {', '.join(f'`{pool}`' for pool in _DECODE_POOLS)}.",
-    "outcome": "As listed with the metric.",
-    "priority": "`interactive` or `bulk`.",
-    "reason": "As listed with the metric.",
-    "model": "The name of a model in use; absent for requests that end before their model is known.",
-    "version": "The version of that model.",
-    "device": "A device in use, such as `cpu` or `cuda:0`.",
-    "precision": "That of the model in use.",
-    "runtime": "That of the model in use.",
-    "service_version": "That of the service.",
-}
-"""The labels of all metrics and their values. No value is one that a client chooses: each new value creates a
-series, which takes memory and time of every scrape until the process ends."""
+_BEST_PROBABILITY_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+_IMAGE_BYTES_BUCKETS: Final = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7, 3e7)
 
 
 class Metrics:
@@ -93,42 +72,42 @@ class Metrics:
             "inference_stage_seconds",
             "Duration of a stage: `wait` (under overload) and `read` per request; `decode`, `queue` and "
             "`device` per image.",
-            (*_MODEL, "stage"),
+            (*MODEL, "stage"),
             buckets=_DURATION_BUCKETS_S,
         )
         self.batch_size = histogram(
-            "inference_batch_size", "Images per device batch.", _MODEL, buckets=_BATCH_SIZE_BUCKETS
+            "inference_batch_size", "Images per device batch.", MODEL, buckets=_BATCH_SIZE_BUCKETS
         )
         self.largest_batch = gauge(
             "inference_largest_batch",
             "Batch size limit: `max_batch`, or what fits the device if that is less.",
-            _MODEL,
+            MODEL,
         )
         self.batch_seconds = histogram(
             "inference_batch_seconds",
             "Duration of device batches, including failed ones. `rate(_sum)` is the average number "
             "of busy streams.",
-            _MODEL,
+            MODEL,
             buckets=_DURATION_BUCKETS_S,
         )
         self.device_streams = gauge(
-            "inference_device_streams", "Batches that can run at the same time.", _MODEL
+            "inference_device_streams", "Batches that can run at the same time.", MODEL
         )
         self.queue_depth = gauge(
-            "inference_queue_depth", "Images that wait for a device.", (*_MODEL, "priority")
+            "inference_queue_depth", "Images that wait for a device.", (*MODEL, "priority")
         )
         self.requests_waiting = gauge(
             "inference_requests_waiting",
             "Admitted requests that are not read yet, because of the limit on concurrent ones.",
-            _MODEL,
+            MODEL,
         )
         self.queue_wait = gauge(
             "inference_queue_wait_seconds",
             "Estimated time until a request that arrives now is finished.",
-            (*_MODEL, "priority"),
+            (*MODEL, "priority"),
         )
         self.queue_wait_limit = gauge(
-            "inference_queue_wait_limit_seconds", "Limit of that time; more requests are rejected.", _MODEL
+            "inference_queue_wait_limit_seconds", "Limit of that time; more requests are rejected.", MODEL
         )
         self.decode_workers = gauge(
             "inference_decode_workers",
@@ -143,7 +122,7 @@ class Metrics:
         self.sandbox_restarts = counter(
             "inference_sandbox_restarts_total",
             "Processes that ended or were ended while decoding images other than JPEG, by reason: "
-            f"{', '.join(_RESTART_REASONS)}.",
+            f"{', '.join(RESTART_REASONS)}.",
             ("reason",),
         )
         self.worker_restarts = counter(
@@ -158,29 +137,54 @@ class Metrics:
             "inference_images_total",
             f"Images by outcome: {', '.join(IMAGE_OUTCOMES)}. A request that fails before its images are "
             "known counts as one.",
-            (*_MODEL, "outcome"),
+            (*MODEL, "outcome"),
         )
         self.rejected = counter(
             "inference_rejected_total",
-            f"Images rejected (429 or 503), by reason: {', '.join(_REJECTION_REASONS)}.",
-            (*_MODEL, "reason"),
+            f"Images rejected (429 or 503), by reason: {', '.join(REJECTION_REASONS)}.",
+            (*MODEL, "reason"),
+        )
+        self.predictions = counter(
+            "inference_predictions_total",
+            "Classified images by their best class; at most `prediction_classes` classes have a series.",
+            (*MODEL, "class"),
+        )
+        self.prediction_probability = histogram(
+            "inference_prediction_probability",
+            "Probability of the best class of each classified image.",
+            MODEL,
+            buckets=_BEST_PROBABILITY_BUCKETS,
+        )
+        self.baseline_share = gauge(
+            "inference_baseline_share",
+            "Share of the images with this best class in the baseline, 0 to 1.",
+            (*MODEL, "class"),
+        )
+        self.baseline_probability = gauge(
+            "inference_baseline_probability", "Mean probability of the best class in the baseline.", MODEL
+        )
+        self.image_bytes = histogram(
+            "inference_image_bytes",
+            "Size of the encoded images, in bytes; `_count` is their number by format.",
+            ("format",),
+            buckets=_IMAGE_BYTES_BUCKETS,
         )
         self.shadow_images = counter(
             "inference_shadow_images_total",
-            f"Images that a shadow version has run, by outcome: {', '.join(_SHADOW_OUTCOMES)}. "
+            f"Images that a shadow version has run, by outcome: {', '.join(SHADOW_OUTCOMES)}. "
             "`agree`: its best class is that of the version whose result the client got.",
-            (*_MODEL, "outcome"),
+            (*MODEL, "outcome"),
         )
         self.shadow_difference = histogram(
             "inference_shadow_probability_difference",
             "Difference between the probabilities that both versions give the best class of that result.",
-            _MODEL,
+            MODEL,
             buckets=_PROBABILITY_BUCKETS,
         )
         self.connections = gauge("inference_connections", "Open client connections.")
         self.connections_rejected = counter(
             "inference_connections_rejected_total",
-            f"Connections rejected or closed by the server, by reason: {', '.join(_CONNECTION_REASONS)}.",
+            f"Connections rejected or closed by the server, by reason: {', '.join(CONNECTION_REASONS)}.",
             ("reason",),
         )
         self.upload_bytes = gauge("inference_upload_bytes", "Memory used by uploads, in bytes.")
@@ -188,7 +192,7 @@ class Metrics:
         self.model_info = gauge(
             "inference_model_info",
             "Always 1; the labels describe a version of a model in use.",
-            (*_MODEL, "device", "precision", "runtime", "service_version"),
+            (*MODEL, "device", "precision", "runtime", "service_version"),
         )
         self.device_memory = gauge(
             "inference_device_memory_bytes",
@@ -203,9 +207,9 @@ class Metrics:
         )
         # rate() needs the 0 before the first increment, so every labeled counter is created here.
         for labeled, values in (
-            (self.decode_busy_seconds, _DECODE_POOLS),
-            (self.sandbox_restarts, _RESTART_REASONS),
-            (self.connections_rejected, _CONNECTION_REASONS),
+            (self.decode_busy_seconds, DECODE_POOLS),
+            (self.sandbox_restarts, RESTART_REASONS),
+            (self.connections_rejected, CONNECTION_REASONS),
         ):
             for value in values:
                 labeled.labels(value)
@@ -215,9 +219,9 @@ class Metrics:
         """Create the counters of a version of a model; its first requests may be the first to count."""
         for outcome in IMAGE_OUTCOMES:
             self.images.labels(model, version, outcome)
-        for reason in _REJECTION_REASONS:
+        for reason in REJECTION_REASONS:
             self.rejected.labels(model, version, reason)
-        for stage in _STAGES:
+        for stage in STAGES:
             self.stage_seconds.labels(model, version, stage)
 
     def remove_model(self, model: str, version: str) -> None:
@@ -236,6 +240,12 @@ class Metrics:
             self.queue_wait_limit,
             self.model_info,
         ):
+            gauge.remove_by_labels({"model": model, "version": version})
+        self.remove_baseline(model, version)
+
+    def remove_baseline(self, model: str, version: str) -> None:
+        """Remove the gauges of the baseline of a version."""
+        for gauge in (self.baseline_share, self.baseline_probability):
             gauge.remove_by_labels({"model": model, "version": version})
 
     def remove_device(self, device: str) -> None:

@@ -260,6 +260,16 @@ class Settings(BaseSettings):
     access_log_probes: bool = Field(
         False, description="Log requests of the health probes and of /metrics as well."
     )
+    prediction_classes: int = Field(
+        100,
+        ge=0,
+        description="Classes with series of their own in inference_predictions_total: those of the baseline, "
+        "then the first that are predicted.",
+    )
+    prediction_baseline: Path | None = Field(
+        None,
+        description="File with the usual predictions, written by `resnet-service baseline`, for an alert.",
+    )
     traces_url: Annotated[str, AfterValidator(check_http_url)] | None = Field(
         None,
         description="OpenTelemetry collector that receives spans (OTLP over HTTP), for example "

@@ -6,6 +6,7 @@ A series is a function of the seconds since the start. Each situation begins hea
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -26,7 +27,8 @@ Inputs = Mapping[str, Value]
 INTERVALS_S: Final = (5, 60)
 CHANGE_S: Final = 600
 END_S: Final = 2400
-TARGET: Final = 'job="resnet-service", instance="a"'
+JOB: Final = 'job="resnet-service"'
+TARGET: Final = f'{JOB}, instance="a"'
 OTHER_TARGET: Final = 'job="resnet-service", instance="b"'
 INTERACTIVE: Final = 'priority="interactive"'
 _BUCKETS: Final = (', le="0.1"', ', le="+Inf"')
@@ -73,6 +75,32 @@ class Firing(NamedTuple):
     silent_s: int
     fires_s: int
     inputs: Inputs
+
+
+CLASSES: Final = ("cat", "dog", "frog", "ship")
+
+
+def predictions(after: Mapping[str, float], *, noise: bool = False, per_second: float = 0.5) -> Inputs:
+    """Return the counters of classes that are equally frequent before the change, and `after` it.
+
+    With `noise`, each image is a random one. The baseline has equal shares of three classes, and `_other`.
+    """
+    random = Random(1)
+    seconds = range(END_S)
+    images = {name: [0.0] * END_S for name in CLASSES}
+    for t in seconds:
+        shares = after if t >= CHANGE_S else dict.fromkeys(CLASSES, 0.25)
+        drawn = random.choices(list(shares), list(shares.values()))[0]
+        for name in CLASSES:
+            share = (name == drawn) if noise else shares.get(name, 0.0)
+            images[name][t] = images[name][t - 1] * (t > 0) + per_second * share
+    inputs: dict[str, Value] = {
+        f'inference_predictions_total{{{TARGET}, {VERSION}, class="{name}"}}': images[name].__getitem__
+        for name in CLASSES
+    }
+    for name in ("cat", "dog", "frog", "_other"):
+        inputs[f'inference_baseline_share{{{TARGET}, {VERSION}, class="{name}"}}'] = lambda _: 0.25
+    return inputs
 
 
 FIRING: Final = (
@@ -188,6 +216,13 @@ FIRING: Final = (
             f"inference_worker_restarts_total{{{OTHER_TARGET}}}": before_and_after(5, 6),
         },
     ),
+    Firing(
+        "InferencePredictionsShifted",  # all images are cats
+        f'{JOB}, {VERSION}, severity="warning"',
+        60,
+        1200,
+        predictions({"cat": 1.0}),
+    ),
 )
 
 SILENT: Final[dict[str, Inputs]] = {
@@ -219,6 +254,9 @@ SILENT: Final[dict[str, Inputs]] = {
     "three decoder restarts": {
         f'inference_sandbox_restarts_total{{{TARGET}, reason="killed"}}': before_and_after(5, 8),
     },
+    "other classes by chance": predictions(dict.fromkeys(CLASSES, 0.25), noise=True, per_second=1),
+    "a class that is a little more frequent": predictions({"cat": 0.4, "dog": 0.2, "frog": 0.2, "ship": 0.2}),
+    "other classes of a few images": predictions({"cat": 1.0}, per_second=0.05),
     "a worker restart": {f"inference_worker_restarts_total{{{TARGET}}}": before_and_after(5, 6)},
 }
 
@@ -294,23 +332,32 @@ def test_recorded_series_do_not_depend_on_the_interval(interval_s: int, tmp_path
         f'inference_shadow_images_total{{{TARGET}, {VERSION}, outcome="agree"}}': counter(9.95),
         f'inference_shadow_images_total{{{TARGET}, {VERSION}, outcome="disagree"}}': counter(0.05),
         f'inference_shadow_images_total{{{TARGET}, {VERSION}, outcome="failed"}}': counter(0),
+        **predictions({"cat": 1.0}),
     }
-    values = {
-        "instance:inference_requests:rate5m": 20,
-        "instance:inference_request_errors:rate5m": 1,
-        "instance:inference_request_errors:ratio_rate5m": 0.05,
-        "instance:inference_request_seconds:p99_5m": 0.1,
-        "instance:inference_queue:ratio": 0.25,
-        "version:inference_shadow_can_take_over:bool": 1,
-        "job:inference_instances:count": 1,
+    version = f"{JOB}, {VERSION}"
+    classes = [f'{version}, class="{name}"' for name in ("_other", "cat", "dog", "frog")]
+    values: dict[str, list[tuple[str, float]]] = {
+        "instance:inference_requests:rate5m": [(TARGET, 20)],
+        "instance:inference_request_errors:rate5m": [(TARGET, 1)],
+        "instance:inference_request_errors:ratio_rate5m": [(TARGET, 0.05)],
+        "instance:inference_request_seconds:p99_5m": [(TARGET, 0.1)],
+        "instance:inference_queue:ratio": [(TARGET, 0.25)],
+        "version:inference_shadow_can_take_over:bool": [(version, 1)],
+        "version:inference_baseline_share:max": [(labels, 0.25) for labels in classes],
+        "version:inference_baseline_class_share:increase30m": [(labels, 0.25) for labels in classes[1:]],
+        "version:inference_prediction_share:increase30m": [(labels, 0.25) for labels in classes],
+        "version:inference_prediction_shift:psi30m": [(version, 0)],
+        "job:inference_instances:count": [(JOB, 1)],
     }
-    not_exact = {"version:inference_shadow_compared:increase1h"}  # extrapolated in the first hour
+    not_exact = {  # extrapolated in the first hour
+        "version:inference_shadow_compared:increase1h",
+        "version:inference_predictions:increase30m",
+    }
     assert set(values) | not_exact == {rule["record"] for rule in RULES if "record" in rule}
-    expectations = []
-    for name, value in values.items():
-        job = 'job="resnet-service"'
-        labels = {"job": job, "version": f"{job}, {VERSION}"}.get(name.partition(":")[0], TARGET)
-        expectations.append(expect(name, CHANGE_S, (f"{name}{{{labels}}}", value)))
+    expectations = [
+        expect(name, CHANGE_S, *((f"{name}{{{labels}}}", value) for labels, value in series))
+        for name, series in values.items()
+    ]
     check(tmp_path, interval_s, inputs, expectations)
 
 
@@ -320,7 +367,7 @@ def test_each_panel_has_data_at_each_interval(interval_s: int, tmp_path: Path) -
     queries = [series.expr for _, series in panels.queries()]
     expressions = [*queries, *(rule["expr"] for rule in RULES)]
     names = {name for text in expressions for name in re.findall(r"\b(?:inference|process)_\w+", text)}
-    labels = f'{TARGET}, {VERSION}, route="/predict", status="200", stage="decode", reason="limit"'
+    labels = f'{TARGET}, {VERSION}, route="/predict", status="200", stage="decode", reason="limit", class="c"'
     inputs = {
         f"{name}{{{labels}{extra}}}": counter(10)
         for name in names

@@ -15,6 +15,8 @@ from tritonclient.grpc import service_pb2_grpc
 
 from monitoring import dashboards, panels
 from monitoring.local import CONFIGURATION, run_prometheus
+from resnet_service.inference.prediction_baseline import Baseline, ModelBaseline
+from resnet_service.models import ModelSource, load_model
 from resnet_service.settings import Settings
 from tests.support.prometheus import RULES, RULES_FILE, assert_promtool, require_program
 from tests.support.rpc import to_protobuf
@@ -79,9 +81,16 @@ def prometheus(
         (repository / "cifar10" / version).mkdir(parents=True)
         (repository / "cifar10" / version / "model.yaml").write_text("model: cifar10\n")
     (repository / "cifar10/traffic.yaml").write_text("shadow: {version: 2, percent: 100}\n")
+    # All of the classes but one.
+    labels = load_model(ModelSource("cifar10")).labels
+    shares = dict.fromkeys(labels[:-1], 0.1)
+    model = ModelBaseline(images=1000, shares=shares, probability=0.5)
+    baseline = tmp_path_factory.mktemp("baseline") / "baseline.json"
+    baseline.write_text(Baseline(recorded_at="", models={"cifar10": model}).model_dump_json())
     log = tmp_path_factory.mktemp("prometheus") / "prometheus.log"
+    changes = {"model_repository": repository, "prediction_baseline": baseline}
     with (
-        serving(settings.model_copy(update={"model_repository": repository}), grpc=True) as second,
+        serving(settings.model_copy(update=changes), grpc=True) as second,
         run_prometheus(
             *(each.url.removeprefix("http://") for each in (server, second)), log=log, interval="500ms"
         ) as url,
@@ -127,6 +136,21 @@ def test_all_rules_are_evaluated_without_errors(prometheus: Prometheus) -> None:
     assert len(rules) == len(RULES)
     assert {rule["health"] for rule in rules} == {"ok"}
     assert set(prometheus.alerts(prometheus.server)) <= {"InferenceSlow"}
+
+
+def test_other_predictions_than_usual_raise_an_alert(prometheus: Prometheus, jpeg: bytes) -> None:
+    """InferencePredictionsShifted fires after many images of the same class; the baseline has all classes."""
+    second = prometheus.second_server
+
+    def is_firing() -> bool:
+        alerts = prometheus.get("alerts")["alerts"]
+        return any(
+            (alert["labels"]["alertname"], alert["labels"].get("model"), alert["state"])
+            == ("InferencePredictionsShifted", "cifar10", "firing")
+            for alert in alerts
+        )
+
+    prometheus.wait_for(is_firing, lambda: second.client.post("/predict/batch", files=[("file", jpeg)] * 16))
 
 
 def test_a_stopped_service_raises_an_alert(prometheus: Prometheus) -> None:

@@ -15,7 +15,7 @@ PACKAGE: Final = SOURCE_ROOT / "resnet_service"
 
 LAYERS: Final = [
     {
-        *("errors", "settings", "schemas", "log_config", "metrics", "tracing"),
+        *("errors", "settings", "schemas", "log_config", "metric_labels", "metrics", "tracing"),
         *("machine", "cgroups", "files", "figures", "malloc", "healthcheck"),
         *("environment", "hints", "option_types", "proxies", "urls"),
     },
@@ -40,7 +40,7 @@ ONLY_IN: Final = {
     "grpc": {"server"},
     "grpc_health": {"server"},
     "grpc_reflection": {"server"},
-    "prometheus_client": {"metrics", "server"},
+    "prometheus_client": {"diagnostics", "metrics", "server"},
     "opentelemetry": {"tracing"},
     "PIL": {"images"},
     "simplejpeg": {"images"},

@@ -17,8 +17,8 @@ from resnet_service.cli.tables import print_table
 from resnet_service.errors import ServiceError
 from tests.support import REPOSITORY
 
-_NO_MODEL = {"train", "ui", "doctor", "report"}
-_NO_JSON = {"serve", "ui"}
+_NO_MODEL = {"baseline", "train", "ui", "doctor", "report"}
+_NO_JSON = {"baseline", "serve", "ui"}
 
 
 def leaf_commands(group: click.Group = main) -> Iterator[tuple[str, click.Command]]:

@@ -17,7 +17,8 @@ import pytest
 from prometheus_client import Metric
 
 from resnet_service import cli, errors
-from resnet_service.metrics import LABELS, Metrics
+from resnet_service.metric_labels import LABELS
+from resnet_service.metrics import Metrics
 from resnet_service.server.exception_handlers import PROBLEM_TYPES, to_problem
 from resnet_service.server.rpc.status import GRPC_CODES
 from resnet_service.settings import ENVIRONMENT_ONLY, Settings

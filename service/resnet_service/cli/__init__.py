@@ -6,6 +6,7 @@ Commands import heavy libraries when they run, so that --help takes a fraction o
 import click
 
 from resnet_service import __version__
+from resnet_service.cli.baseline import baseline
 from resnet_service.cli.batch import batch
 from resnet_service.cli.bench import bench
 from resnet_service.cli.classify import classify
@@ -25,7 +26,7 @@ __all__ = ["main"]
 @click.group(
     cls=CommandGroups,
     sections={
-        "Serve and measure": (serve, bench, compare, ui),
+        "Serve and measure": (serve, bench, compare, baseline, ui),
         "Local inference": (classify, batch, evaluate, activations),
         "Training": (train, quantize, convert, export),
         "Tools": (doctor, inspect),

@@ -22,6 +22,7 @@ _INFO_TIMEOUT_S: Final = 5.0
 _PREDICT_BODY: Final = TypeAdapter(PredictResponse)
 _BATCH_BODY: Final = TypeAdapter(BatchPredictResponse)
 _INFO_BODY: Final = TypeAdapter(InfoResponse)
+TEXT: Final = TypeAdapter(str)
 _BENCH_ROWS: Final = TypeAdapter(list[BenchmarkRow])
 
 
@@ -49,7 +50,7 @@ class RequestSpec(Generic[_Body]):
     """A request that may be sent several times, and how to parse its response.
 
     Attributes:
-        body: the type of the response body, or of its member `field`.
+        body: the type of the response body, or of its member `field`; JSON, unless it is `TEXT`.
         timeout_s: replaces the client's timeout.
 
     """
@@ -105,7 +106,7 @@ class BaseClient:
             reason = str(outcome) or type(outcome).__name__
             raise ServiceUnavailableError(f"{url} does not respond: {reason}") from outcome
         try:
-            body = outcome.json()
+            body: Any = outcome.text if spec.body is TEXT and not outcome.is_error else outcome.json()
             if outcome.is_error:
                 raise APIError(Problem.model_validate(body))
             return spec.body.validate_python(body[spec.field] if spec.field else body)
@@ -132,6 +133,11 @@ def predict_batch_request(
 def info_request() -> RequestSpec[InfoResponse]:
     """Return the request for the description of the service."""
     return RequestSpec("GET", "/info", _INFO_BODY, timeout_s=_INFO_TIMEOUT_S)
+
+
+def metrics_request() -> RequestSpec[str]:
+    """Return the request for the metrics."""
+    return RequestSpec("GET", "/metrics", TEXT, timeout_s=_INFO_TIMEOUT_S)
 
 
 def bench_request(

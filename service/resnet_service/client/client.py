@@ -75,6 +75,10 @@ class Client(BaseClient):
         """Return the model, the device, the versions, the machine and the request limits."""
         return self._send(base.info_request())
 
+    def metrics(self) -> str:
+        """Return the metrics of the service in Prometheus text format."""
+        return self._send(base.metrics_request())
+
     def bench(
         self,
         batch_sizes: Sequence[int] | None = None,
@@ -154,6 +158,10 @@ class AsyncClient(BaseClient):
     async def info(self) -> InfoResponse:
         """Describe the service: see `Client.info`."""
         return await self._send(base.info_request())
+
+    async def metrics(self) -> str:
+        """Return the metrics of the service: see `Client.metrics`."""
+        return await self._send(base.metrics_request())
 
     async def bench(
         self,

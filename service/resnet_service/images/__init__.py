@@ -5,7 +5,7 @@ Invalid input raises a typed error. This package does not depend on HTTP or on m
 """
 
 from resnet_service.images.decode import decode_image
-from resnet_service.images.formats import FORMATS
+from resnet_service.images.formats import FORMATS, format_name
 from resnet_service.images.jpeg import decode_jpeg
 from resnet_service.images.jpeg_header import JPEG_SIGNATURE
 from resnet_service.images.limits import DEFAULT_MAX_PIXELS
@@ -22,4 +22,5 @@ __all__ = [
     "Sandbox",
     "decode_image",
     "decode_jpeg",
+    "format_name",
 ]

@@ -43,11 +43,12 @@ FORMATS: Final = (
 )
 
 _SIGNATURES: Final = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|II[*+]\0|MM\0[*+]|....ftypavi[fs]"
-    rb"|BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",  # the length of one of its second headers
+    rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<webp>RIFF....WEBP)|(?P<gif>GIF8[79]a)"
+    rb"|(?P<tiff>II[*+]\0|MM\0[*+])|(?P<avif>....ftypavi[fs])|(?P<heif>....ftyp(?:he[iv][cmsx]|mif1|msf1))"
+    rb"|(?P<bmp>BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0)",  # the length of a second header
     re.DOTALL,
 )
-_HEIF_SIGNATURE: Final = re.compile(rb"....ftyp(he[iv][cmsx]|mif1|msf1)", re.DOTALL)
+UNKNOWN_FORMAT: Final = "other"
 _GZIP_SIGNATURE: Final = b"\x1f\x8b"
 _UNSUPPORTED_BMP: Final = "Unsupported BMP"
 _UNKNOWN_LAYOUT: Final = "unknown raw mode"
@@ -69,6 +70,12 @@ def decode(data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: in
         return preprocessing.resize_and_crop_image(rgb)
     except MemoryError as error:
         raise PayloadTooLarge("decoding the image takes too much memory") from error
+
+
+def format_name(data: bytes | bytearray) -> str:
+    """Return the format that a file begins like, such as "jpeg" or "heif", or `UNKNOWN_FORMAT`."""
+    match = _SIGNATURES.match(data)
+    return UNKNOWN_FORMAT if match is None or match.lastgroup is None else match.lastgroup
 
 
 def _prepare(data: bytes | bytearray) -> bytes | bytearray:
@@ -110,9 +117,10 @@ def _header_errors(data: bytes | bytearray) -> Iterator[None]:
             raise UnsupportedMediaType(f"{error}; send PNG or JPEG") from error
         if isinstance(error, UnidentifiedImageError) and data.startswith(TIFF_SIGNATURES):
             raise UnsupportedMediaType("this kind of TIFF is not supported; send PNG or JPEG") from error
-        if not _HAS_HEIF and _HEIF_SIGNATURE.match(data):
+        name = format_name(data)
+        if name == "heif" and not _HAS_HEIF:
             raise UnsupportedMediaType("HEIC needs the service's extra `heif`; send JPEG") from error
-        if _SIGNATURES.match(data) or _HEIF_SIGNATURE.match(data):
+        if name != UNKNOWN_FORMAT:
             raise InvalidImageError("the image's header is damaged or truncated") from error
         raise UnsupportedMediaType(f"not an image in a supported format ({', '.join(FORMATS)})") from error
 

@@ -20,6 +20,7 @@ from resnet_service.errors import DeviceError
 from resnet_service.images import Crop
 from resnet_service.inference.engine_metrics import bind_engine
 from resnet_service.inference.image_decoder import ImageDecoder
+from resnet_service.inference.prediction_metrics import PredictionSettings
 from resnet_service.inference.served_model import Placement, QueuedCrop, ServedModel
 from resnet_service.inference.statistics import BatchCounters
 from resnet_service.inference.worker_pool import WorkerPool
@@ -32,7 +33,6 @@ from resnet_service.runtimes.sizing import DEFAULT_MAX_BATCH, BatchLimit
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 _MIN_CONCURRENCY: Final = 256  # most of these may be receiving their bodies
-
 
 EngineReservation = Reservation[QueuedCrop, TopKResult]
 """The admission of one request; see `Engine.reserve`."""
@@ -82,6 +82,7 @@ class Engine:
         workers: int = 0,
         stall_timeout_s: float = 60.0,
         counters: BatchCounters | None = None,
+        predictions: PredictionSettings = PredictionSettings(),  # noqa: B008 - immutable
     ) -> None:
         self.runtimes = tuple(runtimes)
         self.observer: BatchObserver | None = None
@@ -117,7 +118,7 @@ class Engine:
         self._batch_size = metrics.batch_size.labels(*description.key)
         self._batch_seconds = metrics.batch_seconds.labels(*description.key)
         self.served_model = ServedModel(
-            description, placement, max_batch, decoder, metrics, lambda: batcher.largest_batch
+            description, placement, max_batch, decoder, metrics, lambda: batcher.largest_batch, predictions
         )
         size = model.preprocessing.crop
         self._dummy_input: Crop = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
@@ -185,6 +186,7 @@ class Engine:
     def bind_metrics(self) -> None:
         """Make the gauges of this version and its devices report this engine, and not one bound before."""
         bind_engine(self._metrics, self.key, self._batcher, self.runtimes, self._max_queue_wait_s)
+        self.served_model.predictions.bind_metrics()
 
     def start(self) -> None:
         """Start the warm-up in the background; `is_ready` becomes true after it."""
@@ -255,12 +257,11 @@ class Engine:
         started = time.perf_counter()
         self._batcher.start(await warm_up(self._time_batch, self._batch_limit.size))
         seconds, limit = round(time.perf_counter() - started, 2), self._batch_limit
-        streams = len(self.runtimes)
         _log.info(
             "ready",
             **self.key._asdict(),
             largest_batch=limit.size,
-            streams=streams,
+            streams=len(self.runtimes),
             reason=limit.reason,
             seconds=seconds,
         )

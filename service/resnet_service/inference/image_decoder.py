@@ -7,7 +7,14 @@ from typing import TypeVar
 
 from resnet_service.batching import Lane
 from resnet_service.errors import DeadlineExceededError
-from resnet_service.images import JPEG_SIGNATURE, Crop, Preprocessing, Sandbox, decode_jpeg
+from resnet_service.images import (
+    JPEG_SIGNATURE,
+    Crop,
+    Preprocessing,
+    Sandbox,
+    decode_jpeg,
+    format_name,
+)
 from resnet_service.inference.worker_pool import WorkerPool
 from resnet_service.machine import available_cpus
 from resnet_service.metrics import Metrics
@@ -68,6 +75,7 @@ class ImageDecoder:
         not decoded by the deadline, a time of the event loop.
         """
         arguments = (data, preprocessing, self._max_pixels)
+        self._metrics.image_bytes.labels(format_name(data)).observe(len(data))
         crop: Crop | None = None
         with _deadline_errors():
             async with asyncio.timeout_at(deadline):

@@ -13,6 +13,7 @@ from resnet_service.errors import InvalidRequestError
 from resnet_service.images import Crop
 from resnet_service.inference.image_decoder import ImageDecoder
 from resnet_service.inference.image_limits import ImageLimits
+from resnet_service.inference.prediction_metrics import PredictionMetrics, PredictionSettings
 from resnet_service.inference.request_timing import RequestTiming
 from resnet_service.metrics import Metrics
 from resnet_service.models import ModelDescription, ModelVersion
@@ -85,10 +86,12 @@ class ServedModel:
         decoder: ImageDecoder,
         metrics: Metrics,
         largest_batch: Callable[[], int],
+        predictions: PredictionSettings = PredictionSettings(),  # noqa: B008 - immutable
     ) -> None:
         """Create a model that runs batches of at most `max_batch` images.
 
         `largest_batch` returns the size of the batches that are formed, which the warm-up determines.
+        `predictions` says how its predictions are counted.
         """
         self.model = model
         self._largest_batch = largest_batch
@@ -96,6 +99,7 @@ class ServedModel:
         self.max_batch = max_batch
         self.decoder = decoder
         self._metrics = metrics
+        self.predictions = PredictionMetrics(metrics, model, predictions)
 
     @property
     def key(self) -> ModelVersion:
@@ -191,6 +195,7 @@ class ServedModel:
         finally:
             self._metrics.in_flight.dec()
         timing.has_result = True
+        self.predictions.record(result)
         timing.record("queue", output.enqueued_at, output.started_at)
         timing.record("device", output.started_at, output.finished_at)
         return result

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from resnet_service.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
-from resnet_service.metrics import ConnectionReason
+from resnet_service.metric_labels import ConnectionReason
 from resnet_service.server.exception_handlers import connection_error
 
 MAX_HEADER_BYTES: Final = 65_536

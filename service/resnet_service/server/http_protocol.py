@@ -18,7 +18,8 @@ from typing import Any, Final
 from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from resnet_service.metrics import ConnectionReason, Metrics
+from resnet_service.metric_labels import ConnectionReason
+from resnet_service.metrics import Metrics
 from resnet_service.server.connection_errors import (
     ERRORS,
     MAX_HEADER_BYTES,

@@ -10,7 +10,8 @@ from typing import Final
 from resnet_service.errors import ServiceError
 from resnet_service.inference.request_timing import STAGES, RequestTiming
 from resnet_service.inference.statistics import RequestCounters
-from resnet_service.metrics import IMAGE_OUTCOMES, Metrics
+from resnet_service.metric_labels import IMAGE_OUTCOMES
+from resnet_service.metrics import Metrics
 from resnet_service.models import ModelVersion
 from resnet_service.server.exception_handlers import AUTH_ERRORS, status_of
 

@@ -14,6 +14,8 @@ from resnet_service.devices import choose_devices
 from resnet_service.images.sandbox import RestartReason, Sandbox
 from resnet_service.inference.engine import Engine
 from resnet_service.inference.image_decoder import ImageDecoder
+from resnet_service.inference.prediction_baseline import read_baseline
+from resnet_service.inference.prediction_metrics import PredictionSettings
 from resnet_service.inference.statistics import StatisticsTable
 from resnet_service.log_config import count_dropped_lines
 from resnet_service.machine import available_cpus
@@ -80,8 +82,8 @@ def build_app_state(
 
     `wrap_runtime` is applied to each runtime; tests and load tests use it to delay batches. `workers` is the
     number of HTTP workers that `run_server` will start, for example `count_workers(settings)`. Raises
-    ModelLoadError, DeviceUnavailableError, InvalidAPIKeysError or MissingDependencyError, with a message
-    for the operator.
+    ModelLoadError, DeviceUnavailableError, InvalidAPIKeysError, BaselineError or MissingDependencyError,
+    with a message for the operator.
     """
     api_keys = APIKeys.from_settings(settings)
     for device in choose_devices(settings.device):
@@ -129,6 +131,8 @@ def _create_engine(
     version: VersionConfig,
 ) -> Engine:
     settings = settings.model_copy(update=version.options.model_dump(exclude_none=True))
+    path = settings.prediction_baseline
+    baseline = None if path is None else read_baseline(path).models.get(version.key.name)
     model = replace(load_model(version.source), name=version.key.name)
     runtimes = create_runtimes(
         model,
@@ -155,6 +159,7 @@ def _create_engine(
         workers=workers,
         stall_timeout_s=settings.stall_timeout_s,
         counters=counters.of(version.key).batches,
+        predictions=PredictionSettings(settings.prediction_classes, baseline),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from resnet_service.errors import ServiceError
+from resnet_service.inference.prediction_metrics import PredictionSettings
 from resnet_service.inference.served_model import Placement
 from resnet_service.models import ModelDescription, ModelVersion
 from resnet_service.models.repository import TrafficSplit
@@ -31,6 +32,7 @@ class ModelUpdate:
     max_batch: int
     slots: SlotLayout
     unreserved: int
+    predictions: PredictionSettings
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,7 @@ class RemoteBackend:
             self._decoder,
             self._metrics,
             lambda: self._memory.largest_batch[index],
+            update.predictions,
         )
         slots = Slots(self._memory.fd, update.slots, update.model.preprocessing.crop)
         pool = self._slot_pools.setdefault(update.slots.offset, SlotPool(update.slots.count))

@@ -97,4 +97,5 @@ class WorkerModels:
             served.max_batch,
             self._slots[engine],
             engine.unreserved_per_worker,
+            served.predictions.settings,
         )
