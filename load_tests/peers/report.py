@@ -28,7 +28,9 @@ def write_report(rows: Sequence[dict[str, Any]], folder: Path) -> str:
     for row in rows:
         best = _best_other(rows, row["table"]) or _best_other(rows, _DEFAULT)
         # Per round, because the speed of a shared machine changes between rounds.
-        ratios = [run["rate"] / rate for run, rate in zip(row["runs"], best, strict=True)] if best else []
+        # A server that classified nothing in a round has no ratio.
+        rounds = zip(row["runs"], best, strict=True) if best else ()
+        ratios = [run["rate"] / rate for run, rate in rounds if rate]
         ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
         lines.append(
             f"| {row['table']} | {row['server']} | {row['rate']:.1f} | {ratio} | {row['p50_ms']:.1f} "

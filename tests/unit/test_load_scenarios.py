@@ -157,6 +157,17 @@ def test_peers_are_compared_with_the_best_of_them(tmp_path: Path) -> None:
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_round_without_a_success_of_the_best_other_server_has_no_ratio(tmp_path: Path) -> None:
+    def row(server: str, *rates: float) -> dict[str, Any]:
+        runs = [{"rate": rate} for rate in rates]
+        return {"table": "no model", "server": server, "rate": 1.0, "p50_ms": 1, "p99_ms": 2, "runs": runs}
+
+    table = write_report([row("this service", 30, 30), row("other", 0, 10)], tmp_path)
+    assert [line.split("|")[4].strip() for line in table.splitlines()[2:]] == ["3.00", "1.00"]
+    table = write_report([row("this service", 30, 30), row("other", 0, 0)], tmp_path)
+    assert [line.split("|")[4].strip() for line in table.splitlines()[2:]] == ["", ""]
+
+
 @pytest.mark.parametrize("rate", [0.0, 7.3, 59_200.0])
 def test_plot_of_peers_is_readable(rate: float, tmp_path: Path) -> None:
     """The bar of int8 is in a panel whose title names int8, and is labeled so."""
