@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, PercentFormatter, StrMethodFormatter
 
-from monitoring.panels import BATCH_SIZES, DASHBOARDS, Panel, Series
+from monitoring.panels import BATCH_SIZES, DASHBOARDS, Panel, Series, fill_in
 from resnet_service import figures
 
 _STEP_S: Final = 2
@@ -138,7 +138,7 @@ def _query(
     client: httpx.Client, span: Slowdown, series: Series
 ) -> list[tuple[str, list[float], list[float]]]:
     """Return (legend, seconds since `span.shown_from`, values) of each series of a query."""
-    expression = series.expr.replace("$__rate_interval", _RATE_INTERVAL).replace("$instance", ".*")
+    expression = fill_in(series.expr, _RATE_INTERVAL)
     response = client.get(
         "/api/v1/query_range",
         params={"query": expression, "start": span.shown_from, "end": span.shown_to, "step": _STEP_S},

@@ -8,30 +8,49 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Final
 
-from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import (
+    common,
+    dashboard,
+    heatmap,
+    prometheus,
+    stat,
+    statetimeline,
+    timeseries,
+)
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.common import GraphThresholdsStyleMode, TimeZoneBrowser
+from grafana_foundation_sdk.models.common import GraphThresholdsStyleMode, TimeZoneBrowser, VisibilityMode
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DataSourceRef,
     Threshold,
     ThresholdsMode,
+    VariableRefresh,
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from monitoring.panels import BATCH_SIZES, DASHBOARDS, HEATMAP_ROW, STAT_ROW, YES_NO, Panel, Series
+from monitoring.panels import (
+    ANNOTATIONS,
+    BATCH_SIZES,
+    DASHBOARDS,
+    HEATMAP_ROW,
+    STAT_ROW,
+    TIMELINE_ROW,
+    VARIABLES,
+    YES_NO,
+    Panel,
+    Series,
+)
 
 FOLDER: Final = Path(__file__).parent / "grafana" / "dashboards"
-_DATA_SOURCE: Final = DataSourceRef(type_val="prometheus", uid="prometheus")
+_DATA_SOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
+"""The one that is chosen at the top of the dashboard."""
+_ANYTHING: Final = ".*"
+"""Also matches a label that the series do not have, such as `pod` outside of Kubernetes."""
 
 
 def build_dashboard(name: str) -> Any:
     """Build the dashboard `name`, a key of DASHBOARDS, as an object of Grafana's SDK."""
     title, rows = DASHBOARDS[name]
-    instances = dashboard.QueryVariable("instance").label("Instance").datasource(_DATA_SOURCE)
-    instances = (
-        instances.query('label_values(up{job="resnet-service"}, instance)').include_all(True).multi(True)
-    )
     built = (
         dashboard.Dashboard(title)
         .uid(f"resnet-service-{name}")
@@ -40,15 +59,38 @@ def build_dashboard(name: str) -> Any:
         .time("now-30m", "now")
         .timezone(TimeZoneBrowser)
         .tooltip(DashboardCursorSync.CROSSHAIR)
-        .with_variable(instances)
+        .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
         .link(dashboard.DashboardLink("Other dashboard").tags(["resnet-service"]).as_dropdown(False))
     )
+    for variable, query in VARIABLES.items():
+        built = built.with_variable(
+            dashboard.QueryVariable(variable)
+            .label(variable.capitalize())
+            .datasource(_DATA_SOURCE)
+            .query(query)
+            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+            .include_all(True)
+            .all_value(_ANYTHING)
+            .multi(True)
+        )
+    for event, query in ANNOTATIONS.items():
+        built = built.annotation(
+            dashboard.AnnotationQuery()
+            .name(event)
+            .datasource(_DATA_SOURCE)
+            .expr(query)
+            .enable(True)
+            .icon_color("blue")
+        )
     for row, panels in rows.items():
         built = built.with_row(dashboard.Row(row))
         for panel in panels:
-            built = built.with_panel(
-                _stat(panel) if row == STAT_ROW or panel.unit == YES_NO else _graph(panel)
-            )
+            if row == TIMELINE_ROW:
+                built = built.with_panel(_timeline(panel))
+            elif row == STAT_ROW or panel.unit == YES_NO:
+                built = built.with_panel(_stat(panel))
+            else:
+                built = built.with_panel(_graph(panel))
         if row == HEATMAP_ROW:
             built = built.with_panel(_batch_size_heatmap())
     result = built.build()
@@ -91,6 +133,14 @@ def _graph(panel: Panel) -> timeseries.Panel:
         built = built.thresholds_style(
             common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED)
         )
+    for series, letter in zip(panel.series, ascii_uppercase, strict=False):
+        built = built.with_target(_target(series, letter))
+    return built
+
+
+def _timeline(panel: Panel) -> statetimeline.Panel:
+    built = statetimeline.Panel().title(panel.title).description(panel.description)
+    built = built.datasource(_DATA_SOURCE).height(5).span(24).show_value(VisibilityMode.NEVER)
     for series, letter in zip(panel.series, ascii_uppercase, strict=False):
         built = built.with_target(_target(series, letter))
     return built

@@ -6,8 +6,37 @@ scrape intervals of the data source, or series that `prometheus/rules.yml` recor
 
 from typing import Final, NamedTuple
 
-SELECTED: Final = 'job="resnet-service", instance=~"$instance"'
+_NAMESPACES: Final = 'job=~"$job", namespace=~"$namespace"'
+_VERSIONS: Final = 'model=~"$model", version=~"$version"'
+SELECTED: Final = f'{_NAMESPACES}, pod=~"$pod", instance=~"$instance"'
 """Selects the instances that are chosen at the top of the dashboard."""
+SELECTED_MODELS: Final = f"{SELECTED}, {_VERSIONS}"
+"""Selects the versions of models that are chosen there, on these instances."""
+RECORDED: Final = f"{_NAMESPACES}, {_VERSIONS}"
+"""Selects the same among the recorded series of versions, which are sums over instances."""
+VARIABLES: Final = {
+    "job": "label_values(inference_ready, job)",
+    "namespace": 'label_values(inference_ready{job=~"$job"}, namespace)',
+    "pod": f"label_values(inference_ready{{{_NAMESPACES}}}, pod)",
+    "instance": f'label_values(inference_ready{{{_NAMESPACES}, pod=~"$pod"}}, instance)',
+    "model": f"label_values(inference_model_info{{{SELECTED}}}, model)",
+    "version": f'label_values(inference_model_info{{{SELECTED}, model=~"$model"}}, version)',
+}
+"""The variables at the top of each dashboard, and the queries of their values."""
+ANNOTATIONS: Final = {
+    "Starts": f"changes(process_start_time_seconds{{{SELECTED}}}[$__rate_interval]) > 0",
+    "Loads of models": "changes("
+    f"inference_model_loaded_timestamp_seconds{{{SELECTED_MODELS}}}[$__rate_interval]) > 0",
+}
+"""Events that all graphs of a dashboard show, and their queries."""
+
+
+def fill_in(expression: str, rate_interval: str) -> str:
+    """Return a query with all variables replaced, as Grafana sends it if everything is selected."""
+    for name in VARIABLES:
+        expression = expression.replace(f"${name}", ".*")
+    return expression.replace("$__rate_interval", rate_interval)
+
 
 _PREDICTIONS: Final = f'{SELECTED}, route=~"/predict.*|/v2/.*/infer"'
 _SUCCEEDED: Final = f'{_PREDICTIONS}, status="200"'
@@ -39,6 +68,9 @@ class Panel(NamedTuple):
 STAT_ROW: Final = "Status"
 """Title of the row whose panels show a single number."""
 
+TIMELINE_ROW: Final = "Alerts"
+"""Title of the row whose panels show when something held."""
+
 YES_NO: Final = "bool_yes_no"
 """Unit of panels whose only number says whether something holds."""
 
@@ -55,7 +87,9 @@ def _rate_by(label: str, counter: str, selector: str = SELECTED) -> Series:
 
 
 def _mean(histogram: str, by: str = "") -> str:
-    return f"sum{by}({_rate(f'{histogram}_sum')}) / sum{by}({_rate(f'{histogram}_count')} > 0)"
+    """Return the mean of a histogram of versions of models."""
+    total, count = (_rate(f"{histogram}_{part}", SELECTED_MODELS) for part in ("sum", "count"))
+    return f"sum{by}({total}) / sum{by}({count} > 0)"
 
 
 def _quantile(quantile: float, histogram: str, labels: str = "le", selector: str = SELECTED) -> str:
@@ -77,12 +111,12 @@ def _per_instance(record: str) -> str:
 _VERSION: Final = "{{model}} {{version}}"
 
 
-def _by_version(counter: str, selector: str = SELECTED) -> Series:
+def _by_version(counter: str, selector: str = SELECTED_MODELS) -> Series:
     return Series(f"sum by (model, version) ({_rate(counter, selector)})", _VERSION)
 
 
 def _shadow_images(outcomes: str) -> str:
-    selector = f'{SELECTED}, outcome=~"{outcomes}"'
+    selector = f'{SELECTED_MODELS}, outcome=~"{outcomes}"'
     return f"sum by (model, version) ({_rate('inference_shadow_images_total', selector)})"
 
 
@@ -139,6 +173,19 @@ _STATS: Final = (
 )
 
 _OVERVIEW: Final = {
+    TIMELINE_ROW: (
+        Panel(
+            "Alerts that fire",
+            "The text of an alert says what to check.",
+            "short",
+            (
+                Series(
+                    'max by (alertname, severity) (ALERTS{alertname=~"Inference.+", alertstate="firing"})',
+                    "{{alertname}}, {{severity}}",
+                ),
+            ),
+        ),
+    ),
     "Health": (
         Panel(
             "Predictions by status",
@@ -228,13 +275,13 @@ _DETAIL: Final = {
             "Stage durations, p99",
             "If the p99 latency rises, the stage that rises with it is the cause.",
             "s",
-            (Series(_quantile(0.99, "inference_stage_seconds", "stage, le"), "{{stage}}"),),
+            (Series(_quantile(0.99, "inference_stage_seconds", "stage, le", SELECTED_MODELS), "{{stage}}"),),
         ),
         Panel(
             "Stage durations, median",
             "Median duration of each stage.",
             "s",
-            (Series(_quantile(0.5, "inference_stage_seconds", "stage, le"), "{{stage}}"),),
+            (Series(_quantile(0.5, "inference_stage_seconds", "stage, le", SELECTED_MODELS), "{{stage}}"),),
         ),
         Panel(
             "Stage durations, mean",
@@ -248,7 +295,10 @@ _DETAIL: Final = {
             "Batch duration",
             "Time of a batch on the device. A slower model or device is visible here first.",
             "s",
-            tuple(Series(_quantile(part / 100, "inference_batch_seconds"), f"p{part}") for part in (50, 99)),
+            tuple(
+                Series(_quantile(part / 100, "inference_batch_seconds", selector=SELECTED_MODELS), f"p{part}")
+                for part in (50, 99)
+            ),
         ),
         Panel(
             "Batches per second",
@@ -272,7 +322,7 @@ _DETAIL: Final = {
             (
                 Series(
                     "sum by (model, version, device, precision, runtime, service_version) "
-                    f"(inference_model_info{{{SELECTED}}})",
+                    f"(inference_model_info{{{SELECTED_MODELS}}})",
                     "{{model}} {{version}}, {{precision}} on {{device}}, {{runtime}}, {{service_version}}",
                 ),
             ),
@@ -283,7 +333,7 @@ _DETAIL: Final = {
             "Images by version",
             "Images that were classified; a canary gets its share of those of its model.",
             "ops",
-            (_by_version("inference_images_total", f'{SELECTED}, model!="", outcome="ok"'),),
+            (_by_version("inference_images_total", f'{SELECTED_MODELS}, model!="", outcome="ok"'),),
         ),
         Panel(
             "Device time per image",
@@ -291,8 +341,8 @@ _DETAIL: Final = {
             "s",
             (
                 Series(
-                    f"sum by (model, version) ({_rate('inference_batch_seconds_sum')}) "
-                    f"/ sum by (model, version) ({_rate('inference_batch_size_sum')} > 0)",
+                    f"sum by (model, version) ({_rate('inference_batch_seconds_sum', SELECTED_MODELS)}) "
+                    f"/ sum by (model, version) ({_rate('inference_batch_size_sum', SELECTED_MODELS)} > 0)",
                     _VERSION,
                 ),
             ),
@@ -310,7 +360,12 @@ _DETAIL: Final = {
             "percentunit",
             tuple(
                 Series(
-                    _quantile(part / 100, "inference_shadow_probability_difference", "model, version, le"),
+                    _quantile(
+                        part / 100,
+                        "inference_shadow_probability_difference",
+                        "model, version, le",
+                        SELECTED_MODELS,
+                    ),
                     f"{_VERSION}, p{part}",
                 )
                 for part in (50, 99)
@@ -320,13 +375,13 @@ _DETAIL: Final = {
             "Shadow can take over",
             "Of at least 1,000 images in an hour, 99 % agreed and at most 0.1 % failed. Compare times, too.",
             YES_NO,
-            (Series('version:inference_shadow_can_take_over:bool{job="resnet-service"}', _VERSION),),
+            (Series("version:inference_shadow_can_take_over:bool{" + RECORDED + "}", _VERSION),),
         ),
         Panel(
             "Shadow images by outcome",
             "dropped: the devices had no time for them. failed: an error of the shadow, which is in the log.",
             "ops",
-            (_rate_by("outcome", "inference_shadow_images_total"),),
+            (_rate_by("outcome", "inference_shadow_images_total", SELECTED_MODELS),),
         ),
     ),
     "Process": (
@@ -364,7 +419,9 @@ _DETAIL: Final = {
 _SHARE: Final = "version:inference_prediction_share:increase30m"
 _BASELINE: Final = "version:inference_baseline_share:max"
 _CLASS: Final = "{{model}} {{version}}, {{class}}"
-_JOB: Final = 'job="resnet-service"'
+_CLASS_RATE: Final = (
+    f"sum by (model, version, class) ({_rate('inference_predictions_total', SELECTED_MODELS)})"
+)
 
 _PREDICTED: Final = {
     "Classes": (
@@ -372,7 +429,7 @@ _PREDICTED: Final = {
             "Change against the baseline",
             "Population stability index of the best classes in 30 minutes. The alert fires above 0.25.",
             "short",
-            (Series(f"version:inference_prediction_shift:psi30m{{{_JOB}}}", _VERSION),),
+            (Series(f"version:inference_prediction_shift:psi30m{{{RECORDED}}}", _VERSION),),
             limit=0.25,
         ),
         Panel(
@@ -380,7 +437,7 @@ _PREDICTED: Final = {
             "Share of a class in 30 minutes, less its share in the baseline; negative: it became rarer.",
             "percentunit",
             tuple(
-                Series(f"{rank}(5, {_SHARE}{{{_JOB}}} - {_BASELINE}{{{_JOB}}})", _CLASS)
+                Series(f"{rank}(5, {_SHARE}{{{RECORDED}}} - {_BASELINE}{{{RECORDED}}})", _CLASS)
                 for rank in ("topk", "bottomk")
             ),
             is_signed=True,
@@ -389,12 +446,7 @@ _PREDICTED: Final = {
             "Most frequent classes",
             "Images per second by best class; _other: classes without a series of their own.",
             "ops",
-            (
-                Series(
-                    f"topk(10, sum by (model, version, class) ({_rate('inference_predictions_total')}))",
-                    _CLASS,
-                ),
-            ),
+            (Series(f"topk(10, {_CLASS_RATE})", _CLASS),),
         ),
     ),
     "Confidence": (
@@ -404,7 +456,9 @@ _PREDICTED: Final = {
             "percentunit",
             tuple(
                 Series(
-                    _quantile(part / 100, "inference_prediction_probability", "model, version, le"),
+                    _quantile(
+                        part / 100, "inference_prediction_probability", "model, version, le", SELECTED_MODELS
+                    ),
                     f"{_VERSION}, p{part}",
                 )
                 for part in (25, 50, 75)
@@ -418,7 +472,7 @@ _PREDICTED: Final = {
             (
                 Series(_mean("inference_prediction_probability", " by (model, version) "), _VERSION),
                 Series(
-                    f"max by (model, version) (inference_baseline_probability{{{SELECTED}}})",
+                    f"max by (model, version) (inference_baseline_probability{{{SELECTED_MODELS}}})",
                     f"{_VERSION}, baseline",
                 ),
             ),

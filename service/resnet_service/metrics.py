@@ -194,6 +194,11 @@ class Metrics:
             "Always 1; the labels describe a version of a model in use.",
             (*MODEL, "device", "precision", "runtime", "service_version"),
         )
+        self.model_loaded = gauge(
+            "inference_model_loaded_timestamp_seconds",
+            "When a version of a model was loaded, in seconds since 1970.",
+            MODEL,
+        )
         self.device_memory = gauge(
             "inference_device_memory_bytes",
             "Device memory in use, in bytes; 0 on the CPU, which shares the host memory.",
@@ -239,6 +244,7 @@ class Metrics:
             self.queue_wait,
             self.queue_wait_limit,
             self.model_info,
+            self.model_loaded,
         ):
             gauge.remove_by_labels({"model": model, "version": version})
         self.remove_baseline(model, version)

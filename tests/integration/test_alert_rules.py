@@ -375,7 +375,7 @@ def test_each_panel_has_data_at_each_interval(interval_s: int, tmp_path: Path) -
     }
     expectations = []
     for query in queries:
-        expression = query.replace("$__rate_interval", f"{4 * interval_s}s").replace("$instance", ".*")
+        expression = panels.fill_in(query, f"{4 * interval_s}s")
         assert set(re.findall(r"\[(.*?)\]", query)) <= {"$__rate_interval"}
         expectations.append(expect(f"count({expression}) > bool 0", CHANGE_S, ("{}", 1)))
     check(tmp_path, interval_s, inputs, expectations)

@@ -113,7 +113,7 @@ def test_each_panel_shows_data(
     prometheus: Prometheus, jpeg: bytes, title: str, series: panels.Series
 ) -> None:
     """Every query of every panel returns series from a service under load, with all labels of its legend."""
-    expression = series.expr.replace("$__rate_interval", "20s").replace("$instance", ".*")
+    expression = panels.fill_in(series.expr, "20s")
     prometheus.wait_for_data(expression, jpeg)
     for line in prometheus.query(expression):
         for label in (part.split("}}")[0] for part in series.legend.split("{{")[1:]):

@@ -98,6 +98,7 @@ class ServedModel:
         self.placement = placement
         self.max_batch = max_batch
         self.decoder = decoder
+        self.loaded_at = time.time()
         self._metrics = metrics
         self.predictions = PredictionMetrics(metrics, model, predictions)
 

@@ -85,6 +85,7 @@ class LocalBackend:
                 metrics.remove_model(*engine.key)
         for engine in engines.values():
             engine.bind_metrics()
+            metrics.model_loaded.labels(*engine.key).set(engine.served_model.loaded_at)
             self.counters.of(engine.key).has_served = True
         devices = {runtime.device for engine in engines.values() for runtime in engine.runtimes}
         for device in self._devices - devices:
