@@ -25,6 +25,19 @@ def check_regular_file(path: Path) -> None:
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
+def read_small_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises OSError, also if it has more than `max_bytes` bytes, and ValueError as `check_regular_file` does.
+    """
+    check_regular_file(path)
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes", str(path))
+    return content
+
+
 def describe_os_error(error: OSError | ValueError) -> str:
     """Return the reason without the path. A path that the file system does not accept raises ValueError."""
     return getattr(error, "strerror", None) or first_line(error)

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from resnet_service.errors import BaselineError
-from resnet_service.files import check_regular_file, describe_os_error
+from resnet_service.files import describe_os_error, read_small_file
 from resnet_service.hints import summarize_errors
 
 MAX_CLASSES: Final = 100
@@ -65,13 +65,9 @@ class Baseline(BaseModel):
 def read_baseline(path: Path) -> Baseline:
     """Read a baseline file. Raises BaselineError if it cannot be read or is not valid."""
     try:
-        check_regular_file(path)
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+        content = read_small_file(path, _MAX_BYTES)
     except (OSError, ValueError) as error:
         raise BaselineError(f"the baseline {path} cannot be read: {describe_os_error(error)}") from error
-    if len(content) > _MAX_BYTES:
-        raise BaselineError(f"the baseline {path} is larger than {_MAX_BYTES:,} bytes")
     try:
         return Baseline.model_validate(json.loads(content))
     except ValidationError as error:

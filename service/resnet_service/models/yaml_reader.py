@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 
 from resnet_service.errors import ModelLoadError, first_line
-from resnet_service.files import check_regular_file, describe_os_error
+from resnet_service.files import describe_os_error, read_small_file
 
 MAX_BYTES: Final = 100_000
 
@@ -45,13 +45,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        check_regular_file(path)
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = read_small_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{path} cannot be read: {describe_os_error(error)}") from error
-    if len(content) > MAX_BYTES:
-        raise ModelLoadError(f"{path} is larger than {MAX_BYTES:,} bytes")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
