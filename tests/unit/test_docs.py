@@ -25,6 +25,7 @@ from resnet_service.settings import ENVIRONMENT_ONLY, Settings
 from resnet_service.training.recipes import FINE_TUNING, FROM_SCRATCH, RECIPES
 from resnet_service.training.trainer import TrainingConfig
 from tests.support import REPOSITORY
+from tests.support.prometheus import RULES
 from tests.support.server import Running, serving
 
 PACKAGE: Final = REPOSITORY / "service/resnet_service"
@@ -185,6 +186,14 @@ def test_links_resolve(page: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", _read(file), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in headings}
             assert fragment in anchors, target
+
+
+def test_each_alert_has_a_section_of_the_runbook() -> None:
+    """The link of each alert leads to a heading with its name, in the order of the rules."""
+    links = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in RULES if "alert" in rule}
+    headings = re.findall(r"^## (.+)$", _read(REPOSITORY / "docs/runbook.md"), re.MULTILINE)
+    assert headings == list(links)
+    assert links == {name: f"docs/runbook.md#{name.lower()}" for name in headings}
 
 
 def test_every_page_is_in_the_index() -> None:
