@@ -164,6 +164,24 @@ class InfoResponse(ResponseModel):
     limits: RequestLimits
 
 
+class LabelsResponse(ResponseModel):
+    """The labels of a model in the order of its classes."""
+
+    model_config = _example(model="cifar10", version="1", labels=["airplane", "automobile", "bird"])
+
+    model: str
+    version: str
+    labels: list[str]
+
+
+class IndexResponse(ResponseModel):
+    """The response of / to programs; links are paths on this server."""
+
+    name: str
+    version: str = Field(description="The version of the service.")
+    links: dict[str, str]
+
+
 @dataclass(frozen=True)
 class BenchmarkRow:
     """Measurements of one batch size; latencies are in milliseconds per batch."""

@@ -199,8 +199,8 @@ class Settings(BaseSettings):
 
     api_keys: SecretStr | None = Field(
         None,
-        description="Comma-separated API keys. If set, every endpoint except the health probes and the API "
-        "page requires one. Format: KEY [scope ...] [N/s] [name=NAME] [priority=bulk]; without scopes a "
+        description="Comma-separated API keys. If set, every endpoint except the health probes and the two "
+        "pages requires one. Format: KEY [scope ...] [N/s] [name=NAME] [priority=bulk]; without scopes a "
         "key grants everything except admin. The access log has the name. With priority=bulk, all "
         "requests of the key are bulk.",
     )
@@ -215,6 +215,9 @@ class Settings(BaseSettings):
     )
     api_docs: bool = Field(
         True, description="Serve the API page (/docs, /openapi.json), which needs no API key."
+    )
+    web_page: bool = Field(
+        True, description="Serve the page at /, which needs no API key; without it, / has links only."
     )
     rate_limit: float | None = Field(
         None,

@@ -18,7 +18,7 @@ from resnet_service.server.exception_handlers import add_exception_handlers
 from resnet_service.server.middleware import HeadMiddleware, ObservabilityMiddleware
 from resnet_service.server.model_metrics import CLIENT_CLOSED
 from resnet_service.server.proxy_headers import ProxyMiddleware
-from resnet_service.server.routes import admin, management, predict
+from resnet_service.server.routes import admin, api_page, management, page, predict
 from resnet_service.server.state import AppState
 from resnet_service.server.v2 import model_config, repository, statistics
 from resnet_service.server.v2 import routes as v2
@@ -53,8 +53,10 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         yield
         await state.close()
 
-    # FastAPIOffline has the assets of the API page, so that it works without internet access.
-    app = (FastAPIOffline if state.settings.api_docs else partial(FastAPI, openapi_url=None))(
+    # FastAPIOffline has the assets of the API page, so that it works without internet access. The page itself
+    # is in `api_page`, because it needs a content security policy of its own.
+    docs, no_docs = partial(FastAPIOffline, docs_url=None), partial(FastAPI, openapi_url=None)
+    app = (docs if state.settings.api_docs else no_docs)(
         title="resnet-service",
         version=__version__,
         summary="Image classification: POST an image to /predict.",
@@ -66,8 +68,12 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.app_state = state
-    for router in (predict.router, management.router, admin.router, *_V2_ROUTERS):
+    for router in (predict.router, management.router, admin.router, *_V2_ROUTERS, page.router):
         app.include_router(router)
+    if state.settings.web_page:
+        app.include_router(page.files_router)
+    if state.settings.api_docs:
+        app.include_router(api_page.router)
     add_exception_handlers(app)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     _add_middleware(app, state)

@@ -1,19 +1,18 @@
-"""Routes that describe and benchmark the loaded model, and the redirect to the API page."""
+"""Routes that describe and benchmark the loaded models."""
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, HTTPException, Query, Request, Security
-from fastapi.responses import RedirectResponse
+from fastapi import APIRouter, Query, Request, Security
 from pydantic import Field
 
 from resnet_service import errors
 from resnet_service.benchmark.timing import WARMUP_BATCHES
 from resnet_service.hints import StrictModel
-from resnet_service.schemas import BenchResponse, InfoResponse
+from resnet_service.schemas import BenchResponse, InfoResponse, LabelsResponse
 from resnet_service.server.auth import api_key_auth
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses
 from resnet_service.server.parameters import NO_PARAMETERS
-from resnet_service.server.state import AppState, StateDep
+from resnet_service.server.state import AppState
 from resnet_service.server.uploads import cancel_on_disconnect
 
 router = APIRouter(tags=["operations"])
@@ -23,23 +22,20 @@ _MAX_DIGITS: Final = 5
 """More than the largest batch has; int() raises ValueError from 4,301 digits on."""
 
 
-class BenchParameters(StrictModel):
+class ModelParameters(StrictModel):
+    """The query of /labels, and of all routes that describe one of several models."""
+
+    model: str | None = Field(None, description="Name of the model; by default the first one.")
+    version: str | None = Field(None, description="Version of the model; by default that of most requests.")
+
+
+class BenchParameters(ModelParameters):
     """The query of /bench."""
 
     batch_sizes: str | None = Field(
         None, description="Comma-separated batch sizes; by default 1,4,8,16,32, up to the maximum."
     )
     iterations: int = Field(20, ge=1, le=1000, description="Number of timed batches of each size.")
-    model: str | None = Field(None, description="Name of the model; by default the first one.")
-    version: str | None = Field(None, description="Version of the model; by default that of most requests.")
-
-
-@router.get("/", include_in_schema=False)
-async def root(request: Request, state: StateDep) -> RedirectResponse:
-    """Redirect to the API page."""
-    if not state.settings.api_docs:
-        raise HTTPException(404)
-    return RedirectResponse(request.url_for("custom_swagger_ui_html").path)
 
 
 @router.get(
@@ -51,6 +47,20 @@ async def root(request: Request, state: StateDep) -> RedirectResponse:
 async def info(state: Annotated[AppState, Security(api_key_auth, scopes=["predict"])]) -> InfoResponse:
     """Return the models, the device, the versions, the machine and the request limits."""
     return await state.backend.info()
+
+
+@router.get(
+    "/labels",
+    summary="Labels of a model",
+    responses=openapi_responses(errors.InvalidRequestError, errors.ModelNotFound, *AUTH_ERRORS),
+)
+async def labels(
+    state: Annotated[AppState, Security(api_key_auth, scopes=["predict"])],
+    query: Annotated[ModelParameters, Query()],
+) -> LabelsResponse:
+    """Return the labels of a model in the order of its classes: `class_id` is the position."""
+    model = state.backend.models.find(query.model, query.version).model
+    return LabelsResponse(model=model.name, version=model.version, labels=list(model.labels))
 
 
 @router.get(
