@@ -22,10 +22,10 @@ def test_probes_succeed_on_a_ready_service(server: Running) -> None:
     assert server.client.get("/readyz").json() == {"status": "ready"}
 
 
-def test_root_redirects_to_the_api_page(server: Running) -> None:
-    """/ redirects to the OpenAPI page, which loads nothing from other hosts."""
-    response = server.client.get("/", follow_redirects=True)
-    assert response.url.path == "/docs"
+def test_api_page_loads_nothing_from_other_hosts(server: Running) -> None:
+    """Its scripts and styles are in a package."""
+    response = server.client.get("/docs")
+    assert response.status_code == 200
     assert "https://" not in response.text
     assert "swagger-ui" in response.text
 
@@ -36,7 +36,9 @@ def get_paths(app: FastAPI) -> list[str]:
     others = {
         route.path for route in app.routes if isinstance(route, Route) and "GET" in (route.methods or ())
     }
-    return [path.format(name="cifar10", version=1) for path in sorted(documented | others)]
+    of_page = {"/page/{name}": "/page/app.js", "/page/samples/{name}": "/page/samples/dog.jpg"}
+    paths = [of_page.get(path, path) for path in sorted(documented | others)]
+    return [path.format(name="cifar10", version=1) for path in paths]
 
 
 def check_head(client: httpx.Client, path: str) -> None:
@@ -53,8 +55,8 @@ def check_head(client: httpx.Client, path: str) -> None:
 def test_head_gets_the_headers_of_get_on_every_route(server: Running) -> None:
     """HAProxy, `wget --spider` and `curl -I` check with HEAD."""
     paths = get_paths(create_app(server.service))
-    assert {"/docs", "/openapi.json", "/v2/models/cifar10/versions/1/ready", "/metrics"} <= set(paths)
-    for path in [*paths, "/", "/static-offline-docs/swagger-ui.css"]:
+    assert {"/", "/docs", "/page/app.js", "/openapi.json", "/v2/models/cifar10/versions/1/ready", "/metrics"} <= set(paths)
+    for path in [*paths, "/static-offline-docs/swagger-ui.css"]:
         check_head(server.client, path)
 
 

@@ -71,6 +71,7 @@ def test_probes_need_no_api_key(protected_server: Running, path: str) -> None:
     [
         *(
             "/info",
+            "/labels",
             "/metrics",
             "/bench",
             "/v2",
@@ -99,9 +100,11 @@ def test_every_documented_operation_requires_a_key(protected_server: Running) ->
             assert ("security" in operation) is (path not in PROBES), path
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"])
-def test_api_page_needs_no_api_key(protected_server: Running, path: str) -> None:
-    """A browser cannot send a key with the first request; the page asks for the key."""
+@pytest.mark.parametrize(
+    "path", ["/", "/page/app.js", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
+)
+def test_pages_need_no_api_key(protected_server: Running, path: str) -> None:
+    """A browser cannot send a key with the first request; the pages ask for the key."""
     response = protected_server.client.get(path, follow_redirects=True)
     assert response.status_code == 200
 
@@ -115,9 +118,9 @@ def test_unknown_paths_are_404_with_and_without_a_key(protected_server: Running,
 
 
 def test_api_page_can_be_switched_off() -> None:
-    """Without `api_docs`, neither the page nor the schema exists."""
+    """Without `api_docs`, neither the API page nor the schema exists."""
     with serving(Settings(model="cifar10", api_docs=False)) as running:
-        for path in ("/", "/docs", "/openapi.json"):
+        for path in ("/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"):
             assert running.client.get(path).status_code == 404
 
 
