@@ -50,7 +50,7 @@ OTHER_PATHS: Final = (
 )
 """Paths that /openapi.json does not list in this form."""
 HIDDEN_ROUTES: Final = 4
-"""Those of the paths above whose routes are their own: `/`, its files, the sample images, and the API page."""
+"""Those of the paths above whose routes are their own: `/`, its files, sample images, and the API page."""
 HIDDEN_STATUSES: Final = {"200", "206", "304", "404", "416"}
 """Of these routes, beside those of any route: files can be missing, the same as before, or read in parts."""
 CONTENT_TYPES: Final = (

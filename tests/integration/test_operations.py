@@ -226,7 +226,8 @@ def test_every_operation_is_described(server: Running) -> None:
     model = "/v2/models/{name}"
     document = server.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        *("/predict", "/predict/batch", "/bench", "/metrics", "/healthz", "/readyz", "/info", "/labels", "/reload"),
+        *("/predict", "/predict/batch", "/bench", "/metrics", "/healthz", "/readyz"),
+        *("/info", "/labels", "/reload"),
         *("/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/infer"),
         *(f"{model}/{rest}" for rest in ("config", "stats")),
         *(f"{model}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer", "/config", "/stats")),

@@ -85,7 +85,7 @@ def test_sample_image_is_classified_with_one_click() -> None:
         expect(page.get_by_role("status").filter(has_text="dog.jpg")).to_have_text(
             re.compile(r"^dog\.jpg: Samoyed, [67]\d\.\d %$")
         )
-        expect(page.locator("#rate")).not_to_have_text("–")
+        expect(page.locator("#rate")).to_have_text(re.compile(r"^[\d.]+$"))
         photographed(page, "page")
 
 
@@ -170,7 +170,7 @@ def test_many_images_are_sent_a_few_at_a_time(server: Running, page: Page, jpeg:
     expect(page.get_by_role("heading", name="Results")).to_be_hidden()
 
 
-def test_text_from_files_is_never_html(page: Page, jpeg: bytes, tmp_path: Path) -> None:
+def test_text_from_files_is_never_html(page: Page, jpeg: bytes) -> None:
     """A file name with HTML is shown as it is, in the cards and in the table."""
     name = "<img src=x onerror=alert(1)>.jpg"
     choose(page, file(name, jpeg))
@@ -210,7 +210,7 @@ def test_table_is_saved_as_csv(page: Page, jpeg: bytes) -> None:
 
 def test_json_and_curl_command_are_copied(server: Running, tmp_path: Path) -> None:
     """The command classifies the file in a shell, whatever its name is."""
-    name = "it's a \"cat\"; $HOME, 1.jpg"
+    name = 'it\'s a "cat"; $HOME, 1.jpg'
     shutil.copy(PHOTOGRAPHS / "cat.jpg", tmp_path / name)
     with browsing(server.url, clean_console=True) as page:
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -252,7 +252,7 @@ def test_model_and_version_can_be_chosen(tmp_path: Path, jpeg: bytes) -> None:
         page.get_by_role("button", name="Classify again").click()
         expect(best).to_contain_text("fruits-1-")
         choice.select_option("pets")
-        expect(page.locator("#facts")).to_contain_text("96 × 96 px")
+        expect(page.locator("#facts")).to_contain_text(re.compile("96 . 96 px"))
         page.get_by_role("button", name="Classify again").click()
         expect(best).to_contain_text("pets-1-")
         card(page, "a.jpg").get_by_role("button", name="Copy curl").click()

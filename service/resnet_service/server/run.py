@@ -56,8 +56,8 @@ _SECURITY_HEADERS: Final = (
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Content-Security-Policy", "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
 )
-"""In all responses: browsers must not guess content types, show the service in frames, or send forms. The pages
-have a second policy, of what they load: browsers apply both."""
+"""In all responses: browsers must not guess content types, show the service in frames, or send forms. The
+pages have a second policy, of what they load: browsers apply both."""
 
 
 def uvicorn_config(state: AppState, **options: Any) -> uvicorn.Config:
