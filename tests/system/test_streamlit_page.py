@@ -77,6 +77,25 @@ def test_uploaded_images_are_classified(page: Page, tmp_path: Path) -> None:
     photographed(page, "ui")
 
 
+def test_sample_image_is_classified_with_one_click(page: Page) -> None:
+    """The photographs of the package can be selected, one or several."""
+    page.get_by_role("button", name="dog.jpg").click()
+    expect(page.get_by_role("heading", name="dog,")).to_be_visible()
+    page.get_by_role("button", name="cat.jpg").click()
+    expect(page.get_by_test_id("stImage").locator("img")).to_have_count(2)
+
+
+def test_upload_limit_is_that_of_the_service(tmp_path: Path) -> None:
+    """The page says it before an upload: 2 MB are up to 2 MiB for Streamlit."""
+    with (
+        serving(Settings(model="cifar10", max_upload_mb=2)) as service,
+        page_server(service.url, tmp_path / "log") as url,
+        browsing(url, height=1000) as page,
+    ):
+        page.goto(url)
+        expect(page.get_by_test_id("stFileUploader")).to_contain_text("2MB per file")
+
+
 def test_benchmark_button_draws_the_results_of_the_service(page: Page) -> None:
     page.get_by_role("button", name="Benchmark the model").click()
     # It measures five batch sizes, which once took over 30 s beside other tests.

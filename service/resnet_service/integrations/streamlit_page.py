@@ -3,6 +3,7 @@
 Streamlit executes this file from top to bottom whenever an element of the page changes.
 """
 
+import math
 import os
 from dataclasses import asdict
 from typing import Final
@@ -11,7 +12,9 @@ import pandas as pd
 import streamlit as st
 
 from resnet_service.client import APIError, Client, ServiceUnavailableError
+from resnet_service.images.examples import example_photographs
 from resnet_service.images.file_names import SUFFIXES
+from resnet_service.schemas import InfoResponse
 from resnet_service.settings import PAGE_API_KEY_VARIABLE, PAGE_URL_VARIABLE
 
 DEFAULT_URL: Final = "http://localhost:8000"
@@ -33,9 +36,20 @@ def main() -> None:
     key = os.environ.get(PAGE_API_KEY_VARIABLE)
     # One attempt, so that an unavailable service is reported immediately.
     with Client(url, api_key=key, attempts=1) as client, Client(url, api_key=key) as patient_client:
-        if not _show_model(client):
+        info = _show_model(client)
+        if info is None:
             return
-        images = st.file_uploader("Images", type=_IMAGE_TYPES, accept_multiple_files=True)
+        images = st.file_uploader(
+            "Images",
+            type=_IMAGE_TYPES,
+            accept_multiple_files=True,
+            # Streamlit counts in MiB; the service rejects what is above its limit and not above this one.
+            max_upload_size=math.ceil(info.limits.max_upload_bytes / 2**20),
+        )
+        photographs = example_photographs()
+        samples = st.pills("Sample images", photographs, selection_mode="multi")
+        for name in samples:
+            _show_result(patient_client, name, photographs[name])
         for image in images:
             _show_result(patient_client, image.name, image.getvalue())
         st.divider()
@@ -43,17 +57,17 @@ def main() -> None:
             _show_benchmark(client)
 
 
-def _show_model(client: Client) -> bool:
-    """Show the model in the sidebar, or an error on the page; return whether the service is available."""
+def _show_model(client: Client) -> InfoResponse | None:
+    """Show the model in the sidebar and return what is served; None after an error on the page."""
     try:
         info = client.info()
     except ServiceUnavailableError as error:
         st.error(f"Service unavailable: {error}")
         st.caption("Start it with `resnet-service serve`, or start this page with `--url` of another one.")
-        return False
+        return None
     except APIError as error:
         st.error(_describe(error))
-        return False
+        return None
     for name, value in (
         ("Model", info.model),
         ("Device", info.device),
@@ -61,7 +75,7 @@ def _show_model(client: Client) -> bool:
     ):
         st.sidebar.caption(name)
         st.sidebar.markdown(f"`{value}`")  # st.metric would cut off a long name
-    return True
+    return info
 
 
 def _show_result(client: Client, name: str, image: bytes) -> None:

@@ -66,7 +66,7 @@ async def index(request: Request, state: StateDep) -> Response:
     scope = request.scope
     root_path = scope.get("root_path", "")
     if state.settings.web_page and _accepts_html(request.headers.get("accept", "")):
-        if root_path and scope["raw_path"] == root_path.encode():
+        if root_path and scope.get("raw_path") == root_path.encode():
             return RedirectResponse(f"{root_path}/")  # relative URLs need the slash
         response = await _INDEX.get_response("index.html", scope)
     else:

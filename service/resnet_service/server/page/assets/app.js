@@ -13,7 +13,7 @@ let pasted = 0;
 
 const service = new Service(showReachable);
 const classifier = new Classifier(service, askForKey);
-const models = new ServedModels(service, () => {});
+const models = new ServedModels(service, load);
 const results = new Results(service, (item) => {
   classifier.add(item, models.choice);
 });

@@ -1,4 +1,4 @@
-/** One image as a card: the picture, its classes as bars, the time per stage, and its actions. */
+/** One image as a card: a preview, its classes as bars, the time per stage, and its actions. */
 
 import { copyText, curlCommand } from "./copy.js";
 import { byId, bytes, element, milliseconds, percent } from "./format.js";
@@ -31,7 +31,7 @@ export class Card {
 
   /** Show the preview at this URL, or a placeholder with the name's suffix if there is none. */
   showPreview(url, name) {
-    const image = this.#part(".picture img");
+    const image = this.#part(".preview img");
     const placeholder = this.#part(".placeholder");
     image.hidden = !url;
     placeholder.hidden = Boolean(url);

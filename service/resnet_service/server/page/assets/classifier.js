@@ -3,10 +3,9 @@
 import { Problem } from "./api.js";
 import { bytes } from "./format.js";
 import { Queue } from "./queue.js";
+import { withRetries } from "./retry.js";
 
 const CONCURRENCY = 4; // browsers open six connections to a server; two are left for the rest of the page
-const MAX_ATTEMPTS = 5;
-const MAX_WAIT_S = 60;
 
 /** One file: its state is waiting, running, paused, done or failed. `onChange` is called after each change. */
 export class Item {
@@ -66,30 +65,21 @@ export class Classifier {
         throw new Problem(413, "Too large", `${bytes(item.file.size)}; the limit is ${bytes(this.#maxBytes)}.`);
       }
       const content = await read(item.file);
-      const result = await this.#predict(item, content, choice, signal);
+      item.update({ state: "running" });
+      const result = await withRetries(
+        () => this.#service.predict(content, item.file.type, choice, signal),
+        {
+          signal,
+          onPause: (problem) => item.update({ state: "paused", problem }),
+          onResume: () => item.update({ state: "running", problem: null }),
+        },
+      );
       if (!signal.aborted) item.update({ state: "done", ...result });
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof Problem)) throw error;
       item.update({ state: "failed", problem: error });
       if (error.isAboutKey) this.#onKeyNeeded(error);
-    }
-  }
-
-  /** Send the request, again after Retry-After if the service is busy or the key's rate is exceeded. */
-  async #predict(item, content, choice, signal) {
-    for (let attempt = 1; ; attempt += 1) {
-      item.update({ state: "running" });
-      try {
-        return await this.#service.predict(content, item.file.type, choice, signal);
-      } catch (error) {
-        const isBusy = error instanceof Problem && (error.status === 429 || error.status === 503);
-        const seconds = error.retryAfterS;
-        if (!isBusy || !(seconds <= MAX_WAIT_S) || seconds === null || attempt === MAX_ATTEMPTS) throw error;
-        item.update({ state: "paused", problem: error });
-        await pause(seconds, signal);
-        item.update({ problem: null });
-      }
     }
   }
 }
@@ -101,14 +91,4 @@ async function read(file) {
   } catch {
     throw new Problem(400, "Cannot read the file", "It has changed or is gone, or it is a folder.");
   }
-}
-
-function pause(seconds, signal) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, seconds * 1000);
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      reject(signal.reason);
-    });
-  });
 }

@@ -2,6 +2,7 @@
 
 import { query } from "./api.js";
 import { byId, bytes, count, element, plural } from "./format.js";
+import { withRetries } from "./retry.js";
 
 const MAX_LABELS_SHOWN = 200;
 
@@ -11,14 +12,11 @@ export class ServedModels {
   #labels = [];
   #number = 0; // of the latest load: an earlier one that ends later must not overwrite it
 
-  /** `onChange` is called when another model is chosen. */
+  /** `onChange` is called when another model is chosen, which then has to be loaded. */
   constructor(service, onChange) {
     this.#service = service;
     byId("search").addEventListener("input", () => this.#drawLabels());
-    byId("model-select").addEventListener("change", () => {
-      onChange();
-      this.#loadChoice();
-    });
+    byId("model-select").addEventListener("change", onChange);
   }
 
   /** The model and the version that are chosen; both are absent for the service's default. */
@@ -30,12 +28,28 @@ export class ServedModels {
     return this.#choices.length > 1;
   }
 
-  /** Load what is served. Raises Problem. */
+  /** Load what is served, and show the model that is chosen. Raises Problem. */
   async load() {
-    const info = await this.#service.json("info");
+    this.#number += 1;
+    const number = this.#number;
+    const info = await this.#get("info");
+    if (number !== this.#number) return;
     this.info = info;
     this.#drawChoices(info);
-    await this.#loadChoice();
+    const labels = await this.#get(`labels${query(this.choice)}`);
+    const [name, version] = [labels.model, labels.version].map(encodeURIComponent);
+    const config = await this.#get(`v2/models/${name}/versions/${version}/config`);
+    if (number !== this.#number) return;
+    this.#labels = labels.labels;
+    this.#drawFacts(labels, config);
+    this.#drawLabels();
+    byId("model-message").hidden = true;
+    byId("model").hidden = false;
+    byId("classes").hidden = false;
+  }
+
+  #get(path) {
+    return withRetries(() => this.#service.json(path));
   }
 
   showError(problem) {
@@ -65,25 +79,6 @@ export class ServedModels {
     select.replaceChildren(...choices.map(({ text }) => element("option", "", text)));
     select.selectedIndex = Math.max(0, this.#choices.findIndex((choice) => JSON.stringify(choice) === before));
     byId("model-choice").hidden = choices.length < 2;
-  }
-
-  async #loadChoice() {
-    this.#number += 1;
-    const number = this.#number;
-    try {
-      const labels = await this.#service.json(`labels${query(this.choice)}`);
-      const [name, version] = [labels.model, labels.version].map(encodeURIComponent);
-      const config = await this.#service.json(`v2/models/${name}/versions/${version}/config`);
-      if (number !== this.#number) return;
-      this.#labels = labels.labels;
-      this.#drawFacts(labels, config);
-      this.#drawLabels();
-      byId("model-message").hidden = true;
-      byId("model").hidden = false;
-      byId("classes").hidden = false;
-    } catch (problem) {
-      if (number === this.#number) this.showError(problem);
-    }
   }
 
   #drawFacts({ model, version, labels }, { backend, input, parameters }) {
