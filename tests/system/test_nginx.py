@@ -71,6 +71,18 @@ def proxied(
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
+def test_page_is_served_behind_nginx(proxied: tuple[httpx.Client, Log, str], prefix: str) -> None:
+    """Its relative URLs are below the prefix, also if a user leaves out the slash after it."""
+    connected, _, _ = proxied
+    page = connected.get(f"/{prefix}", headers={"Accept": "text/html"}, follow_redirects=True)
+    assert page.url.path == f"/{prefix}/"
+    references = re.findall(r'(?:src|href)="(.*?)"', page.text)
+    assert "page/app.js" in references
+    for reference in references:
+        assert connected.get(page.url.join(reference)).status_code == 200, reference
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_images_are_classified_behind_nginx(
     proxied: tuple[httpx.Client, Log, str], photo: bytes, prefix: str
 ) -> None:
@@ -90,11 +102,11 @@ def test_images_are_classified_behind_nginx(
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_api_page_works_under_prefix(proxied: tuple[httpx.Client, Log, str], prefix: str) -> None:
-    """The redirect to the page, its files and the URLs in its description have the prefix."""
+    """The link to the page, its files and the URLs in its description have the prefix."""
     connected, _, _ = proxied
-    location = connected.get(f"/{prefix}/").headers["location"]
-    assert httpx.URL(location).path == f"/{prefix}/docs"
-    page = connected.get(f"/{prefix}/docs").text
+    location = connected.get(f"/{prefix}/").json()["links"]["docs"]
+    assert location == f"/{prefix}/docs"
+    page = connected.get(location).text
     urls = re.findall(r'(?:src|href)="([^"]+)"', page) + re.findall(r"url: '([^']+)'", page)
     assert len(urls) >= 3
     for url in urls:

@@ -42,6 +42,7 @@ async function load() {
     if (problem.isAboutKey) askForKey(problem);
   }
   byId("forget-key").hidden = !service.key;
+  document.querySelector("#links a[href=metrics]").hidden = Boolean(service.key); // a link sends no key
 }
 
 function askForKey(problem) {
