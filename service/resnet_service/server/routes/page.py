@@ -4,13 +4,16 @@ The page is static and uses the API as any client does. It needs no API key, and
 needs it. Its URLs are relative, so that it works behind any prefix.
 """
 
-from os import PathLike, stat_result
+from functools import lru_cache
+from hashlib import sha256
+from os import PathLike, fspath, stat_result
 from pathlib import Path
 from typing import Final
 
 from fastapi import APIRouter, Request
-from fastapi.responses import RedirectResponse, Response
-from starlette.staticfiles import StaticFiles
+from fastapi.responses import FileResponse, RedirectResponse, Response
+from starlette.datastructures import Headers
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Scope
 
 from resnet_service import __version__, images
@@ -48,11 +51,21 @@ class _PageFiles(StaticFiles):
         status_code: int = 200,
     ) -> Response:
         """Return the file, or 304 if the request has its ETag."""
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        # The names of the files stay the same in the next version of the service.
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["Content-Security-Policy"] = _POLICY
+        headers = {
+            "Cache-Control": "no-cache",  # the names of the files stay the same in the next version
+            "Content-Security-Policy": _POLICY,
+            "ETag": _etag(fspath(full_path), stat_result.st_mtime_ns),
+        }
+        response = FileResponse(full_path, status_code, headers, stat_result=stat_result)
+        if self.is_not_modified(response.headers, Headers(scope=scope)):
+            return NotModifiedResponse(response.headers)
         return response
+
+
+@lru_cache
+def _etag(path: str, _modified_ns: int) -> str:
+    """Return the ETag of a file's content. Starlette's is that of size and time, which packages can keep."""
+    return f'"{sha256(Path(path).read_bytes()).hexdigest()[:32]}"'
 
 
 _INDEX: Final = _PageFiles(directory=_PAGE)
