@@ -428,9 +428,14 @@ def test_link_to_the_api_page_is_shown_if_the_page_exists() -> None:
             serving(Settings(model="cifar10", api_docs=api_docs)) as service,
             browsing(service.url, clean_console=True) as page,
         ):
-            visit(page, service.url)
+            with page.expect_response(
+                lambda response: (
+                    response.headers["content-type"] == "application/json"
+                    and response.request.headers["accept"] == "application/json"
+                )
+            ):
+                visit(page, service.url)
             expect(page.get_by_role("link", name="Metrics")).to_be_visible()
-            page.wait_for_load_state("networkidle")
             expect(page.get_by_role("link", name="API")).to_have_count(1 if api_docs else 0)
 
 
