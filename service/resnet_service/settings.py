@@ -213,12 +213,8 @@ class Settings(BaseSettings):
         "",
         description="Comma-separated scopes that need no API key: predict, metrics, bench.",
     )
-    api_docs: bool = Field(
-        True, description="Serve the API page (/docs, /openapi.json), which needs no API key."
-    )
-    web_page: bool = Field(
-        True, description="Serve the page at /, which needs no API key; without it, / has links only."
-    )
+    api_docs: bool = Field(True, description="Serve /docs and /openapi.json, which need no API key.")
+    web_page: bool = Field(True, description="Serve the page at /, which needs no API key.")
     rate_limit: float | None = Field(
         None,
         gt=0,
