@@ -4,4 +4,4 @@ The public API: `resnet_service.client` (clients, their errors and response mode
 `resnet_service.settings.Settings`, and `resnet_service.server.app.create_app`. Everything else is internal.
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from prometheus_client import Metric
 
-from resnet_service import cli, errors
+from resnet_service import __version__, cli, errors
 from resnet_service.metric_labels import LABELS
 from resnet_service.metrics import Metrics
 from resnet_service.server.exception_handlers import PROBLEM_TYPES, to_problem
@@ -34,7 +34,7 @@ CONTRIBUTING: Final = REPOSITORY / "CONTRIBUTING.md"
 SERVING: Final = REPOSITORY / "docs/serving.md"
 TRAINING: Final = REPOSITORY / "docs/training.md"
 PAGES: Final = [
-    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 _UNWANTED: Final = re.compile(r"\b(nobody|whoever|everybody)\b|refus|\bis no\b|\bpictures?\b", re.IGNORECASE)
@@ -165,6 +165,12 @@ def test_contributing_lists_every_broad_exception_handler() -> None:
     broad = re.compile(r"^ *except \(?(?:Exception|BaseException)\b", re.MULTILINE)
     modules = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if broad.search(_read(path))}
     assert {row[0] for row in _table_rows(CONTRIBUTING, "  | module | reason |")} == modules
+
+
+def test_the_changelog_begins_with_the_version_of_the_package() -> None:
+    """The first section of the changelog is that of the version, unreleased or with a date."""
+    [heading] = re.findall(r"^## (.+)$", _read(REPOSITORY / "CHANGELOG.md"), re.MULTILINE)[:1]
+    assert re.fullmatch(rf"{re.escape(__version__)} (\(unreleased\)|- \d{{4}}-\d\d-\d\d)", heading)
 
 
 @pytest.mark.parametrize("page", TABLES, ids=_page_id)
