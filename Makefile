@@ -15,7 +15,7 @@ PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards protocol cifar10-model clean
+.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards protocol dist sbom licenses cifar10-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -87,6 +87,15 @@ dashboards: $(VENV)/.installed-dev  ## Generate Grafana's dashboards and the Pro
 
 protocol: $(VENV)/.installed-dev  ## Generate the Python modules of the gRPC protocol
 	$(BIN)/python deploy/generate_protocol.py
+
+dist: $(VENV)/.installed-dev  ## Build the source distribution and the wheel of the last commit in dist/, twice, and compare the bytes
+	$(BIN)/python -m release.dist dist
+
+sbom: $(VENV)/.installed-dev  ## Write the software bill of materials of the packages for serving to dist/
+	$(BIN)/python -m release.sbom dist/resnet-service.cdx.json
+
+licenses: $(VENV)/.installed-dev  ## Check the licenses of the packages for serving, and write docs/licenses.md
+	$(BIN)/python -m release.licenses
 
 cifar10-model: install  ## Train the model cifar10 on CIFAR (default: downloaded); resumes an interrupted run
 	$(BIN)/resnet-service train --data "$(CIFAR)" --network resnet18 --store fp16 --output runs/cifar10 --resume
