@@ -4,7 +4,7 @@
 
 checks `requirements.lock` against `licenses.toml` and writes docs/licenses.md. A license is what the metadata
 of the installed package declares as an SPDX expression, or else what `licenses.toml` says. The table is the
-same on every platform, with and without CUDA: packages that are not installed everywhere are in `licenses.toml`.
+same on every platform, with and without CUDA: what is not installed everywhere is in `licenses.toml`.
 """
 
 import sys
@@ -36,11 +36,11 @@ _CLASSIFIERS: Final = {
 _PAGE: Final = """\
 # Licenses
 
-The packages for serving (`requirements.lock`, all platforms) and their licenses as SPDX expressions. `make licenses` generates
-them from the metadata and [licenses.toml](../release/licenses.toml), which lists the accepted
-licenses and those that packages do not declare. A test fails if a package has an unknown or another license.
-Wheels contain libraries with licenses of their own: their texts are in the folder `licenses` of the installed
-package's metadata.
+The packages for serving (`requirements.lock`, all platforms) and their licenses as SPDX expressions.
+`make licenses` generates them from the metadata and [licenses.toml](../release/licenses.toml), which lists
+the accepted licenses and those that packages do not declare. A test fails if a package has an unknown or
+another license. Wheels contain libraries with licenses of their own: their texts are in the folder `licenses`
+of the installed package's metadata.
 
 Packages with a proprietary license are accepted by name: {reasons}
 
