@@ -15,7 +15,7 @@ PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards protocol dist sbom licenses cifar10-model clean
+.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards protocol lock-cpu dist sbom licenses cifar10-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,6 +50,10 @@ types: $(VENV)/.installed-dev
 lock: $(VENV)/.installed-dev  ## Update the lock files from pyproject.toml; locked versions do not change
 	$(LOCK) --extra openvino --extra grpc --extra heif --extra train --extra traces pyproject.toml --output-file requirements.lock
 	$(LOCK) --extra ray --extra openvino --extra grpc --extra heif --extra client --extra onnx --extra quantize --extra timm --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	echo hatchling | $(LOCK) --constraints requirements-dev.lock - --output-file requirements-build.lock
+
+lock-cpu: $(VENV)/.installed-dev  ## Update the hashes of PyTorch's CPU wheels; needs access to their index
+	$(BIN)/python -m release.cpu_lock
 
 load-test: $(VENV)/.installed-dev  ## Run every load scenario against a service with MODEL (default: cifar10); reports in load-test-results/
 	$(BIN)/python -m load_tests run --model "$(or $(MODEL),cifar10)"

@@ -4,8 +4,9 @@
     .venv/bin/python deploy/install_packages.py --extras ray requirements-dev.lock
 
 On Linux, PyTorch's wheels on PyPI need CUDA's libraries: 4.1 of the 5.8 GB of an installation. A machine
-without an NVIDIA GPU does not use them, so torch and torchvision come from PyTorch's index of CPU wheels, in
-the versions of the lock file, which does not have their hashes. All other packages are installed exactly as
+without an NVIDIA GPU does not use them, so torch and torchvision come from PyTorch's index of CPU wheels,
+in the versions of the lock file. Their hashes are those of `requirements-cpu.lock`, in the same folder; if
+it has none, they are installed by version, with a warning. All other packages are installed exactly as
 locked. If that index cannot be reached, the wheels of the default index are installed.
 
 The variable TORCH_INDEX is the URL of another index; if it is empty, the default index is used.
@@ -76,12 +77,25 @@ def has_nvidia_gpu() -> bool:
 
 
 def install_with_index(lock: Path, index: str) -> None:
-    """Install torch and torchvision from `index`, and the rest of the lock file without CUDA's libraries."""
+    """Install torch and torchvision from `index`, and the rest of the lock file without CUDA's libraries.
+
+    Ends with an error if `requirements-cpu.lock` has other versions, or a wheel another hash.
+    """
     # A requirement begins in the first column; its hashes and comments are indented.
     requirements = re.split(r"\n(?=[a-z0-9])", lock.read_text(encoding="utf-8"), flags=re.IGNORECASE)
     torch = [match[0] for match in map(_TORCH.match, requirements) if match]
     rest = [text for text in requirements if not _TORCH.match(text) and not _CUDA.match(text)]
-    install("--index-url", index, "--no-deps", *torch)
+    hashes = lock.with_name("requirements-cpu.lock")
+    text = hashes.read_text(encoding="utf-8") if hashes.exists() else ""
+    locked = re.findall(r"^(\S+==\S+?)\+cpu ", text, re.MULTILINE)
+    if not locked:
+        print(f"{hashes.name} has no hashes: {', '.join(torch)} from {index} are installed by version")
+        install("--index-url", index, "--no-deps", *torch)
+    elif sorted(locked) != sorted(torch):
+        expected, found = ", ".join(torch), ", ".join(locked)
+        sys.exit(f"{lock.name} has {expected}, and {hashes.name} has {found}: run make lock-cpu")
+    else:
+        install("--index-url", index, "--no-deps", "--require-hashes", "--requirement", str(hashes))
     install("--no-deps", "--require-hashes", "--requirement", "/dev/stdin", text="\n".join(rest))
 
 
