@@ -8,6 +8,7 @@ NUM_IMAGES ?= 1000
 BATCH_SIZE ?= 64
 IMAGE_MODEL ?= resnet50
 IMAGES ?= service/resnet_service/images/photographs
+TESTS ?= tests/unit tests/integration
 VENV := .venv
 BIN := $(VENV)/bin
 # One worker for each core, each with whole files, so that tests of a file share their servers and models.
@@ -27,7 +28,7 @@ serve: install  ## Serve MODEL (default: resnet50, or efficientnet_lite0 without
 	$(BIN)/resnet-service serve --port "$(PORT)" $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/.installed-dev  ## Run the unit and integration tests: minutes
-	$(PYTEST) tests/unit tests/integration
+	$(PYTEST) $(TESTS)
 
 test-all: $(VENV)/.installed-dev  ## Run all tests but the container builds: a quarter of an hour
 	$(BIN)/pytest -m exclusive

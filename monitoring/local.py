@@ -39,6 +39,7 @@ def run_prometheus(*targets: str, log: Path, interval: str = "1s") -> Iterator[s
     address = f"127.0.0.1:{free_port()}"
     configuration = yaml.safe_load((CONFIGURATION / "prometheus.yml").read_text())
     configuration["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
+    del configuration["alerting"]  # no Alertmanager runs here
     targets_by_job = {"resnet-service": list(targets), "prometheus": [address]}
     for job in configuration["scrape_configs"]:
         job["static_configs"] = [{"targets": targets_by_job[job["job_name"]]}]

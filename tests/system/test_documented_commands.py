@@ -40,6 +40,7 @@ TESTED_ELSEWHERE: Final = {
     "make compare-peers": "tests/system/test_load_tests.py",
     "make gpu-check": "tests/system/test_load_tests_hosts.py",
     "docker compose": "tests/unit/test_compose.py",
+    "API_KEYS_FILE=./api-keys.txt docker compose": "tests/unit/test_compose.py",
     "docker build": "tests/system/test_container_build.py",
     "docker run": "tests/system/test_container_build.py",
 }
