@@ -19,7 +19,7 @@ from typing import Final
 from release.lock import REPOSITORY
 
 EXTRAS: Final = ("client", "grpc", "heif", "onnx", "openvino", "timm", "traces", "train")
-TOOLS: Final = ("hypothesis", "psutil", "pytest", "pytest-xdist")
+TOOLS: Final = ("hypothesis", "psutil", "pytest", "pytest-xdist", "tritonclient")
 """What the tests need, in the versions of requirements-dev.lock."""
 TESTS: Final = (
     "tests/unit/test_cli.py",
@@ -41,7 +41,13 @@ TESTS: Final = (
     "tests/unit/test_sandbox.py",
     "tests/unit/test_settings.py",
     "tests/unit/test_training_trainer.py",
-    "tests/integration",
+    "tests/integration/test_client.py",
+    "tests/integration/test_onnx_serving.py",
+    "tests/integration/test_openapi.py",
+    "tests/integration/test_predict.py",
+    "tests/integration/test_rpc.py",
+    "tests/integration/test_security.py",
+    "tests/integration/test_uploads.py",
 )
 
 
@@ -79,8 +85,8 @@ def main(folder: Path) -> int:
         "loadfile",
     ]
     paths = f"{REPOSITORY}:{REPOSITORY / 'service'}"
-    # Deprecations concern the next versions, which other tests use.
-    warnings = ["-W", "ignore::DeprecationWarning"]
+    # Warnings of old versions concern newer ones, which other tests use.
+    warnings = ["--override-ini", "filterwarnings=default"]
     return subprocess.run(
         [*pytest, *warnings, *TESTS], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": paths}, check=False
     ).returncode

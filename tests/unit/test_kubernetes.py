@@ -25,7 +25,8 @@ BASE: Final = {
 VERSION: Final = "1.31"
 OPERATOR_KINDS: Final = {"servicemonitor", "prometheusrule"}
 KSERVE_KINDS: Final = {"servingruntime", "inferenceservice"}
-"""Manifests whose kinds only the Prometheus Operator, and only KServe, defines."""
+KEDA_KINDS: Final = {"scaledobject"}
+"""Manifests whose kinds only the Prometheus Operator, KServe and KEDA define."""
 _DURATION: Final = r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"
 
 
@@ -70,7 +71,7 @@ def container() -> dict[str, Any]:
     return dict(only)
 
 
-@pytest.mark.parametrize("name", sorted(set(BASE) - OPERATOR_KINDS - KSERVE_KINDS))
+@pytest.mark.parametrize("name", sorted(set(BASE) - OPERATOR_KINDS - KSERVE_KINDS - KEDA_KINDS))
 def test_manifests_match_the_kubernetes_schemas(name: str) -> None:
     """Each manifest of a built-in kind is valid by its schema, without unknown fields."""
     kubernetes_validate.validate(BASE[name], VERSION, strict=True)
@@ -135,14 +136,12 @@ def test_only_one_folder_needs_the_prometheus_operator() -> None:
 
 
 def test_probes_metrics_and_settings_exist_in_the_service(server: Running) -> None:
-    """Probes and scrapes use existing paths, the autoscaler an existing metric, and the drain fits."""
+    """Probes and scrapes use existing paths, and the drain fits."""
     paths = set(server.client.get("/openapi.json").json()["paths"])
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container()[probe]["httpGet"]["path"] in paths
         assert container()[probe]["httpGet"]["port"] == "management"  # which no load delays
     assert BASE["servicemonitor"]["spec"]["endpoints"][0]["path"] in paths
-    [metric] = BASE["autoscaling"]["spec"]["metrics"]
-    assert metric["pods"]["metric"]["name"] in {family.name for family in Metrics().registry.collect()}
     environment = {variable["name"]: variable.get("value") for variable in container()["env"]}
     settings = {
         name.removeprefix("RESNET_SERVICE_").lower()
@@ -184,6 +183,8 @@ def test_the_gpu_variant_only_patches_the_base() -> None:
     operations = {operation["path"]: operation["value"] for operation in yaml.safe_load(patch["patch"])}
     containers = "/spec/template/spec/containers/0"
     assert operations[f"{containers}/resources/limits/nvidia.com~1gpu"] == "1"
+    [toleration] = operations["/spec/template/spec/tolerations"]
+    assert (toleration["key"], toleration["effect"]) == ("nvidia.com/gpu", "NoSchedule")
     variable = operations[f"{containers}/env/-"]
     assert variable == {"name": "RESNET_SERVICE_DEVICE", "value": "cuda"}
     assert "device" in Settings.model_fields
@@ -247,3 +248,87 @@ def test_the_model_on_kserve_uses_the_runtime_and_one_of_its_formats() -> None:
     [variable] = model["env"]
     assert variable["name"] == "RESNET_SERVICE_MODEL"
     assert variable["value"].startswith("/mnt/models/")
+
+
+class Trigger(BaseModel, extra="forbid", strict=True):
+    """A trigger of KEDA that asks Prometheus; its metadata are strings."""
+
+    type: str = Field(pattern="^prometheus$")
+    metricType: str = Field(pattern="^(AverageValue|Value)$")  # noqa: N815
+    metadata: dict[str, str]
+
+
+class ScaledObjectSpec(BaseModel, extra="forbid", strict=True):
+    """The fields of a ScaledObject that are used here."""
+
+    scaleTargetRef: dict[str, str]  # noqa: N815
+    minReplicaCount: int = Field(ge=1)  # noqa: N815
+    maxReplicaCount: int  # noqa: N815
+    pollingInterval: int  # noqa: N815
+    cooldownPeriod: int  # noqa: N815
+    fallback: dict[str, int]
+    triggers: list[Trigger] = Field(min_length=1)
+
+
+def test_the_autoscaler_of_the_base_needs_no_adapter() -> None:
+    """It uses the CPU time that the pods request, which metrics-server measures."""
+    [metric] = BASE["autoscaling"]["spec"]["metrics"]
+    assert (metric["type"], metric["resource"]["name"]) == ("Resource", "cpu")
+    assert container()["resources"]["requests"]["cpu"]
+
+
+def test_keda_scales_the_same_deployment_by_an_existing_metric() -> None:
+    """Its query uses a metric of the service and its job; the limits are those of the autoscaler."""
+    manifest, autoscaler = BASE["scaledobject"], BASE["autoscaling"]["spec"]
+    assert (manifest["apiVersion"], manifest["kind"]) == ("keda.sh/v1alpha1", "ScaledObject")
+    spec = ScaledObjectSpec.model_validate(manifest["spec"])
+    assert spec.scaleTargetRef == autoscaler["scaleTargetRef"]
+    assert (spec.minReplicaCount, spec.maxReplicaCount) == (
+        autoscaler["minReplicas"],
+        autoscaler["maxReplicas"],
+    )
+    [trigger] = spec.triggers
+    metrics = {family.name for family in Metrics().registry.collect()}
+    assert set(re.findall(r"\binference_\w+", trigger.metadata["query"])) <= metrics
+    assert f'job="{BASE["service"]["metadata"]["name"]}"' in trigger.metadata["query"]
+
+
+def test_the_network_policy_selects_the_pods_and_their_ports() -> None:
+    """Every pod reaches the HTTP port, and two namespaces the management port."""
+    spec = BASE["networkpolicy"]["spec"]
+    assert spec["podSelector"]["matchLabels"] == pod()["metadata"]["labels"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    http, management = spec["ingress"]
+    assert ([port["port"] for port in http["ports"]], "from" in http) == (["http"], False)
+    assert [port["port"] for port in management["ports"]] == ["management"]
+    assert len(management["from"]) == 2
+    assert {port["port"] for rule in spec["egress"] for port in rule["ports"]} == {53}
+    assert {port["name"] for port in container()["ports"]} == {"http", "management"}
+
+
+def test_the_ingress_has_the_limits_of_the_service() -> None:
+    """The largest body is that of the service, and the timeouts are longer than those of a request."""
+    ingress, settings = BASE["ingress"], Settings.model_fields
+    annotations = {key.split("/")[1]: value for key, value in ingress["metadata"]["annotations"].items()}
+    assert annotations["proxy-body-size"] == f"{settings['max_upload_mb'].default:.0f}m"
+    longest = settings["request_timeout_s"].default + settings["read_timeout_s"].default
+    assert float(annotations["proxy-read-timeout"]) > longest
+    [rule] = ingress["spec"]["rules"]
+    [path] = rule["http"]["paths"]
+    assert path["backend"]["service"] == {
+        "name": BASE["service"]["metadata"]["name"],
+        "port": {"name": "http"},
+    }
+    assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+
+
+def test_replicas_spread_over_nodes_and_zones() -> None:
+    """Both constraints select the pods, and neither keeps a pod from starting."""
+    constraints = pod()["spec"]["topologySpreadConstraints"]
+    assert [each["topologyKey"] for each in constraints] == [
+        "kubernetes.io/hostname",
+        "topology.kubernetes.io/zone",
+    ]
+    for each in constraints:
+        assert each["labelSelector"]["matchLabels"] == pod()["metadata"]["labels"]
+        assert each["whenUnsatisfiable"] == "ScheduleAnyway"
