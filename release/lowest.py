@@ -45,7 +45,6 @@ TESTS: Final = (
     "tests/integration/test_onnx_serving.py",
     "tests/integration/test_openapi.py",
     "tests/integration/test_predict.py",
-    "tests/integration/test_rpc.py",
     "tests/integration/test_security.py",
     "tests/integration/test_uploads.py",
 )
