@@ -70,7 +70,7 @@ def main(folder: Path) -> int:
     lock = lowest_requirements(folder)
     environment = folder / "environment"
     venv.create(environment, with_pip=True, clear=True)
-    python = environment / "bin/python"
+    python = str(environment / "bin/python")
     subprocess.run([python, REPOSITORY / "deploy/install_packages.py", lock], check=True)
     pytest = [
         python,
