@@ -4,17 +4,14 @@ The page is static and uses the API as any client does. It needs no API key, and
 needs it. Its URLs are relative, so that it works behind any prefix.
 """
 
-from functools import lru_cache
+import re
+from functools import cache
 from hashlib import sha256
-from os import PathLike, fspath, stat_result
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, RedirectResponse, Response
-from starlette.datastructures import Headers
-from starlette.staticfiles import NotModifiedResponse, StaticFiles
-from starlette.types import Scope
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import RedirectResponse, Response
 
 from resnet_service import __version__, images
 from resnet_service.schemas import IndexResponse
@@ -24,6 +21,17 @@ router = APIRouter(include_in_schema=False)
 files_router = APIRouter(include_in_schema=False)
 
 _PAGE: Final = Path(__file__).parents[1] / "page"
+_ASSETS: Final = _PAGE / "assets"
+_SAMPLES: Final = Path(images.__file__).parent / "photographs"
+_MEDIA_TYPES: Final = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript",
+    ".md": "text/plain",
+    ".svg": "image/svg+xml",
+}
+"""By the end of a name: a browser runs no script of another type, and the tables of systems differ."""
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",
@@ -40,37 +48,37 @@ _POLICY: Final = "; ".join(
 )
 
 
-class _PageFiles(StaticFiles):
-    """Files of one folder, with the policy of the page. Browsers ask each time whether they have changed."""
-
-    def file_response(
-        self,
-        full_path: str | PathLike[str],
-        stat_result: stat_result,
-        scope: Scope,
-        status_code: int = 200,
-    ) -> Response:
-        """Return the file, or 304 if the request has its ETag."""
-        headers = {
-            "Cache-Control": "no-cache",  # the names of the files stay the same in the next version
-            "Content-Security-Policy": _POLICY,
-            "ETag": _etag(fspath(full_path), stat_result.st_mtime_ns),
-        }
-        response = FileResponse(full_path, status_code, headers, stat_result=stat_result)
-        if self.is_not_modified(response.headers, Headers(scope=scope)):
-            return NotModifiedResponse(response.headers)
-        return response
+class _File(NamedTuple):
+    content: bytes
+    media_type: str
+    etag: str
 
 
-@lru_cache
-def _etag(path: str, _modified_ns: int) -> str:
-    """Return the ETag of a file's content. Starlette's is that of size and time, which packages can keep."""
-    return f'"{sha256(Path(path).read_bytes()).hexdigest()[:32]}"'
+@cache
+def _read(folder: Path) -> dict[str, _File]:
+    """Return the files of a folder by name. All together have less than 400 KB."""
+    files = {}
+    for path in filter(Path.is_file, folder.iterdir()):
+        content = path.read_bytes()
+        etag = f'"{sha256(content).hexdigest()[:32]}"'
+        files[path.name] = _File(content, _MEDIA_TYPES[path.suffix], etag)
+    return files
 
 
-_INDEX: Final = _PageFiles(directory=_PAGE)
-_ASSETS: Final = _PageFiles(directory=_PAGE / "assets")
-_SAMPLES: Final = _PageFiles(directory=Path(images.__file__).parent / "photographs")
+def _respond(request: Request, folder: Path, name: str) -> Response:
+    """Return a file with the policy of the page, or 304 if the client has it: browsers ask each time."""
+    file = _read(folder).get(name)
+    if file is None:
+        raise HTTPException(404)
+    headers = {
+        "Cache-Control": "no-cache",  # the names of the files stay the same in the next version
+        "Content-Security-Policy": _POLICY,
+        "ETag": file.etag,
+    }
+    known = re.split(r"\s*,\s*", request.headers.get("if-none-match", ""))
+    if not {file.etag, f"W/{file.etag}", "*"}.isdisjoint(known):
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, headers=headers, media_type=file.media_type)
 
 
 @router.get("/")
@@ -81,7 +89,7 @@ async def index(request: Request, state: StateDep) -> Response:
     if state.settings.web_page and _accepts_html(request.headers.get("accept", "")):
         if root_path and scope.get("raw_path") == root_path.encode():
             return RedirectResponse(f"{root_path}/")  # relative URLs need the slash
-        response = await _INDEX.get_response("index.html", scope)
+        response = _respond(request, _PAGE, "index.html")
     else:
         links = {"health": "/healthz", "ready": "/readyz", "info": "/info", "metrics": "/metrics"}
         if state.settings.api_docs:
@@ -99,13 +107,13 @@ async def index(request: Request, state: StateDep) -> Response:
 @files_router.get("/page/{name}")
 async def asset(name: str, request: Request) -> Response:
     """Return a script, the style sheet or the icon of the page."""
-    return await _ASSETS.get_response(name, request.scope)
+    return _respond(request, _ASSETS, name)
 
 
 @files_router.get("/page/samples/{name}")
 async def sample(name: str, request: Request) -> Response:
     """Return a photograph of the package, or README.md with the sources and licenses of all."""
-    return await _SAMPLES.get_response(name, request.scope)
+    return _respond(request, _SAMPLES, name)
 
 
 def _accepts_html(accept: str) -> bool:
