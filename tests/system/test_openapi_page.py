@@ -24,7 +24,7 @@ def test_image_can_be_classified_on_the_page(
     server: Running, page: Page, jpeg: bytes, tmp_path: Path
 ) -> None:
     """The page works without the internet; "Try it out" uploads an image and shows the predictions."""
-    page.goto(f"{server.url}/")
+    page.goto(f"{server.url}/docs")
     classify_on_page(page, jpeg, tmp_path)
     page.locator("#operations-predict-predict").get_by_role("button", name="Execute").evaluate(
         "button => button.scrollIntoView()"

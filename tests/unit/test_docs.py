@@ -263,7 +263,7 @@ def _form(value: object) -> object:
 def test_the_table_of_endpoints_is_complete(server: Running) -> None:
     """The table contains every endpoint of the service, and only those."""
     paths = set(re.findall(r"(?:^\| |<br>)`(?:GET|POST) (/[^`]*)`", _read(SERVING), re.MULTILINE))
-    assert paths - {"/docs"} == set(httpx.get(f"{server.url}/openapi.json").json()["paths"])
+    assert paths - {"/", "/docs"} == set(httpx.get(f"{server.url}/openapi.json").json()["paths"])
 
 
 if __name__ == "__main__":
