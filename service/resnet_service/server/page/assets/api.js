@@ -66,12 +66,20 @@ export class Service {
    */
   async predict(content, type, choice, signal) {
     const startedAt = performance.now();
-    const headers = { "Content-Type": type.startsWith("image/") ? type : "application/octet-stream" };
+    const headers = { "Content-Type": imageType(type) };
     const options = { method: "POST", body: content, headers, signal };
     const response = await this.fetch(`predict${query(choice)}`, options);
     const body = await this.#read(response, "json", options);
     const browserMs = performance.now() - startedAt;
     return { body, stages: parseServerTiming(response.headers.get("Server-Timing") ?? ""), browserMs };
+  }
+
+  /** Explain the best class of a classified file; returns the image with the heat over it. */
+  async explain(content, type, { model, version, predictions: [best] }, signal) {
+    const headers = { "Content-Type": imageType(type), Accept: "image/png" };
+    const options = { method: "POST", body: content, headers, signal };
+    const path = `explain${query({ model, version }, { class_id: best.class_id })}`;
+    return this.#read(await this.fetch(path, options), "blob", options);
   }
 
   /** Read a body. The connection can end within it. */
@@ -87,9 +95,14 @@ export class Service {
   }
 }
 
-/** The query that chooses a model and a version; empty for the default. */
-export function query(choice) {
-  const parameters = new URLSearchParams();
+/** The type of an image file; browsers do not know all formats. */
+function imageType(type) {
+  return type.startsWith("image/") ? type : "application/octet-stream";
+}
+
+/** The query that chooses a model and a version, and has other parameters; empty for the default. */
+export function query(choice, others = {}) {
+  const parameters = new URLSearchParams(others);
   if (choice?.model) parameters.set("model", choice.model);
   if (choice?.version) parameters.set("version", choice.version);
   const text = parameters.toString();

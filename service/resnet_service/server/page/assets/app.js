@@ -134,10 +134,11 @@ document.addEventListener("drop", async (event) => {
   }
 });
 
-/** Show the link to the API page if it is served. */
+/** Show what only some services have: the API page, and explanations. */
 async function showLinks() {
   const { links } = await service.json("./", { headers: { Accept: "application/json" } });
   document.querySelector("#links a[href=docs]").hidden = !links.docs;
+  document.body.classList.toggle("can-explain", Boolean(links.explain));
 }
 
 await load();

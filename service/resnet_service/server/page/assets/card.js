@@ -1,5 +1,6 @@
 /** One image as a card: a preview, its classes as bars, the time per stage, and its actions. */
 
+import { Problem } from "./api.js";
 import { copyText, curlCommand } from "./copy.js";
 import { byId, bytes, element, milliseconds, percent } from "./format.js";
 
@@ -7,6 +8,8 @@ import { byId, bytes, element, milliseconds, percent } from "./format.js";
 export const STATES = { waiting: "Waiting", running: "Classifying", paused: "Waiting for the service" };
 
 export class Card {
+  #heatUrl = null;
+
   constructor(item, service, actions) {
     this.node = byId("card-template").content.firstElementChild.cloneNode(true);
     this.#part("h3 bdi").textContent = item.name;
@@ -17,6 +20,7 @@ export class Card {
     this.#part(".copy-curl").addEventListener("click", (event) =>
       copy(event.currentTarget, curlCommand(item.name, item.choice, service.key !== "")),
     );
+    this.#part(".explain").addEventListener("click", () => this.#explain(item, service));
     this.#part(".try-again").addEventListener("click", () => actions.retry(item));
     this.#part(".remove").addEventListener("click", () => actions.remove(item));
     for (const button of this.node.querySelectorAll("button")) {
@@ -31,12 +35,53 @@ export class Card {
 
   /** Show the preview at this URL, or a placeholder with the name's suffix if there is none. */
   showPreview(url, name) {
-    const image = this.#part(".preview img");
+    const image = this.#part(".picture");
     const placeholder = this.#part(".placeholder");
     image.hidden = !url;
     placeholder.hidden = Boolean(url);
     if (url) image.src = url;
     else placeholder.textContent = (/\.(\w{1,5})$/.exec(name)?.[1] ?? "file").toUpperCase();
+  }
+
+  /** Free the memory of the explanation, if there is one. */
+  release() {
+    if (this.#heatUrl) URL.revokeObjectURL(this.#heatUrl);
+    this.#heatUrl = null;
+    this.#showHeat(false);
+  }
+
+  /** Show the places that speak for the best class, or the image again. */
+  async #explain(item, service) {
+    const button = this.#part(".explain");
+    const { signal } = item.controller;
+    this.#showExplainError("");
+    if (!this.#heatUrl) {
+      button.disabled = true;
+      try {
+        const png = await service.explain(await item.file.arrayBuffer(), item.file.type, item.body, signal);
+        if (signal.aborted) return;
+        this.#heatUrl = URL.createObjectURL(png);
+        this.#part(".heat").src = this.#heatUrl;
+        this.#part(".heat").alt = `Places that speak for ${title(item)}, light`;
+      } catch (error) {
+        if (signal.aborted) return;
+        this.#showExplainError(error instanceof Problem ? error.message : `Cannot read the file: ${error.message}`);
+        return;
+      } finally {
+        button.disabled = false;
+      }
+    }
+    this.#showHeat(this.#part(".heat").hidden);
+  }
+
+  #showHeat(isShown) {
+    this.#part(".heat").hidden = !isShown;
+    this.#part(".explain").setAttribute("aria-pressed", String(isShown));
+  }
+
+  #showExplainError(text) {
+    this.#part(".explain-error").textContent = text;
+    this.#part(".explain-error").hidden = !text;
   }
 
   draw(item) {
@@ -51,6 +96,11 @@ export class Card {
     detail.hidden = !problem;
     this.#part(".bars").replaceChildren(...(isDone ? body.predictions.map(bar) : []));
     this.#part(".copy-json").hidden = !isDone;
+    this.#part(".explain").hidden = !isDone;
+    if (!isDone) {
+      this.release();
+      this.#showExplainError("");
+    }
     this.#part(".try-again").hidden = state !== "failed";
     this.#part(".times").hidden = !isDone;
     this.#part(".waterfall").replaceChildren(...(isDone ? stages(item).map(stage) : []));

@@ -100,7 +100,8 @@ export class Results {
   }
 
   #forget(item) {
-    const { preview } = this.#entries.get(item);
+    const { card, preview } = this.#entries.get(item);
+    card.release();
     item.onChange = () => {};
     item.controller.abort(); // the service stops working on it when the connection ends
     if (preview) URL.revokeObjectURL(preview);
