@@ -33,6 +33,8 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 
 _MAX_DIFFERENCE: Final[dict[Precision, float]] = {"fp32": 1e-4, "tf32": 0.01, "fp16": 0.01, "bf16": 0.05}
 """Largest difference of a probability from that of the CPU in fp32."""
+_MIN_SIMILARITY: Final = 0.999
+"""Smallest cosine similarity of an embedding to that of the CPU in fp32."""
 _CPU_PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16")
 _GPU_PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "tf32", "fp16", "bf16")
 _FREE_BYTES: Final = 600_000_000
@@ -114,7 +116,7 @@ class GPUCheck:
         return create_runtimes(model, devices, name="torch", precision=precision, **options)
 
     def _correctness(self) -> Iterator[Row]:
-        """Compare the probabilities of photographs with those of the CPU in fp32."""
+        """Compare the probabilities and embeddings of photographs with those of the CPU in fp32."""
         model = load_model("cifar10")
         paths = sorted(_PHOTOGRAPHS.glob("*.jpg"))
         crops = [decode_image(path.read_bytes(), model.preprocessing) for path in paths]
@@ -122,6 +124,7 @@ class GPUCheck:
             model, choose_devices("cpu"), name="torch", precision="fp32", streams_per_device=1
         )
         expected = _probabilities(reference, crops, len(model.labels))
+        expected_embeddings = _embeddings(reference, crops)
         variants: list[tuple[Precision, bool, int]] = [(precision, True, 1) for precision in self._precisions]
         if self._is_gpu:
             variants += [("fp16", False, 1), ("fp16", True, 2)]
@@ -141,6 +144,12 @@ class GPUCheck:
                 f"{precision}{options}: difference from the CPU in fp32",
                 f"{difference:.1e} (limit {limit:g})",
                 difference <= limit,
+            )
+            products = (_embeddings(runtimes[0], crops) * expected_embeddings).sum(1)
+            yield Row(
+                f"{precision}{options}: cosine similarity of embeddings to the CPU in fp32",
+                f"{products.min():.4f} (limit {_MIN_SIMILARITY:g})",
+                bool(products.min() >= _MIN_SIMILARITY),
             )
 
     def _memory(self) -> Iterator[Row]:
@@ -236,6 +245,14 @@ def _probabilities(runtime: Runtime, crops: Sequence[Crop], classes: int) -> npt
     ordered = np.zeros_like(best.probabilities)
     np.put_along_axis(ordered, best.class_ids, best.probabilities, 1)
     return ordered
+
+
+def _embeddings(runtime: Runtime, crops: Sequence[Crop]) -> npt.NDArray[np.float32]:
+    """Return the embeddings [N, D], of the length 1."""
+    embeddings = runtime.run(crops, 1, with_embeddings=True).embedding
+    assert embeddings is not None
+    normalized: npt.NDArray[np.float32] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return normalized
 
 
 def _load_row(name: str, figures: dict[str, float]) -> Row:

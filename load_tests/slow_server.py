@@ -24,12 +24,13 @@ class SlowRuntime:
         self._runtime = runtime
         self._factor = factor
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
+        self.embedding_size = runtime.embedding_size
         self.is_slow = False
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
+    def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:
         """Run the batch; while slow, then sleep for the additional time."""
         started = time.perf_counter()
-        result = self._runtime.run(crops, k)
+        result = self._runtime.run(crops, k, with_embeddings=with_embeddings)
         if self.is_slow:
             time.sleep((time.perf_counter() - started) * (self._factor - 1))
         return result

@@ -209,7 +209,7 @@ def test_shadow_whose_probabilities_are_not_finite_has_failed(tmp_path: Path) ->
             result = run(crops, k)
             return replace(result, probabilities=np.full_like(result.probabilities, np.nan))
 
-        shadow.run = run_broken  # type: ignore[method-assign]
+        shadow.run = run_broken  # type: ignore[assignment]
         assert server.client.post("/predict", files=files(encode(make_image(64, 64)))).status_code == 200
         server.wait_for(lambda: server.metric("inference_shadow_images_total", outcome="failed") == 1)
         assert server.metric("inference_shadow_images_total", outcome="agree") == 0

@@ -199,8 +199,9 @@ class _LostDevice:
 
     def __init__(self, runtime: Runtime) -> None:
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
+        self.embedding_size: int | None = None
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:  # noqa: ARG002
+    def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:  # noqa: ARG002
         raise DeviceError("the device is lost")
 
     def memory(self) -> DeviceMemory | None:

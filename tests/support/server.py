@@ -53,17 +53,18 @@ class GatedRuntime:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
+        self.embedding_size = runtime.embedding_size
         self._gate = threading.Event()
         self._gate.set()
         self.begun = threading.Semaphore(0)
         self.error: Exception | None = None
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
+    def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:
         self.begun.release()
         assert self._gate.wait(30), "the test did not release the device"
         if self.error is not None:
             raise self.error
-        return self._runtime.run(crops, k)
+        return self._runtime.run(crops, k, with_embeddings=with_embeddings)
 
     def memory(self) -> DeviceMemory | None:
         return self._runtime.memory()

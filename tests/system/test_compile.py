@@ -17,7 +17,7 @@ from tests.support.runtimes import CPU, create_runtime, probabilities
 def test_compiled_network_equals_the_network_and_is_cached(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch compiles the network, all batch sizes have its predictions, and the code is cached."""
+    """All batch sizes have the predictions and the embeddings of the network, and the code is cached."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     model = load_model(name)
@@ -25,8 +25,14 @@ def test_compiled_network_equals_the_network_and_is_cached(
     crops = list(np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8))
     [runtime] = create_runtimes(model, [CPU], precision="fp32", compiled=True)
     assert runtime.name == "torch"
-    expected = probabilities(create_runtime(model, "torch", "fp32"), crops, classes)
+    reference = create_runtime(model, "torch", "fp32")
+    expected = probabilities(reference, crops, classes)
+    embeddings = reference.run(crops, 1, with_embeddings=True).embedding
+    assert embeddings is not None
     for count in (1, 2, 4):
         actual = probabilities(runtime, crops[:count], classes)
         assert torch.allclose(actual, expected[:count], atol=1e-4)
+        compiled = runtime.run(crops[:count], 1, with_embeddings=True).embedding
+        assert compiled is not None
+        assert np.allclose(compiled, embeddings[:count], atol=1e-3)
     assert list(tmp_path.glob("resnet-service/inductor/**/*.so"))

@@ -34,6 +34,7 @@ def test_gpu_check_runs_on_a_cpu_without_a_network(tmp_path: Path) -> None:
     for name in (
         "fp32: difference from the CPU in fp32",
         "bf16: difference from the CPU in fp32",
+        "bf16: cosine similarity of embeddings to the CPU in fp32",
         "cifar10, fp32, batches of 4",
         "one process: start-up",
         "2 workers: start-up",

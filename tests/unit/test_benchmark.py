@@ -32,12 +32,13 @@ class SmallDevice:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
+        self.embedding_size = runtime.embedding_size
         self.memory = runtime.memory
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
+    def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:
         if len(crops) > 4:
             raise DeviceOutOfMemoryError("the device is out of memory")
-        return self._runtime.run(crops, k)
+        return self._runtime.run(crops, k, with_embeddings=with_embeddings)
 
 
 def test_bench_measures_each_combination(tmp_path: Path) -> None:

@@ -25,14 +25,15 @@ class CountingRuntime:
 
     def __init__(self, runtime: Runtime, capacity: int = 1000) -> None:
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
+        self.embedding_size = runtime.embedding_size
         self._runtime, self._capacity = runtime, capacity
         self.batch_sizes: list[int] = []
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
+    def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:
         if len(crops) > self._capacity:
             raise DeviceOutOfMemoryError("the device is out of memory")
         self.batch_sizes.append(len(crops))
-        return self._runtime.run(crops, k)
+        return self._runtime.run(crops, k, with_embeddings=with_embeddings)
 
     def memory(self) -> DeviceMemory | None:
         return None

@@ -19,8 +19,9 @@ class NoOpRuntime:
 
     def __init__(self, runtime: Runtime) -> None:
         self.name, self.device, self.precision = runtime.name, runtime.device, runtime.precision
+        self.embedding_size: int | None = None
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
+    def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:  # noqa: ARG002
         """Stack the batch into new memory, as the runtimes on a CPU and the other servers do."""
         count = len(stack_crops(crops))
         return TopKResult(np.tile(np.arange(k), (count, 1)), np.zeros((count, k), np.float32), self.device)

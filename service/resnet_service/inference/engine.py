@@ -93,12 +93,8 @@ class Engine:
         self._max_queue, self._max_queue_wait_s = max_queue, max_queue_wait_s
         self._closing = False
         self._warmup_task: asyncio.Task[None] | None = None
-        placement = Placement(
-            ",".join(dict.fromkeys(runtime.device for runtime in self.runtimes)),
-            self.runtimes[0].precision,
-            self.runtimes[0].name,
-            len(self.runtimes),
-        )
+        first, devices = runtimes[0], ",".join(dict.fromkeys(runtime.device for runtime in runtimes))
+        placement = Placement(devices, first.precision, first.name, len(runtimes))
         self._device_threads = [WorkerPool(1, "device") for _ in self.runtimes]
         self._device_failure: DeviceError | None = None
         self.max_concurrency = max_concurrency or max(_MIN_CONCURRENCY, 3 * max_batch * len(self.runtimes))
@@ -114,7 +110,7 @@ class Engine:
             on_failure=lambda error, size: _log.error("batch_failed", batch_size=size, exc_info=error),
         )
         batcher = self._batcher  # not this engine, which refers to the served model
-        description = replace(model.description, version=version)
+        description = replace(model.description, version=version, embedding_size=first.embedding_size)
         self._batch_size = metrics.batch_size.labels(*description.key)
         self._batch_seconds = metrics.batch_seconds.labels(*description.key)
         self.served_model = ServedModel(
@@ -269,16 +265,18 @@ class Engine:
     async def _run_batch(self, index: int, batch: list[QueuedCrop]) -> list[TopKResult]:
         self._batch_size.observe(len(batch))
         crops, k = [queued.crop for queued in batch], max(queued.top_k for queued in batch)
+        device, with_embedding = self.runtimes[index], [queued.with_embedding for queued in batch]
+        run = partial(device.run, with_embeddings=True) if any(with_embedding) else device.run
         observer = self.observer
         samples = {} if observer is None else observer.sample(crops)
         started = time.perf_counter()
         try:
-            best = await self._device_threads[index].run(self.runtimes[index].run, crops, k)
+            best = await self._device_threads[index].run(run, crops, k)
         finally:
             seconds = time.perf_counter() - started
             self._batch_seconds.observe(seconds)
         self._counters.add(len(batch), seconds)
-        results = best.images()
+        results = best.images(with_embedding)
         if observer is not None:
             observer.observe(samples, results)
         return results

@@ -21,10 +21,11 @@ from resnet_service.runtimes import TopKResult
 
 
 class QueuedCrop(NamedTuple):
-    """One decoded image and the number of classes that its request asks for."""
+    """One decoded image, the number of classes that its request asks for, and whether for the embedding."""
 
     crop: Crop
     top_k: int
+    with_embedding: bool = False
 
 
 class ReceivingRequest(Protocol):
@@ -139,11 +140,14 @@ class ServedModel:
         reservation: ImageReservation,
         timing: RequestTiming,
         limits: ImageLimits | None = None,
+        *,
+        with_embedding: bool = False,
     ) -> TopKResult:
         """Classify one encoded image and return its `top_k` best classes, [top_k].
 
-        `top_k` is from 1 to the number of classes, and `limits` those of a request with several images.
-        Raises what `resnet_service.images.decode_image` and `Reservation.run` raise.
+        `top_k` is from 1 to the number of classes, and `limits` those of a request with several images. The
+        result has the embedding, [D], if it is requested and the model has one. Raises what
+        `resnet_service.images.decode_image` and `Reservation.run` raise.
         """
 
         async def prepare() -> QueuedCrop:
@@ -151,7 +155,7 @@ class ServedModel:
             preprocessing = self.model.preprocessing
             crop = await self.decoder.decode(data, preprocessing, reservation.deadline, reservation.lane)
             timing.record("decode", started, time.perf_counter())
-            return QueuedCrop(crop, top_k)
+            return QueuedCrop(crop, top_k, with_embedding)
 
         return await self._run(prepare, top_k, reservation, timing, limits)
 
@@ -162,16 +166,18 @@ class ServedModel:
         reservation: ImageReservation,
         timing: RequestTiming,
         limits: ImageLimits | None = None,
+        *,
+        with_embedding: bool = False,
     ) -> TopKResult:
         """Classify a crop, [S, S, 3] uint8; a function `crop` is called in a decoding thread to create it."""
 
         async def prepare() -> QueuedCrop:
             if not callable(crop):
-                return QueuedCrop(crop, top_k)
+                return QueuedCrop(crop, top_k, with_embedding)
             started = time.perf_counter()
             created = await self.decoder.run(reservation.deadline, crop, lane=reservation.lane)
             timing.record("decode", started, time.perf_counter())
-            return QueuedCrop(created, top_k)
+            return QueuedCrop(created, top_k, with_embedding)
 
         return await self._run(prepare, top_k, reservation, timing, limits)
 

@@ -78,13 +78,17 @@ class ModelVersion(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What a process needs to know about a model to decode its inputs and to name its outputs."""
+    """What a process needs to know about a model to decode its inputs and to name its outputs.
+
+    `embedding_size` is the length of an embedding on the runtime in use; None if the model has none.
+    """
 
     name: str
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     source: str
     version: str = FIRST_VERSION
+    embedding_size: int | None = None
 
     @property
     def key(self) -> ModelVersion:

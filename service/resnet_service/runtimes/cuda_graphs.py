@@ -13,6 +13,9 @@ from resnet_service.runtimes.runtime import stack_crops
 _WARM_UP_RUNS: Final = 3
 """Runs before a capture, so that cuDNN has selected its algorithms and the allocator has its memory."""
 
+Outputs = tuple[Tensor, Tensor | None]
+"""Probabilities [N, classes], and embeddings [N, D] if the network has them."""
+
 _capture_lock = Lock()
 """A capture synchronizes the device, which is an error while another stream is being captured."""
 
@@ -21,7 +24,7 @@ class _CapturedGraph(NamedTuple):
     graph: torch.cuda.CUDAGraph
     staging: Tensor  # [B, S, S, 3] uint8, page-locked host memory
     images: Tensor  # the same on the device; the graph's input
-    outputs: Tensor  # [B, classes] on the device; the graph's output
+    outputs: Outputs  # on the device; the graph's outputs
 
 
 class CudaGraphs:
@@ -31,14 +34,14 @@ class CudaGraphs:
     the previous one.
     """
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """`forward` maps [N, S, S, 3] uint8 to [N, classes] on `device`, without control flow on values."""
+    def __init__(self, forward: Callable[[Tensor], Outputs], device: torch.device) -> None:
+        """`forward` maps [N, S, S, 3] uint8 on `device` to its outputs, without control flow on values."""
         self._forward = forward
         self._device = device
         self._graphs: dict[int, _CapturedGraph] = {}
 
-    def __call__(self, crops: Sequence[Crop]) -> Tensor:
-        """Run a batch of crops, [S, S, 3] uint8 each, and return the outputs [N, classes] on the device."""
+    def __call__(self, crops: Sequence[Crop]) -> Outputs:
+        """Run a batch of crops, [S, S, 3] uint8 each, and return the outputs on the device."""
         count = len(crops)
         size = 1 << (count - 1).bit_length()
         if size not in self._graphs:
@@ -47,7 +50,8 @@ class CudaGraphs:
         stack_crops(crops, out=staging[:count])
         images[:count].copy_(staging[:count], non_blocking=True)
         graph.replay()
-        return outputs[:count]
+        probabilities, embeddings = outputs
+        return probabilities[:count], None if embeddings is None else embeddings[:count]
 
     def _capture(self, size: int, shape: tuple[int, ...]) -> _CapturedGraph:
         staging = torch.zeros(size, *shape, dtype=torch.uint8).pin_memory()

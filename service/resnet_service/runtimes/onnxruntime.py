@@ -19,7 +19,7 @@ from resnet_service.errors import (
 from resnet_service.images import Crop
 from resnet_service.machine import available_cpus
 from resnet_service.models import Model
-from resnet_service.runtimes.onnx_graph import CROPS, end_to_end_graph
+from resnet_service.runtimes.onnx_graph import CROPS, EMBEDDINGS, PROBABILITIES, end_to_end_graph
 from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, stack_crops, top_k
 
 _PROVIDERS: Final = {
@@ -46,22 +46,28 @@ class ONNXRuntime:
 
     name: str = "onnxruntime"
 
-    def __init__(self, session: ort.InferenceSession, device: str, precision: Precision) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, device: str, precision: Precision, embedding_size: int | None
+    ) -> None:
         self.device = device
         self.precision: str = precision
+        self.embedding_size = embedding_size
         self._session = session
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
+    def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:
         """Classify a batch: see `Runtime.run`."""
+        names = [PROBABILITIES]
+        if with_embeddings and self.embedding_size is not None:
+            names.append(EMBEDDINGS)
         try:
-            [probabilities] = self._session.run(None, {CROPS: stack_crops(crops).numpy()})
+            probabilities, *embeddings = self._session.run(names, {CROPS: stack_crops(crops).numpy()})
         except (*_ERRORS, MemoryError) as error:
             if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS):
                 raise DeviceOutOfMemoryError("the device is out of memory") from error
             if any(text in str(error) for text in _DEVICE_FAILURE_TEXTS):
                 raise DeviceError("the device has failed") from error  # CUDA errors are sticky
             raise
-        return top_k(probabilities, k, self.device)
+        return top_k(probabilities, k, self.device, *embeddings)
 
     def memory(self) -> DeviceMemory | None:
         """Return None: ONNX Runtime does not report its memory."""
@@ -92,10 +98,10 @@ def create_onnx_runtimes(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores also decode images
     try:
         session = ort.InferenceSession(
-            end_to_end_graph(model), options, providers=_providers(device, precision)
+            end_to_end_graph(model, with_embeddings=True), options, providers=_providers(device, precision)
         )
         size, classes = model.preprocessing.crop, len(model.labels)
-        [output] = session.run(None, {CROPS: np.zeros((2, size, size, 3), np.uint8)})
+        output, *embeddings = session.run(None, {CROPS: np.zeros((2, size, size, 3), np.uint8)})
     except _ERRORS as error:
         raise ModelLoadError(
             f"ONNX Runtime cannot run the model {model.name!r}: {first_line(error)}"
@@ -108,7 +114,8 @@ def create_onnx_runtimes(
         raise DeviceUnavailableError(
             f"ONNX Runtime could not initialize {device}; its messages say why, often a missing library"
         )
-    return [ONNXRuntime(session, str(device), precision) for _ in range(streams)]
+    length = embeddings[0].shape[1] if embeddings else None
+    return [ONNXRuntime(session, str(device), precision, length) for _ in range(streams)]
 
 
 def _providers(device: torch.device, precision: Precision) -> list[tuple[str, dict[str, Any]]]:

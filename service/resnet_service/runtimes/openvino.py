@@ -1,14 +1,11 @@
 """Run a network or an ONNX graph with OpenVINO on the CPU: faster than PyTorch in bf16, and supports int8."""
 
-import hashlib
-import json
 import math
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -21,7 +18,6 @@ from torch import Tensor, nn
 
 from resnet_service.devices import Precision
 from resnet_service.errors import DeviceOutOfMemoryError, DeviceUnavailableError, ModelLoadError, first_line
-from resnet_service.files import app_cache_dir
 from resnet_service.images import Crop, Preprocessing
 from resnet_service.models import Model, OpenVINOModel
 from resnet_service.runtimes.onnx_graph import end_to_end_graph
@@ -32,6 +28,9 @@ from resnet_service.runtimes.sizing import has_small_images
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None blocks the import
 
 import openvino as ov  # noqa: E402
+
+from resnet_service.runtimes.openvino_cache import cached_topology, write_to_cache  # noqa: E402
+from resnet_service.runtimes.openvino_embedding import add_embedding_output, embedding_size  # noqa: E402
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -48,13 +47,18 @@ class OpenVINORuntime:
     device: str = "cpu"
 
     def __init__(
-        self, precision: Precision, streams: "_StreamArbiter", shared_request: ov.InferRequest
+        self,
+        precision: Precision,
+        embedding_size: int | None,
+        streams: "_StreamArbiter",
+        shared_request: ov.InferRequest,
     ) -> None:
         self.precision: str = precision
+        self.embedding_size = embedding_size
         self._streams = streams
         self._shared_request = shared_request
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
+    def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:
         """Classify a batch: see `Runtime.run`."""
         batch = stack_crops(crops).numpy()
         with self._streams.request(self._shared_request) as request:
@@ -64,7 +68,8 @@ class OpenVINORuntime:
                 if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS):
                     raise DeviceOutOfMemoryError("the device is out of memory") from error
                 raise
-            return top_k(outputs[0], k, self.device)  # copies: the next batch overwrites the output
+            embeddings = outputs[1] if with_embeddings and self.embedding_size is not None else None
+            return top_k(outputs[0], k, self.device, embeddings)  # copies: the next batch overwrites them
 
     def memory(self) -> DeviceMemory | None:
         """Return None: a CPU has no memory of its own."""
@@ -136,7 +141,8 @@ def compile_model(
         "INFERENCE_NUM_THREADS": threads or 0,
     }
     compiler = _Compiler(core, model)
-    exclusive_request = compiler.compile({**options, "NUM_STREAMS": 1}).create_infer_request()
+    exclusive = compiler.compile({**options, "NUM_STREAMS": 1})
+    exclusive_request, length = exclusive.create_infer_request(), embedding_size(exclusive)
     # If the first inferences of a process come from two threads at once, they can deadlock on the GIL and a
     # C++ static of OpenVINO's Python binding.
     size = model.preprocessing.crop
@@ -144,14 +150,14 @@ def compile_model(
     if streams is None and has_small_images(model, threads):
         streams = 1
     if streams == 1:
-        return [OpenVINORuntime(precision, _StreamArbiter(exclusive_request), exclusive_request)]
+        return [OpenVINORuntime(precision, length, _StreamArbiter(exclusive_request), exclusive_request)]
     if streams is None:
         shared = compiler.compile({**options, "PERFORMANCE_HINT": "THROUGHPUT"})
     else:
         shared = compiler.compile({**options, "NUM_STREAMS": streams})
     arbiter = _StreamArbiter(exclusive_request)
     count = int(shared.get_property("NUM_STREAMS"))
-    return [OpenVINORuntime(precision, arbiter, shared.create_infer_request()) for _ in range(count)]
+    return [OpenVINORuntime(precision, length, arbiter, shared.create_infer_request()) for _ in range(count)]
 
 
 def convert(network: nn.Module, preprocessing: Preprocessing) -> ov.Model:
@@ -215,12 +221,12 @@ class _Compiler:
         self._ir_path: Path | None = None
         if not isinstance(model.program, nn.Module):
             self._converted = _read(core, model)
+            add_embedding_output(self._converted)
             return
-        folder = app_cache_dir() / "openvino" / _fingerprint(model.network, model.preprocessing)
-        topology = folder / "model.xml"
+        topology = cached_topology(model.network, model.preprocessing)
         try:
             if not topology.exists():
-                _cache_ir(convert(model.network, model.preprocessing), topology)
+                write_to_cache(self._convert(), topology)
             self._ir_path = topology
         except OSError as error:
             self._reconvert(error)
@@ -237,33 +243,12 @@ class _Compiler:
 
     def _reconvert(self, error: Exception) -> None:
         _log.warning("cache_unusable", reason=str(error))
-        self._ir_path, self._converted = None, convert(self._model.network, self._model.preprocessing)
+        self._ir_path, self._converted = None, self._convert()
 
-
-def _cache_ir(model: ov.Model, topology: Path) -> None:
-    folder = topology.parent
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        complete = Path(temporary) / "complete"
-        complete.mkdir()
-        ov.save_model(model, complete / topology.name, compress_to_fp16=False)
-        try:
-            complete.replace(folder)  # atomic: a killed process leaves no partial entry
-        except OSError:
-            if not topology.exists():  # otherwise another process has written the same entry
-                raise
-
-
-def _fingerprint(network: nn.Module, preprocessing: Preprocessing) -> str:
-    """Return a key for the cache: a hash of the network, its weights, the preprocessing and the versions."""
-    digest = hashlib.sha256()
-    digest.update(
-        json.dumps([str(network), asdict(preprocessing), ov.__version__, torch.__version__]).encode()
-    )
-    for key, tensor in network.state_dict().items():
-        digest.update(f"{key}{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
+    def _convert(self) -> ov.Model:
+        converted = convert(self._model.network, self._model.preprocessing)
+        add_embedding_output(converted)
+        return converted
 
 
 def _read(core: ov.Core, model: Model) -> ov.Model:

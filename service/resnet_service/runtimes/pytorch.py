@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -14,7 +15,8 @@ from resnet_service.errors import DeviceError, DeviceOutOfMemoryError, DeviceUna
 from resnet_service.files import set_folder_variables
 from resnet_service.images import Crop, Preprocessing
 from resnet_service.runtimes.batch_norm import TRACING, fold_batch_norms
-from resnet_service.runtimes.cuda_graphs import CudaGraphs
+from resnet_service.runtimes.cuda_graphs import CudaGraphs, Outputs
+from resnet_service.runtimes.network_embedding import output_embedding
 from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, normalization, stack_crops
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
@@ -66,7 +68,8 @@ class TorchRuntime:
         with translate_device_errors():
             # Folded in fp32 before the weights are rounded, so that the statistics are not rounded.
             folded = fold_batch_norms(network)
-            self._network: Callable[[Tensor], Tensor] = folded.to(device, self._dtype).to(
+            self.embedding_size = output_embedding(folded)
+            self._network: Callable[[Tensor], Outputs] = folded.to(device, self._dtype).to(
                 memory_format=torch.channels_last if channels_last else torch.contiguous_format
             )
             self._mean, self._std = (values.to(device) for values in normalization(preprocessing))
@@ -83,15 +86,19 @@ class TorchRuntime:
         return replica
 
     @torch.inference_mode()
-    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
+    def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:
         """Classify a batch: see `Runtime.run`."""
         if self._threads is not None:
             # Not in __init__, because OpenMP stores the number per calling thread.
             torch.set_num_threads(self._threads)
         # A stream of None changes nothing.
         with TRACING.shared(), translate_device_errors(), torch.cuda.stream(self._stream):
-            best = self._probabilities(crops).topk(k)
-            return TopKResult(best.indices.cpu().numpy(), best.values.cpu().numpy(), self.device)
+            probabilities, embeddings = self._outputs(crops)
+            best = probabilities.topk(k)
+            result = TopKResult(best.indices.cpu().numpy(), best.values.cpu().numpy(), self.device)
+            if with_embeddings and embeddings is not None:
+                return replace(result, embedding=embeddings.cpu().float().numpy())
+            return result
 
     def memory(self) -> DeviceMemory | None:
         """Return the memory that PyTorch has allocated on the device; None on the CPU."""
@@ -102,7 +109,7 @@ class TorchRuntime:
             return DeviceMemory(torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory())
         return None
 
-    def _probabilities(self, crops: Sequence[Crop]) -> Tensor:
+    def _outputs(self, crops: Sequence[Crop]) -> Outputs:
         if self._graphs is not None:
             try:
                 return self._graphs(crops)
@@ -116,12 +123,13 @@ class TorchRuntime:
             batch = batch.pin_memory().to(self._device, non_blocking=True)
         return self._forward(batch.to(self._device))
 
-    def _forward(self, images: Tensor) -> Tensor:
-        """[N, S, S, 3] uint8 -> probabilities [N, classes] fp32. The input's layout is channels last."""
+    def _forward(self, images: Tensor) -> Outputs:
+        """[N, S, S, 3] uint8, channels last -> probabilities [N, classes] fp32, embeddings [N, D] or None."""
         normalized = (images.permute(0, 3, 1, 2) - self._mean) / self._std
         if not self._channels_last:
             normalized = normalized.contiguous()
-        return self._network(normalized.to(self._dtype)).float().softmax(1)
+        logits, embeddings = self._network(normalized.to(self._dtype))
+        return logits.float().softmax(1), embeddings
 
     @torch.inference_mode()
     def _compile(self, side: int) -> None:

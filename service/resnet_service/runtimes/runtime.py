@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -23,26 +24,35 @@ class TopKResult:
         class_ids: int64.
         probabilities: fp32, 0 to 1.
         device: the device that computed them, for example "cuda:0".
+        embedding: fp32, [N, D] or [D]; None unless it was requested.
     """
 
     class_ids: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
     device: str
+    embedding: npt.NDArray[np.float32] | None = None
 
-    def images(self) -> "list[TopKResult]":
-        """Return the result of each image of a batch."""
+    def images(self, with_embedding: Sequence[bool] | None = None) -> "list[TopKResult]":
+        """Return the result of each image of a batch; `with_embedding` says which of them keep it."""
         rows = zip(self.class_ids, self.probabilities, strict=True)
-        return [TopKResult(ids, probabilities, self.device) for ids, probabilities in rows]
+        if self.embedding is None:
+            return [TopKResult(ids, probabilities, self.device) for ids, probabilities in rows]
+        kept = repeat(True) if with_embedding is None else with_embedding
+        return [
+            TopKResult(ids, probabilities, self.device, embedding if is_kept else None)
+            for (ids, probabilities), embedding, is_kept in zip(rows, self.embedding, kept, strict=False)
+        ]
 
     def top(self, k: int) -> "TopKResult":
-        """Return the best `k` classes of an image.
+        """Return the best `k` classes of an image, and its embedding if there is one.
 
-        Raises InferenceError if one of their probabilities is not finite.
+        Raises InferenceError if one of the values is not finite.
         """
-        probabilities = self.probabilities[:k]
-        if not all(map(math.isfinite, probabilities.tolist())):
+        probabilities, embedding = self.probabilities[:k], self.embedding
+        is_finite = all(map(math.isfinite, probabilities.tolist()))
+        if not is_finite or (embedding is not None and not np.isfinite(embedding).all()):
             raise InferenceError("the network returned a value that is not finite; try --precision fp32")
-        return TopKResult(self.class_ids[:k], probabilities, self.device)
+        return TopKResult(self.class_ids[:k], probabilities, self.device, embedding)
 
     def predictions(self, labels: Sequence[str]) -> tuple[Prediction, ...]:
         """Return the classes of an image with their labels; `labels` are those of all classes, by index."""
@@ -65,18 +75,21 @@ class Runtime(Protocol):
     """A model on a device that runs one batch at a time, from its creation to the end of the process.
 
     `create_runtimes` creates it. Not thread-safe: all calls must come from the same thread. `name` is the
-    kind of runtime ("torch"), `device` and `precision` are those in use.
+    kind of runtime ("torch"), `device` and `precision` are those in use. `embedding_size` is the length of an
+    embedding, which is the input of the classifier, the last linear layer; None if there is no such layer.
     """
 
     name: str
     device: str
     precision: str
+    embedding_size: int | None
 
-    def run(self, crops: Sequence[Crop], k: int) -> TopKResult:
+    def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:
         """Classify a batch of crops [S, S, 3] uint8 and return when the device has finished.
 
-        Raises DeviceOutOfMemoryError if the batch does not fit into the device's memory, and DeviceError if
-        the device cannot be used any more in this process.
+        The result has embeddings if they are requested and the model has them. Raises DeviceOutOfMemoryError
+        if the batch does not fit into the device's memory, and DeviceError if the device cannot be used any
+        more in this process.
         """
         ...
 
@@ -93,11 +106,20 @@ def stack_crops(crops: Sequence[Crop], out: Tensor | None = None) -> Tensor:
     return torch.stack([torch.from_numpy(crop) for crop in crops], out=out)
 
 
-def top_k(probabilities: npt.NDArray[np.float32], k: int, device: str) -> TopKResult:
-    """Return the best `k` of the probabilities [N, classes], which `device` has computed, as copies."""
+def top_k(
+    probabilities: npt.NDArray[np.float32],
+    k: int,
+    device: str,
+    embeddings: npt.NDArray[np.float32] | None = None,
+) -> TopKResult:
+    """Return the best `k` of the probabilities [N, classes], which `device` has computed, as copies.
+
+    `embeddings` [N, D], if there are any, are copied as well.
+    """
     best = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
     ranked = np.take_along_axis(best, np.argsort(-np.take_along_axis(probabilities, best, 1), axis=1), 1)
-    return TopKResult(ranked, np.take_along_axis(probabilities, ranked, 1), device)
+    copied = None if embeddings is None else embeddings.copy()
+    return TopKResult(ranked, np.take_along_axis(probabilities, ranked, 1), device, copied)
 
 
 def normalization(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
