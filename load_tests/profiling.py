@@ -36,7 +36,7 @@ _STAGES: Final = {
         "resnet_service/inference/engine",
         "futures/",
     ),
-    "write the response": ("resnet_service/server/routes/predict", "pydantic/"),
+    "write the response": ("resnet_service/server/routes/", "pydantic/"),
     "route and validate": ("fastapi/", "starlette/", "resnet_service/server/state"),
 }
 

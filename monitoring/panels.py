@@ -38,7 +38,7 @@ def fill_in(expression: str, rate_interval: str) -> str:
     return expression.replace("$__rate_interval", rate_interval)
 
 
-_PREDICTIONS: Final = f'{SELECTED}, route=~"/predict.*|/v2/.*/infer"'
+_PREDICTIONS: Final = f'{SELECTED}, route=~"/predict.*|/embed|/v2/.*/infer"'
 _SUCCEEDED: Final = f'{_PREDICTIONS}, status="200"'
 
 
@@ -138,7 +138,7 @@ _STATS: Final = (
     ),
     Panel(
         "Predictions",
-        "Requests per second to /predict, /predict/batch and /v2, and over gRPC, in 5 minutes.",
+        "Requests per second to /predict, /predict/batch, /embed and /v2, and over gRPC, in 5 minutes.",
         "reqps",
         (Series(f"sum({_per_instance(_REQUESTS)})", "requests"),),
     ),

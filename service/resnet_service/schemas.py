@@ -111,6 +111,26 @@ class BatchPredictResponse(ResponseModel):
     device: str
 
 
+class EmbedResponse(ResponseModel):
+    """The embedding of one image."""
+
+    model_config = _example(
+        embedding=[0.12, 0.0, 1.5],
+        dimensions=3,
+        model="cifar10",
+        version="1",
+        device="cpu",
+        timing_ms=_TIMING,
+    )
+
+    embedding: list[float] = Field(description="The float32 values.")
+    dimensions: int = Field(description="The number of values.")
+    model: str
+    version: str = Field(description="The version of the model that answered.")
+    device: str
+    timing_ms: StageTimings
+
+
 class HealthResponse(ResponseModel):
     """The response of a health probe that succeeds."""
 
@@ -153,6 +173,9 @@ class InfoResponse(ResponseModel):
     source: str = Field(description="The file or URL of the weights.")
     labels: int = Field(description="The number of classes.")
     input_size: int = Field(description="Width and height of the network's input, in pixels.")
+    embedding_size: int | None = Field(
+        None, description="The number of values of an embedding; null if the model has none."
+    )
     device: str
     precision: str
     runtime: str

@@ -82,6 +82,7 @@ def test_client_reads_metadata_and_health(triton: Any) -> None:
         ("class_id", "INT64", [-1, -1]),
         ("label", "BYTES", [-1, -1]),
         ("probability", "FP32", [-1, -1]),
+        ("embedding", "FP32", [-1, 512]),
     ]
 
 

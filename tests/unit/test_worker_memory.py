@@ -11,12 +11,12 @@ from resnet_service.runtimes import TopKResult
 from resnet_service.server.workers import shared_memory
 from resnet_service.server.workers.shared_memory import SharedMemory, SlotLayout, Slots, slot_bytes
 
-SIDE, CLASSES = 33, 1000
+SIDE, CLASSES, EMBEDDING_SIZE = 33, 1000, 512
 
 
 def create(workers: int, count: int) -> tuple[SharedMemory, SlotLayout]:
     memory = SharedMemory()
-    size = slot_bytes(SIDE, CLASSES)
+    size = slot_bytes(SIDE, CLASSES, EMBEDDING_SIZE)
     return memory, SlotLayout(memory.allocate(size, count * workers), size, count)
 
 
@@ -34,18 +34,21 @@ def test_crops_of_all_slots_and_workers_are_separate() -> None:
             assert (slots.crops[slot] == 10 * index + slot).all()
 
 
+@pytest.mark.parametrize("with_embedding", [False, True])
 @pytest.mark.parametrize("k", [1, 5, CLASSES])
-def test_result_replaces_the_crop(k: int) -> None:
-    """A result with all classes can be larger than the crop of a small model."""
+def test_result_replaces_the_crop(k: int, with_embedding: bool) -> None:
+    """A result with all classes and the embedding can be larger than the crop of a small model."""
     memory, layout = create(workers=1, count=2)
     slots = Slots(memory.fd, layout, SIDE)
     slots.crops[1][:] = 7
-    result = TopKResult(np.arange(k)[::-1], np.linspace(1, 0, k, dtype=np.float32), "cuda:1")
+    embedding = np.linspace(-1, 1, EMBEDDING_SIZE, dtype=np.float32) if with_embedding else None
+    result = TopKResult(np.arange(k)[::-1], np.linspace(1, 0, k, dtype=np.float32), "cuda:1", embedding)
     slots.write_result(0, result)
-    copy = slots.read_result(0, k, "cuda:1")
+    copy = slots.read_result(0, k, "cuda:1", EMBEDDING_SIZE if with_embedding else None)
     assert copy.device == "cuda:1"
     np.testing.assert_array_equal(copy.class_ids, result.class_ids)
     np.testing.assert_array_equal(copy.probabilities, result.probabilities)
+    np.testing.assert_array_equal(copy.embedding, embedding)
     assert (slots.crops[1] == 7).all()
     slots.crops[0][:] = 0
     assert copy.class_ids[0] == k - 1  # a copy, because the slot is used again

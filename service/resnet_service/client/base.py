@@ -11,7 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from resnet_service import __version__
 from resnet_service.client.retry import Outcome, RetryState
-from resnet_service.schemas import BatchPredictResponse, BenchmarkRow, InfoResponse, PredictResponse, Problem
+from resnet_service.schemas import (
+    BatchPredictResponse,
+    BenchmarkRow,
+    EmbedResponse,
+    InfoResponse,
+    PredictResponse,
+    Problem,
+)
 
 Image = bytes | Path
 """An encoded image, or the path of an image file."""
@@ -21,6 +28,7 @@ _Body = TypeVar("_Body")
 _INFO_TIMEOUT_S: Final = 5.0
 _PREDICT_BODY: Final = TypeAdapter(PredictResponse)
 _BATCH_BODY: Final = TypeAdapter(BatchPredictResponse)
+_EMBED_BODY: Final = TypeAdapter(EmbedResponse)
 _INFO_BODY: Final = TypeAdapter(InfoResponse)
 TEXT: Final = TypeAdapter(str)
 _BENCH_ROWS: Final = TypeAdapter(list[BenchmarkRow])
@@ -128,6 +136,14 @@ def predict_batch_request(
     """Return the request for several images; reads those that are paths."""
     query, files = _drop_none(**parameters), [_part(image) for image in images]
     return RequestSpec("POST", "/predict/batch", _BATCH_BODY, parameters=query, files=files)
+
+
+def embed_request(
+    image: Image, name: str | None, **parameters: str | int | None
+) -> RequestSpec[EmbedResponse]:
+    """Return the request for the embedding of one image; reads the file if it is a path."""
+    query = _drop_none(**parameters)
+    return RequestSpec("POST", "/embed", _EMBED_BODY, parameters=query, files=[_part(image, name)])
 
 
 def info_request() -> RequestSpec[InfoResponse]:

@@ -13,6 +13,7 @@ from resnet_service.client.retry import Outcome
 from resnet_service.schemas import (
     BatchPredictResponse,
     BenchmarkRow,
+    EmbedResponse,
     InfoResponse,
     PredictResponse,
     Priority,
@@ -70,6 +71,24 @@ class Client(BaseClient):
         """Classify several images, by default as bulk; each result has either predictions or an error."""
         parameters = _parameters(top_k, priority, timeout_ms, model, version)
         return self._send(base.predict_batch_request(images, **parameters))
+
+    def embed(
+        self,
+        image: Image,
+        *,
+        normalize: bool = False,
+        name: str | None = None,
+        priority: Priority | None = None,
+        timeout_ms: int | None = None,
+        model: str | None = None,
+        version: str | None = None,
+    ) -> EmbedResponse:
+        """Return the embedding of one image, with `normalize` scaled to the length 1.
+
+        Raises APIError with the status 422 if the model has none. The other arguments are those of `predict`.
+        """
+        parameters = _parameters(None, priority, timeout_ms, model, version)
+        return self._send(base.embed_request(image, name, normalize=normalize, **parameters))
 
     def info(self) -> InfoResponse:
         """Return the model, the device, the versions, the machine and the request limits."""
@@ -154,6 +173,22 @@ class AsyncClient(BaseClient):
         """Classify several images: see `Client.predict_batch`."""
         parameters = _parameters(top_k, priority, timeout_ms, model, version)
         return await self._send(await asyncio.to_thread(base.predict_batch_request, images, **parameters))
+
+    async def embed(
+        self,
+        image: Image,
+        *,
+        normalize: bool = False,
+        name: str | None = None,
+        priority: Priority | None = None,
+        timeout_ms: int | None = None,
+        model: str | None = None,
+        version: str | None = None,
+    ) -> EmbedResponse:
+        """Return the embedding of one image: see `Client.embed`."""
+        parameters = _parameters(None, priority, timeout_ms, model, version)
+        spec = await asyncio.to_thread(base.embed_request, image, name, normalize=normalize, **parameters)
+        return await self._send(spec)
 
     async def info(self) -> InfoResponse:
         """Describe the service: see `Client.info`."""

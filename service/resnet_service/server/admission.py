@@ -14,7 +14,7 @@ from resnet_service.batching import Lane
 from resnet_service.errors import Forbidden, InvalidRequestError
 from resnet_service.inference.served_model import ImageReservation
 from resnet_service.server.backend import Admission
-from resnet_service.server.parameters import InferenceParameters
+from resnet_service.server.parameters import AdmissionParameters
 from resnet_service.server.state import AppState
 
 RequestScope = MutableMapping[str, Any]
@@ -25,7 +25,7 @@ _LANES: Final = {lane.name.lower(): lane for lane in Lane}
 def admit(
     scope: RequestScope,
     state: AppState,
-    query: InferenceParameters,
+    query: AdmissionParameters,
     default: Lane,
     model: str | None = None,
     version: str | None = None,
@@ -41,7 +41,7 @@ def admit(
     return state.backend.admit(key, _timeout_s(state, query), lane)
 
 
-def request_lane(scope: RequestScope, parameters: InferenceParameters, default: Lane) -> Lane:
+def request_lane(scope: RequestScope, parameters: AdmissionParameters, default: Lane) -> Lane:
     """Return the priority of a request. Raises Forbidden."""
     return _lane(scope, parameters, Lane.BULK if _is_limited_to_bulk(scope) else default)
 
@@ -50,28 +50,28 @@ def update_admission(
     scope: RequestScope,
     state: AppState,
     reservation: ImageReservation,
-    query: InferenceParameters,
-    body: InferenceParameters,
+    query: AdmissionParameters,
+    body: AdmissionParameters,
 ) -> None:
     """Apply the parameters that were in the body. Raises what `admit` raises.
 
     Raises InvalidRequestError if query and body differ.
     """
     if body.priority is not None:
-        _check_equal("priority", query.priority, body.priority)
+        check_equal("priority", query.priority, body.priority)
         reservation.lane = _lane(scope, body, reservation.lane)
         _record(scope, reservation.lane)
     if body.timeout_ms is not None:
-        _check_equal("timeout_ms", query.timeout_ms, body.timeout_ms)
+        check_equal("timeout_ms", query.timeout_ms, body.timeout_ms)
         reservation.limit(_timeout_s(state, body))
 
 
-def _timeout_s(state: AppState, parameters: InferenceParameters) -> float:
+def _timeout_s(state: AppState, parameters: AdmissionParameters) -> float:
     limit_s = state.settings.request_timeout_s
     return limit_s if parameters.timeout_ms is None else min(limit_s, parameters.timeout_ms / 1e3)
 
 
-def _lane(scope: RequestScope, parameters: InferenceParameters, default: Lane) -> Lane:
+def _lane(scope: RequestScope, parameters: AdmissionParameters, default: Lane) -> Lane:
     if parameters.priority is None:
         return default
     lane = _LANES[parameters.priority]
@@ -89,6 +89,7 @@ def _record(scope: RequestScope, lane: Lane) -> None:
     scope["priority"] = lane.name.lower() if lane is Lane.BULK else None
 
 
-def _check_equal(name: str, in_query: object, in_body: object) -> None:
+def check_equal(name: str, in_query: object, in_body: object) -> None:
+    """Raise InvalidRequestError if a parameter is in the query with another value than in the body."""
     if in_query is not None and in_query != in_body:
         raise InvalidRequestError(f"{name} is {in_query} in the query and {in_body} in the body")

@@ -151,6 +151,7 @@ class LocalBackend:
             source=model.source,
             labels=len(model.labels),
             input_size=model.preprocessing.crop,
+            embedding_size=model.embedding_size,
             device=placement.devices,
             precision=placement.precision,
             runtime=placement.runtime,

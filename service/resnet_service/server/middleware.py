@@ -20,8 +20,8 @@ from resnet_service.tracing import RequestTracer
 _MONITORING_PATHS: Final = frozenset(
     {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 )
-_INFERENCE_ROUTES: Final = frozenset({"predict", "predict_batch", "infer"})
-"""The names of the routes that classify images."""
+_INFERENCE_ROUTES: Final = frozenset({"predict", "predict_batch", "embed", "infer"})
+"""The names of the routes that run images on a device."""
 _METHODS: Final = frozenset({"GET", "POST", "OPTIONS"})
 _OTHER_METHOD: Final = "_OTHER"
 """The label of all other methods: a client could create a series for each of 34. OpenTelemetry's value."""

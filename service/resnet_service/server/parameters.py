@@ -16,15 +16,9 @@ from resnet_service.hints import StrictModel, summarize_errors
 from resnet_service.schemas import Priority
 
 
-class InferenceParameters(StrictModel):
-    """The parameters of requests that classify images."""
+class AdmissionParameters(StrictModel):
+    """The parameters of all requests with images."""
 
-    top_k: int | None = Field(
-        None,
-        ge=1,
-        description="Number of classes to return, up to the number of the model's classes; the default is a "
-        "setting of the service.",
-    )
     priority: Priority | None = Field(
         None,
         description="Interactive requests are decoded and run before bulk ones. The default is interactive; "
@@ -40,8 +34,31 @@ class InferenceParameters(StrictModel):
     )
 
 
-class PredictParameters(InferenceParameters):
-    """The query of /predict and /predict/batch: the model has to be known before the body is read."""
+class _TopK(StrictModel):
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        description="Number of classes to return, up to the number of the model's classes; the default is a "
+        "setting of the service.",
+    )
+
+
+class InferenceParameters(AdmissionParameters, _TopK):
+    """The parameters of requests that classify images: the fields of the last base class come first."""
+
+
+class _Normalize(StrictModel):
+    normalize: bool | None = Field(
+        None, description="Whether to scale the embedding to the length 1; the default is false."
+    )
+
+
+class EmbeddingParameters(AdmissionParameters, _Normalize):
+    """The parameters of requests for embeddings."""
+
+
+class ModelParameters(StrictModel):
+    """The model that a request names in its query: it has to be known before the body is read."""
 
     model: str | None = Field(
         None, description="Name of the model, of several; by default the first one that the service has."
@@ -49,6 +66,14 @@ class PredictParameters(InferenceParameters):
     version: str | None = Field(
         None, description="Version of the model; by default the latest, or as the model's traffic is split."
     )
+
+
+class PredictParameters(ModelParameters, InferenceParameters):
+    """The query of /predict and /predict/batch."""
+
+
+class EmbedParameters(ModelParameters, EmbeddingParameters):
+    """The query of /embed."""
 
 
 Parameters = TypeVar("Parameters", bound=StrictModel)
@@ -94,8 +119,9 @@ InferenceQuery = Annotated[InferenceParameters, Depends(inference_query)]
 predict_query: Final = QueryParser(PredictParameters)
 PredictQuery = Annotated[PredictParameters, Depends(predict_query)]
 """The query of a route that classifies images, whose path does not."""
-
-_NO_FIELDS: Final = InferenceParameters()
+embed_query: Final = QueryParser(EmbedParameters)
+EmbedQuery = Annotated[EmbedParameters, Depends(embed_query)]
+"""The query of /embed."""
 
 
 async def _no_parameters(_: Annotated[StrictModel, Query()]) -> None:
@@ -106,14 +132,14 @@ NO_PARAMETERS: Final = Depends(_no_parameters)
 """Dependency of routes without query parameters."""
 
 
-def parse_fields(fields: Mapping[str, str]) -> InferenceParameters:
+def parse_fields(model: type[Parameters], fields: Mapping[str, str]) -> Parameters:
     """Validate the fields of a form as the query; an empty field, which browsers send, is not set.
 
     Raises InvalidRequestError.
     """
     if not fields:
-        return _NO_FIELDS
+        return model()
     try:
-        return InferenceParameters.model_validate({name: value for name, value in fields.items() if value})
+        return model.model_validate({name: value for name, value in fields.items() if value})
     except ValidationError as error:
         raise InvalidRequestError(f"form.{summarize_errors(error.errors())}") from error

@@ -73,10 +73,12 @@ def check_request(
 
 def required_top_k(request: ParsedRequest, model: ModelDescription, top_k: int) -> int:
     """Return how many top classes of each image the outputs need; `top_k` is the number requested."""
-    return max(
-        _probability_count(output, model) if output.name == schemas.PROBABILITIES_OUTPUT else top_k
-        for output in request.outputs
-    )
+    return max(_required_classes(output, model, top_k) for output in request.outputs)
+
+
+def requires_embedding(request: ParsedRequest) -> bool:
+    """Return whether an output is the embedding."""
+    return any(output.name == schemas.EMBEDDING_OUTPUT for output in request.outputs)
 
 
 def output_values(
@@ -84,21 +86,24 @@ def output_values(
 ) -> list[Values]:
     """Return the values of each output of a request; text is in arrays of objects.
 
-    `results` has one item for each image, with `required_top_k` classes.
+    `results` has one item for each image, with `required_top_k` classes, and the embedding if an output
+    requires it.
     """
+    embeddings = [result.embedding for result in results if result.embedding is not None]
     top = TopKResult(
         np.stack([result.class_ids for result in results]),
         np.stack([result.probabilities for result in results]),
         results[0].device,
+        np.stack(embeddings) if embeddings else None,
     )
     return [_output_values(output, model, top_k, top) for output in request.outputs]
 
 
 def _validate_outputs(request: InferRequest, model: ModelDescription) -> Sequence[RequestOutput]:
-    """Return the requested outputs, or all of them if the request names none."""
+    """Return the requested outputs, or all but the embedding if the request names none."""
     available = schemas.output_tensors(model)
     if not request.outputs:
-        return [RequestOutput(name=name) for name in available]
+        return [RequestOutput(name=name) for name in available if name != schemas.EMBEDDING_OUTPUT]
     names = [output.name for output in request.outputs]
     for output in request.outputs:
         if output.name not in available:
@@ -114,12 +119,14 @@ def _validate_outputs(request: InferRequest, model: ModelDescription) -> Sequenc
 def _validate_class_count(output: RequestOutput) -> None:
     """Raise InvalidRequestError if the number of classes is in the parameter for other outputs."""
     is_all = output.name == schemas.PROBABILITIES_OUTPUT
+    if output.name == schemas.EMBEDDING_OUTPUT and output.parameters.top_k is not None:
+        raise InvalidRequestError(f"top_k is not supported for {output.name}, which has no classes")
     if is_all and output.parameters.top_k is not None:
         raise InvalidRequestError(f"top_k is not supported for {output.name}; did you mean 'classification'?")
     if not is_all and output.parameters.classification is not None:
         raise InvalidRequestError(
-            f"classification is only supported for {schemas.PROBABILITIES_OUTPUT}, not for {output.name}; "
-            "did you mean 'top_k'?"
+            f"classification is only supported for {schemas.PROBABILITIES_OUTPUT}, not for {output.name}"
+            + "; did you mean 'top_k'?" * (output.name != schemas.EMBEDDING_OUTPUT)
         )
 
 
@@ -156,12 +163,21 @@ def _read_images(tensor: RequestInput, data: TensorData, model: ModelDescription
     return [partial(model.preprocessing.denormalize, row) for row in rows]
 
 
+def _required_classes(output: RequestOutput, model: ModelDescription, top_k: int) -> int:
+    if output.name == schemas.EMBEDDING_OUTPUT:
+        return 1
+    return _probability_count(output, model) if output.name == schemas.PROBABILITIES_OUTPUT else top_k
+
+
 def _probability_count(output: RequestOutput, model: ModelDescription) -> int:
     """Return how many classes the `probabilities` output has: all, or the number for classification."""
     return min(output.parameters.classification or len(model.labels), len(model.labels))
 
 
 def _output_values(output: RequestOutput, model: ModelDescription, top_k: int, top: TopKResult) -> Values:
+    if output.name == schemas.EMBEDDING_OUTPUT:
+        assert top.embedding is not None
+        return top.embedding
     ids, probabilities = top.class_ids[:, :top_k], top.probabilities[:, :top_k]
     if output.name == schemas.CLASS_ID_OUTPUT:
         return ids

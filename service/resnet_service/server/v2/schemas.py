@@ -19,6 +19,7 @@ PROBABILITIES_OUTPUT: Final = "probabilities"
 CLASS_ID_OUTPUT: Final = "class_id"
 LABEL_OUTPUT: Final = "label"
 PROBABILITY_OUTPUT: Final = "probability"
+EMBEDDING_OUTPUT: Final = "embedding"
 
 
 _IGNORED_PARAMETERS: Final = frozenset(
@@ -110,7 +111,7 @@ class RequestOutput(_RequestMessage):
 
 
 class InferRequest(_RequestMessage):
-    """The JSON of an inference request. Without `outputs`, the response contains all outputs."""
+    """The JSON of an inference request. Without `outputs`, the response contains all but `embedding`."""
 
     id: str | None = None
     parameters: RequestParameters = RequestParameters()
@@ -227,8 +228,11 @@ def input_tensors(model: ModelDescription) -> Mapping[str, TensorMetadata]:
 
 
 def output_tensors(model: ModelDescription) -> Mapping[str, TensorMetadata]:
-    """Return the model's outputs by name: the probabilities of all classes by index, and the top classes."""
-    return _output_tensors(len(model.labels))
+    """Return the model's outputs by name: the probabilities of all classes by index, and the top classes.
+
+    A model whose last layer is linear has the embedding as well.
+    """
+    return _output_tensors(len(model.labels), model.embedding_size)
 
 
 # Each request needs them, and creating them takes as long as parsing its message.
@@ -254,12 +258,14 @@ def _input_tensors(side: int) -> Mapping[str, TensorMetadata]:
 
 
 @lru_cache
-def _output_tensors(classes: int) -> Mapping[str, TensorMetadata]:
+def _output_tensors(classes: int, embedding_size: int | None) -> Mapping[str, TensorMetadata]:
+    embedding = TensorMetadata(name=EMBEDDING_OUTPUT, datatype="FP32", shape=[-1, embedding_size or 0])
     return _by_name(
         TensorMetadata(name=PROBABILITIES_OUTPUT, datatype="FP32", shape=[-1, classes]),
         TensorMetadata(name=CLASS_ID_OUTPUT, datatype="INT64", shape=[-1, -1]),
         TensorMetadata(name=LABEL_OUTPUT, datatype="BYTES", shape=[-1, -1]),
         TensorMetadata(name=PROBABILITY_OUTPUT, datatype="FP32", shape=[-1, -1]),
+        *([] if embedding_size is None else [embedding]),
     )
 
 

@@ -15,7 +15,7 @@ from resnet_service.schemas import Priority
 from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.parameters import InferenceParameters
 from resnet_service.server.v2 import schemas
-from resnet_service.server.v2.codec import ImageInput, ParsedRequest, required_top_k
+from resnet_service.server.v2.codec import ImageInput, ParsedRequest, required_top_k, requires_embedding
 from resnet_service.server.v2.schemas import ModelMetadata, ServerMetadata
 from resnet_service.settings import Settings
 
@@ -23,8 +23,8 @@ Value = TypeVar("Value")
 
 _MAX_INLINE_BYTES: Final = 32_768
 """A longer message is parsed in a decoding thread, so that it does not block the event loop."""
-_MAX_INLINE_CLASSES: Final = 10_000
-"""Results with more classes, over all images, are encoded in a decoding thread."""
+_MAX_INLINE_VALUES: Final = 10_000
+"""Results with more values, classes or those of embeddings, are encoded in a decoding thread."""
 _EXTENSIONS: Final = (
     "binary_tensor_data",
     "classification",
@@ -89,20 +89,23 @@ async def infer(
     top_k = served.top_k([top_k, *parsed.top_k], settings.top_k)
     classes = required_top_k(parsed, served.model, top_k)
 
+    with_embedding = requires_embedding(parsed)
     limits = served.image_limits()
 
     async def classify(numbered: tuple[int, ImageInput, RequestTiming]) -> TopKResult:
         index, image, image_timing = numbered
         try:
+            arguments = classes, reservation, image_timing, limits
             if isinstance(image, bytes):
-                return await served.classify(image, classes, reservation, image_timing, limits)
-            return await served.classify_crop(image, classes, reservation, image_timing, limits)
+                return await served.classify(image, *arguments, with_embedding=with_embedding)
+            return await served.classify_crop(image, *arguments, with_embedding=with_embedding)
         except IMAGE_ERRORS as error:
             raise type(error)(f"{parsed.input_name}[{index}]: {error}") from error
 
     numbered = [(index, image, timing.image()) for index, image in enumerate(parsed.images)]
     results = await map_concurrently(classify, numbered, limits.total)
-    is_large = len(results) * classes > _MAX_INLINE_CLASSES
+    values = classes + (served.model.embedding_size or 0) * with_embedding
+    is_large = len(results) * values > _MAX_INLINE_VALUES
     return await _call(is_large, served, reservation, encode, parsed, served.model, top_k, results)
 
 

@@ -29,10 +29,8 @@ class Kind(IntEnum):
     SUSPEND = 4  # reservation
     RELEASE = 5  # reservation
     DROP = 6  # reservation: its slot is not needed any more
-    RUN = 7  # token, reservation, slot, number: classes, lane, a: deadline
-    RUN_UNRESERVED = (
-        8  # token, reservation: generation of the model, slot, number: classes, lane, a: deadline
-    )
+    RUN = 7  # token, reservation, slot, number: classes, lane, a: deadline, b: 1 with the embedding
+    RUN_UNRESERVED = 8  # as RUN, but reservation: generation of the model
     CANCEL = 9  # token
     CALL = 10  # token, payload: JSON
     RETIRED = 11  # number: a generation that no request uses any more

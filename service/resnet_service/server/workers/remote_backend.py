@@ -287,7 +287,7 @@ class RemoteBackend:
         )
         slots = Slots(self._memory.fd, update.slots, update.model.preprocessing.crop)
         pool = self._slot_pools.setdefault(update.slots.offset, SlotPool(update.slots.count))
-        images = RunningImages(slots, pool, update.placement.devices.split(","))
+        images = RunningImages(slots, pool, update.placement.devices.split(","), update.model.embedding_size)
         return RemoteModel(update, served, images, self._memory.open_wait_s)
 
     async def _retire(self, generation: int) -> None:

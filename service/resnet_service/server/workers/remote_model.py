@@ -35,14 +35,16 @@ class SlotPool:
 class _RunningImage(NamedTuple):
     slot: int
     lane: Lane
+    embedding_size: int | None
     result: asyncio.Future[BatchResult[TopKResult]]
 
 
 class RunningImages:
     """The images of one model that the main process runs, and the number of requests that use the model."""
 
-    def __init__(self, slots: Slots, pool: SlotPool, devices: list[str]) -> None:
+    def __init__(self, slots: Slots, pool: SlotPool, devices: list[str], embedding_size: int | None) -> None:
         self.pool = pool
+        self._embedding_size = embedding_size
         self._requests = 0
         self._slots = slots
         self._devices = devices
@@ -72,25 +74,27 @@ class RunningImages:
         """Write a crop to a slot, and return the future of its result."""
         self._slots.crops[slot][:] = queued.crop
         result: asyncio.Future[BatchResult[TopKResult]] = asyncio.get_running_loop().create_future()
-        self._images[token] = _RunningImage(slot, lane, result)
+        embedding_size = self._embedding_size if queued.with_embedding else None
+        self._images[token] = _RunningImage(slot, lane, embedding_size, result)
         return result
 
     def finish(self, frame: Frame) -> None:
         """Handle the answer to a RUN."""
-        slot, lane, result = self._images.pop(frame.token)
+        slot, lane, embedding_size, result = self._images.pop(frame.token)
         if not result.done():
             if frame.kind == Kind.FAILED:
                 result.set_exception(decode_error(frame.payload))
             else:
-                best = self._slots.read_result(slot, frame.number, self._devices[frame.reservation])
+                device = self._devices[frame.reservation]
+                best = self._slots.read_result(slot, frame.number, device, embedding_size)
                 result.set_result(BatchResult(best, frame.a, frame.b, frame.c, frame.slot))
         self.pool.put_back(slot, lane)
 
     def fail_all(self, error: Exception) -> None:
         """Fail all images that run."""
-        for _, _, result in self._images.values():
-            if not result.done():
-                result.set_exception(type(error)(*error.args))
+        for image in self._images.values():
+            if not image.result.done():
+                image.result.set_exception(type(error)(*error.args))
 
 
 class RemoteModel:

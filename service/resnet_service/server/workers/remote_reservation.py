@@ -115,7 +115,7 @@ class RemoteReservation:
                 slot = await images.pool.take(lane)
                 token = self._main.new_token()
                 result = images.add(token, slot, lane, queued)
-                self._main.run_image(self._run_frame(token, slot, queued.top_k), images)
+                self._main.run_image(self._run_frame(token, slot, queued), images)
                 return await result
         except BaseException as error:
             if slot is None:
@@ -128,12 +128,13 @@ class RemoteReservation:
                 raise DeadlineExceededError(message) from error
             raise
 
-    def _run_frame(self, token: int, slot: int, top_k: int) -> Frame:
+    def _run_frame(self, token: int, slot: int, queued: QueuedCrop) -> Frame:
         if self._is_unreserved:
             kind, reservation = Kind.RUN_UNRESERVED, self.generation
         else:
             kind, reservation = Kind.RUN, self._number
-        return Frame(kind, slot, token, reservation, top_k, self._deadline, lane=self.lane)
+        b = float(queued.with_embedding)
+        return Frame(kind, slot, token, reservation, queued.top_k, self._deadline, b, lane=self.lane)
 
     async def _reserve(self, generation: int) -> None:
         """Reserve in the main process, on the engine that serves the version now if `generation` is 0."""

@@ -22,7 +22,7 @@ from resnet_service.runtimes import TopKResult
 MAX_WORKERS: Final = 160
 _ALIGNMENT: Final = mmap.ALLOCATIONGRANULARITY
 _RESULT_BYTES: Final = 12
-"""Per class: its index, int64, and its probability, fp32."""
+"""Per class: its index, int64, and its probability, fp32. The embedding follows, 4 bytes per value."""
 _WORKERS_AT: Final = -(-16 * MAX_VERSIONS // 64) * 64
 _REQUEST_COUNTERS_AT: Final = _WORKERS_AT + 24 * MAX_WORKERS
 _REQUEST_COUNTERS_BYTES: Final = 128
@@ -121,18 +121,28 @@ class Slots:
         row = self._buffer[slot]
         row[: 8 * k].view(np.int64)[:] = result.class_ids
         row[8 * k : _RESULT_BYTES * k].view(np.float32)[:] = result.probabilities
+        if result.embedding is not None:
+            start = _RESULT_BYTES * k
+            row[start : start + result.embedding.nbytes].view(np.float32)[:] = result.embedding
 
-    def read_result(self, slot: int, k: int, device: str) -> TopKResult:
-        """Return a copy of the result with `k` classes."""
+    def read_result(self, slot: int, k: int, device: str, embedding_size: int | None = None) -> TopKResult:
+        """Return a copy of the result with `k` classes, and with the embedding if its length is set."""
         row = self._buffer[slot]
         ids: npt.NDArray[np.int64] = row[: 8 * k].view(np.int64).copy()
         probabilities: npt.NDArray[np.float32] = row[8 * k : _RESULT_BYTES * k].view(np.float32).copy()
-        return TopKResult(ids, probabilities, device)
+        embedding: npt.NDArray[np.float32] | None = None
+        if embedding_size is not None:
+            start = _RESULT_BYTES * k
+            embedding = row[start : start + 4 * embedding_size].view(np.float32).copy()
+        return TopKResult(ids, probabilities, device, embedding)
 
 
-def slot_bytes(side: int, classes: int) -> int:
-    """Return the bytes of a slot, for a crop of `side` x `side` pixels and a result of `classes` classes."""
-    return -(-max(3 * side**2, _RESULT_BYTES * classes) // 64) * 64
+def slot_bytes(side: int, classes: int, embedding_size: int | None) -> int:
+    """Return the bytes of a slot, for a crop of `side` x `side` pixels and a result of `classes` classes.
+
+    `embedding_size` is the length of the model's embeddings, if it has any.
+    """
+    return -(-max(3 * side**2, _RESULT_BYTES * classes + 4 * (embedding_size or 0)) // 64) * 64
 
 
 def _aligned(size: int) -> int:

@@ -204,7 +204,7 @@ class WorkerConnection:
         submit: Callable[[QueuedCrop], QueueItem[QueuedCrop, TopKResult]],
     ) -> None:
         try:
-            entry = submit(QueuedCrop(model.slots.crops[frame.slot], frame.number))
+            entry = submit(QueuedCrop(model.slots.crops[frame.slot], frame.number, frame.b == 1))
         except ServiceUnavailable as error:
             self._fail(frame.token, error)
             return

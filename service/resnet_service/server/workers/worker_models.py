@@ -76,8 +76,8 @@ class WorkerModels:
 
     def _find_slots(self, engine: Engine) -> SlotLayout:
         """Return the slots of the engine that serves the version now, or new ones if those are too small."""
-        served = engine.served_model
-        size = slot_bytes(served.model.preprocessing.crop, len(served.model.labels))
+        served, model = engine.served_model, engine.model
+        size = slot_bytes(model.preprocessing.crop, len(model.labels), model.embedding_size)
         count = max(served.max_batch, ceil(_SLOTS_PER_PERMIT * engine.max_concurrency / self._workers))
         current = self._backend.engines.engines.get(engine.key)
         slots = None if current is None else self._slots.get(current)
