@@ -10,11 +10,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from resnet_service.cli import main
-from resnet_service.images import FORMATS
+from resnet_service.images import FORMATS, decode_image
 from resnet_service.images.file_names import SUFFIXES
+from resnet_service.models import load_model
 from tests.support import PHOTOGRAPHS
 from tests.support.file_server import FileServer
 from tests.support.images import encode, make_image
+from tests.support.runtimes import create_runtime
 from tests.support.server import only_once
 
 pytestmark = only_once
@@ -50,6 +52,20 @@ def test_best_class_is_first_in_text_and_json() -> None:
     labels = [prediction["label"] for prediction in line["predictions"]]
     assert labels[0] == "cat"
     assert len(labels) == 2
+
+
+def test_embeddings_are_those_of_the_runtime() -> None:
+    """With --embeddings, a JSON object has the embedding, and an option is missing without --json."""
+    path, model = PHOTOGRAPHS / "cat.jpg", load_model("cifar10")
+    [line] = json_lines(classify(str(path), "--json", "--embeddings", "--precision", "fp32"))
+    crop = decode_image(path.read_bytes(), model.preprocessing)
+    expected = create_runtime(model, "torch", "fp32").run([crop], 1, with_embeddings=True).embedding
+    assert expected is not None
+    assert line["embedding"] == pytest.approx(expected[0].tolist(), abs=1e-3)
+    assert "embedding" not in json_lines(classify(str(path), "--json"))[0]
+    without_json = classify(str(path), "--embeddings")
+    assert without_json.exit_code == 2
+    assert "--embeddings needs --json" in without_json.output
 
 
 def test_environment_sets_the_model() -> None:

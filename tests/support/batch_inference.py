@@ -46,5 +46,8 @@ def run_job(
     resume: bool = False,
 ) -> BatchSummary:
     """Run a job; needs a Ray cluster unless it fails before."""
-    job = BatchJob(str(source), str(target), model, limit=limit, resume=resume)
+    with_embeddings = config.with_embeddings
+    job = BatchJob(
+        str(source), str(target), model, limit=limit, resume=resume, with_embeddings=with_embeddings
+    )
     return job.run(config, lambda _: None)

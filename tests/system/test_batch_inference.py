@@ -14,6 +14,7 @@ import torch
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from moto.server import ThreadedMotoServer
@@ -23,11 +24,18 @@ from monitoring.local import free_port
 from resnet_service.batch_inference.cluster import ray_cluster
 from resnet_service.batch_inference.execution import ExecutionConfig
 from resnet_service.batch_inference.job import BatchJob
-from resnet_service.errors import ClusterError, DeviceUnavailableError, StorageError
+from resnet_service.errors import (
+    ClusterError,
+    DeviceUnavailableError,
+    StorageError,
+    UnsupportedModelError,
+)
+from resnet_service.images import Preprocessing, decode_image
 from resnet_service.inference import classify_images, discover_inputs
 from resnet_service.models import Model, load_model
 from resnet_service.runtimes.selection import create_runtimes
 from tests.support.batch_inference import CONFIG, assert_one_row_each, read_rows, run_job, write_photos
+from tests.support.models import random_classifier
 
 COUNT = 120
 FIRST = 40
@@ -65,6 +73,38 @@ def results(cluster: str, photos: Path, cifar10: Model, tmp_path_factory: pytest
     config = replace(CONFIG, actors=2, top_k=2)
     assert run_job(photos, folder, cifar10, config=config, limit=FIRST).images == FIRST
     return folder
+
+
+def test_rows_have_the_embeddings_of_the_images(
+    cluster: str, photos: Path, cifar10: Model, tmp_path: Path
+) -> None:
+    """The column has lists of a fixed size with the runtime's embeddings, and null for the broken image."""
+    assert cluster
+    config = replace(CONFIG, with_embeddings=True)
+    run_job(photos, tmp_path / "results", cifar10, config=config, limit=COUNT // 3 + 1)  # cats, a broken dog
+    [runtime] = create_runtimes(cifar10, [torch.device("cpu")], precision="fp32", streams_per_device=1)
+    assert pq.read_table(tmp_path / "results").schema.field("embedding").type == pa.list_(pa.float32(), 512)
+    *cats, broken = read_rows(tmp_path / "results")
+    assert broken["error"] is not None
+    assert broken["embedding"] is None
+    for row in cats[::8]:
+        crop = decode_image(Path(row["path"]).read_bytes(), cifar10.preprocessing)
+        expected = runtime.run([crop], 1, with_embeddings=True).embedding
+        assert expected is not None
+        assert row["embedding"] == pytest.approx(expected[0].tolist(), abs=1e-3)
+    with pytest.raises(StorageError, match="with embeddings"):
+        run_job(photos, tmp_path / "results", cifar10, resume=True)
+
+
+def test_model_without_embeddings_is_an_error(cluster: str, photos: Path, tmp_path: Path) -> None:
+    """SqueezeNet has no embeddings: the job fails with the reason, and writes nothing."""
+    assert cluster
+    preprocessing = Preprocessing(64, 64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    labels = tuple(map(str, range(1000)))
+    model = Model("squeezenet", random_classifier().eval(), labels, preprocessing, "random weights")
+    with pytest.raises(UnsupportedModelError, match="has no embedding"):
+        run_job(photos, tmp_path / "results", model, config=replace(CONFIG, with_embeddings=True), limit=2)
+    assert not (tmp_path / "results").exists()
 
 
 def test_results_equal_those_of_classify(results: Path, cifar10: Model) -> None:

@@ -17,7 +17,7 @@ import ray
 import ray.data
 
 from resnet_service import errors
-from resnet_service.batch_inference.results import SCHEMA
+from resnet_service.batch_inference.results import EMBEDDING_COLUMN, SCHEMA, result_schema
 from resnet_service.batch_inference.storage import Location, read_image
 from resnet_service.devices import Precision, choose_device
 from resnet_service.errors import ClusterError, ServiceError, StorageError
@@ -42,7 +42,7 @@ _BLOCK_IMAGES: Final = 128
 """The largest number of images that one task decodes: 19 MB of crops at 224x224."""
 
 _ERROR_COLUMNS: Final = ("error_class", "error_message")
-_SCHEMA_WITH_ERRORS: Final = pa.schema([*SCHEMA, *(pa.field(name, pa.string()) for name in _ERROR_COLUMNS)])
+_ERROR_FIELDS: Final = [pa.field(name, pa.string()) for name in _ERROR_COLUMNS]
 """A worker returns its ServiceError as a row: of an exception, Ray transmits only the traceback's text."""
 
 _READER_THREADS: Final = 16
@@ -62,6 +62,7 @@ class ExecutionConfig:
             `device` allows them, else 0.
         batch_size: images in a batch, at most.
         top_k: classes per image.
+        with_embeddings: whether the rows have the embeddings.
 
     """
 
@@ -72,12 +73,13 @@ class ExecutionConfig:
     gpus: float | None = None
     batch_size: int = 64
     top_k: int = 5
+    with_embeddings: bool = False
 
 
 def classify_dataset(
     location: Location, paths: Sequence[str], model: Model, config: ExecutionConfig
 ) -> Iterator[pa.Table]:
-    """Yield rows of `results.SCHEMA` for images of `location`, in the order of `paths`.
+    """Yield rows of `results.result_schema` for images of `location`, in the order of `paths`.
 
     Needs a `ray_cluster`. Ray restarts tasks and actors that die, and each image still has exactly one row.
     Raises what the model's runtime raises, StorageError if images can no longer be reached, and ClusterError
@@ -118,7 +120,9 @@ def classify_dataset(
             for error_class, message in zip(*columns, strict=True):
                 if error_class is not None:
                     raise getattr(errors, error_class)(message)
-            yield table.select(SCHEMA.names).cast(SCHEMA)
+            # Without its error columns, which come last.
+            schema = pa.schema(list(table.schema)[: -len(_ERROR_COLUMNS)])
+            yield table.select(schema.names).cast(schema)
     except ray.exceptions.RayError as error:
         raise ClusterError(f"Ray failed: {error}") from error
 
@@ -174,18 +178,20 @@ class _Actor:
         self._name, self._labels = model.name, model.labels
         self._classifier: Classifier | None = None
         self._error_row: dict[str, str] = {}
+        self._schema = pa.schema([*SCHEMA, *_ERROR_FIELDS])
         try:
-            self._classifier = _create_classifier(model, config, available_cpus() // actors_per_node)
+            self._classifier, size = _create_classifier(model, config, available_cpus() // actors_per_node)
+            self._schema = pa.schema([*result_schema(size), *_ERROR_FIELDS])
         except ServiceError as error:
             self._error_row = _to_error_row(error)
 
     def __call__(self, batch: Batch) -> pa.Table:
-        """Classify the output of `_decode`; returns rows of `results.SCHEMA` with the columns of errors."""
+        """Classify the output of `_decode`; returns rows of the results with the columns of errors."""
         if self._classifier is None:
-            return pa.Table.from_pylist([self._error_row], _SCHEMA_WITH_ERRORS)
+            return pa.Table.from_pylist([self._error_row], self._schema)
         for reason in filter(None, batch["unreachable"]):
             row = _to_error_row(StorageError(f"images can no longer be reached: {reason}"))
-            return pa.Table.from_pylist([row], _SCHEMA_WITH_ERRORS)
+            return pa.Table.from_pylist([row], self._schema)
         images = [
             DecodedImage(path, None if error else crop, 0.0, error or None)
             for path, crop, error in zip(batch["path"], batch["crop"], batch["error"], strict=True)
@@ -194,7 +200,7 @@ class _Actor:
             rows = list(map(self._to_row, self._classifier.run_all(images)))
         except ServiceError as error:
             rows = [_to_error_row(error)]
-        return pa.Table.from_pylist(rows, _SCHEMA_WITH_ERRORS)
+        return pa.Table.from_pylist(rows, self._schema)
 
     def _to_row(self, result: ClassificationResult) -> dict[str, Any]:
         top_k = [
@@ -207,6 +213,7 @@ class _Actor:
             "top_k": top_k or None,
             "model": self._name,
             "error": result.error,
+            EMBEDDING_COLUMN: result.embedding,
             **(top_k[0] if top_k else {}),
         }
 
@@ -215,7 +222,8 @@ def _to_error_row(error: ServiceError) -> dict[str, str]:
     return dict(zip(_ERROR_COLUMNS, (type(error).__name__, str(error)), strict=True))
 
 
-def _create_classifier(model: Model, config: ExecutionConfig, threads: int) -> Classifier:
+def _create_classifier(model: Model, config: ExecutionConfig, threads: int) -> tuple[Classifier, int | None]:
+    """Return the classifier, and the length of the embeddings that the rows have; None if they have none."""
     device = choose_device(config.device)
     if config.device == "auto" and device.type == "cuda" and not config.gpus:
         device = choose_device("cpu")  # Ray does not hide a GPU that it has not assigned to this actor
@@ -227,4 +235,8 @@ def _create_classifier(model: Model, config: ExecutionConfig, threads: int) -> C
         streams_per_device=1,
         threads=max(1, threads),
     )
-    return Classifier(model, runtime, config.top_k, config.batch_size, _log.warning)
+    classifier = Classifier(
+        *(model, runtime, config.top_k, config.batch_size, _log.warning),
+        with_embeddings=config.with_embeddings,
+    )
+    return classifier, runtime.embedding_size if config.with_embeddings else None

@@ -65,15 +65,17 @@ class BatchJob:
         *,
         limit: int | None,
         resume: bool,
+        with_embeddings: bool = False,
         on_message: Callable[[str], None] = lambda _: None,
     ) -> None:
         """List the images of `source`, at most `limit`, and check `target`; both are paths or URIs.
 
-        `on_message` is called with a description of the files of `source` that are not images. Raises
-        StorageError if `source` has no images, or `target` cannot take results.
+        `with_embeddings` is that of the `ExecutionConfig` of `run`. `on_message` is called with a description
+        of the files of `source` that are not images. Raises StorageError if `source` has no images, or
+        `target` cannot take results.
         """
         self._location = resolve_location(source)
-        self._results = ResultsDirectory(resolve_location(target), model)
+        self._results = ResultsDirectory(resolve_location(target), model, with_embeddings=with_embeddings)
         self._model = model
         self._results.validate(resume=resume)
         all_paths, skipped_files = list_images(self._location)

@@ -33,8 +33,17 @@ SCHEMA: Final = pa.schema(
 `true_class` is the name of the image's folder if that is the name of a class, else null.
 """
 
+EMBEDDING_COLUMN: Final = "embedding"
+
 _WEIGHTS_KEY: Final = b"resnet-service.weights"
 """In the metadata of each file: the source of the model's weights."""
+
+
+def result_schema(embedding_size: int | None) -> pa.Schema:
+    """Return `SCHEMA`, and a column of `embedding_size` floats if it is set; null if there is an error."""
+    if embedding_size is None:
+        return SCHEMA
+    return SCHEMA.append(pa.field(EMBEDDING_COLUMN, pa.list_(pa.float32(), embedding_size)))
 
 
 class ResultsDirectory:
@@ -43,9 +52,10 @@ class ResultsDirectory:
     Each `add` writes one more file, completely or not at all; existing files are never changed.
     """
 
-    def __init__(self, location: Location, model: Model) -> None:
+    def __init__(self, location: Location, model: Model, *, with_embeddings: bool = False) -> None:
         self._location = location
         self._model = model
+        self._with_embeddings = with_embeddings
         self._run_id = uuid4().hex[:8]  # keeps runs from overwriting each other's files
         self._parts = 0
 
@@ -65,8 +75,8 @@ class ResultsDirectory:
     def completed_paths(self) -> set[str]:
         """Return the paths of the images that have a row.
 
-        Raises StorageError if the folder holds other Parquet files, or results of another model or of other
-        weights.
+        Raises StorageError if the folder holds other Parquet files, or results of another model, of other
+        weights, or with embeddings if these are without, or the other way around.
         """
         files = self._files()
         if not files:
@@ -75,6 +85,11 @@ class ResultsDirectory:
             results = arrow_dataset.dataset(files, filesystem=self._location.filesystem, format="parquet")
             if not {"path", "model"} <= set(results.schema.names):
                 raise StorageError(f"{self._location} holds Parquet files that are not batch results")
+            if (EMBEDDING_COLUMN in results.schema.names) is not self._with_embeddings:
+                kind = "without" if self._with_embeddings else "with"
+                raise StorageError(
+                    f"{self._location} holds results {kind} embeddings: resume {kind} --embeddings"
+                )
             table = results.to_table(columns=["path", "model"])
         if others := set(table.column("model").unique().to_pylist()) - {self._model.name}:
             names = ", ".join(sorted(others))

@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     show_default="1 if there is a GPU, else 0",
     help="GPUs for each actor; 0.5 puts two actors on each GPU.",
 )
+@click.option(
+    "--embeddings",
+    "with_embeddings",
+    is_flag=True,
+    help="Add the embeddings, a column of fixed-size lists of floats.",
+)
 @click.option("--limit", type=click.IntRange(1), help="Use only the first images, at most this many.")
 @click.option("--resume", is_flag=True, help="Skip the images that already have a row in --output.")
 @click.option("--address", metavar="HOST:PORT", help="Address of a running Ray cluster.")
@@ -63,6 +69,7 @@ def batch(
     store URIs (s3://, gs://). Ray Data reads and decodes in one process per CPU core; actors run the model.
 
     A row has path, true_class, class_id, label, probability, top_k, model and error; rows are sorted by path.
+    With --embeddings, a row has the embedding, too: the input of the network's last linear layer.
     An image that cannot be read has a row with an error; the exit status is 1 only if no image could be read
     or the run could not finish. If directories are named after classes of the model or ImageNet's WordNet
     ids, true_class is the name of the image's directory, and accuracy is printed.
@@ -95,7 +102,13 @@ def batch(
         loaded = load_chosen_model(model)
         execution["top_k"] = min(execution["top_k"], len(loaded.labels))
         config = ExecutionConfig(gpus=execution.pop("gpus_per_actor"), **execution)
-        job = BatchJob(source, target, loaded, limit=limit, resume=resume, on_message=echo_error)
+        job = BatchJob(
+            *(source, target, loaded),
+            limit=limit,
+            resume=resume,
+            with_embeddings=config.with_embeddings,
+            on_message=echo_error,
+        )
         with ray_cluster(address), tqdm(total=len(job.paths), desc=loaded.name, unit="image") as bar:
             summary = job.run(config, bar.update)
     _print_summary(summary, as_json)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @batch_size_option(32)
 @workers_option
 @json_option("Print one JSON object per image and line.")
+@click.option("--embeddings", "with_embeddings", is_flag=True, help="Add the embedding to each JSON object.")
 def classify(
     inputs: tuple[str, ...],
     model: "ModelSource",
@@ -37,6 +38,7 @@ def classify(
     batch_size: int,
     workers: int | None,
     as_json: bool,
+    with_embeddings: bool,
     **execution: Any,
 ) -> None:
     """Classify images.
@@ -51,7 +53,10 @@ def classify(
       resnet-service classify photos 'more/**/*.png' --top-k 1
       resnet-service classify --model resnet50 --device cuda photos
       curl -s https://example.org/cat.jpg | resnet-service classify - --json
+      resnet-service classify photos --json --embeddings
     """
+    if with_embeddings and not as_json:
+        raise click.UsageError("--embeddings needs --json")
     from tqdm import tqdm
 
     from resnet_service.inference import classify_images, discover_inputs, example_inputs
@@ -67,6 +72,7 @@ def classify(
             batch_size=batch_size,
             workers=workers or available_cpus(),
             on_message=echo_error,
+            with_embeddings=with_embeddings,
         )
         # On a terminal the results show the progress, and a bar would mix with them.
         is_bar_disabled = True if sys.stdout.isatty() else None
@@ -111,5 +117,7 @@ def _print_json(result: "ClassificationResult") -> None:
             }
             for prediction in result.ranking
         ]
+        if result.embedding is not None:
+            line["embedding"] = result.embedding.tolist()
         line["timing_ms"] = {"decode": round(result.decode_ms, 3), "device": round(result.device_ms, 3)}
     click.echo(json.dumps(line))

@@ -7,7 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from resnet_service.errors import DeviceOutOfMemoryError, InferenceError, ServiceError
+import numpy as np
+import numpy.typing as npt
+
+from resnet_service.errors import (
+    DeviceOutOfMemoryError,
+    InferenceError,
+    ServiceError,
+    UnsupportedModelError,
+)
 from resnet_service.images import DEFAULT_MAX_PIXELS, Crop, Preprocessing, decode_image
 from resnet_service.inference.inputs import ImageInput
 from resnet_service.models import Model
@@ -20,7 +28,7 @@ class ClassificationResult:
     """The best classes of one image, best first, or the error that prevented a result.
 
     `decode_ms` is the time to decode the image and `device_ms` its share of the time of its batch, both in
-    milliseconds and 0 if there is an error.
+    milliseconds and 0 if there is an error. `embedding` is [D], if it was requested.
     """
 
     name: str
@@ -28,6 +36,7 @@ class ClassificationResult:
     decode_ms: float = 0.0
     device_ms: float = 0.0
     error: str | None = None
+    embedding: npt.NDArray[np.float32] | None = None
 
 
 class DecodedImage(NamedTuple):
@@ -49,14 +58,16 @@ def classify_images(
     workers: int,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     on_message: Callable[[str], None] = lambda _: None,
+    with_embeddings: bool = False,
 ) -> Iterator[ClassificationResult]:
     """Yield a result for each input, in order; an image that cannot be read or decoded has an error.
 
     `workers` threads decode at most two batches ahead of the device, so memory use does not grow with the
     number of inputs. If a batch does not fit the device, it and all later ones are halved, and `on_message`
-    is called. Raises DeviceError.
+    is called. Raises DeviceError, and UnsupportedModelError if `with_embeddings` is set and the model has
+    none.
     """
-    classifier = Classifier(model, runtime, top_k, batch_size, on_message)
+    classifier = Classifier(model, runtime, top_k, batch_size, on_message, with_embeddings=with_embeddings)
     ahead = 2 * batch_size + workers
     yield from classifier.run_all(decode_all(inputs, model.preprocessing, workers, ahead, max_pixels))
 
@@ -93,7 +104,7 @@ def decode_all(
 
 
 class Classifier:
-    """Runs a model on batches of decoded images.
+    """Runs a model on batches of decoded images; `with_embeddings` adds the embeddings to the results.
 
     If a batch does not fit the device, it and `batch_size` are halved, and `on_message` is called.
     """
@@ -105,8 +116,16 @@ class Classifier:
         top_k: int,
         batch_size: int,
         on_message: Callable[[str], None] = lambda _: None,
+        *,
+        with_embeddings: bool = False,
     ) -> None:
+        """Create a classifier. Raises UnsupportedModelError if the model lacks the embeddings requested."""
+        if with_embeddings and runtime.embedding_size is None:
+            raise UnsupportedModelError(
+                f"the model {model.name!r} has no embedding: its last layer is not a linear one"
+            )
         self.batch_size = batch_size
+        self._with_embeddings = with_embeddings
         self._model = model
         self._runtime = runtime
         self._top_k = top_k
@@ -122,7 +141,8 @@ class Classifier:
         best, device_ms, out_of_memory = None, 0.0, ""
         try:
             started = time.perf_counter()
-            best = self._runtime.run(crops, self._top_k) if crops else None
+            if crops:
+                best = self._runtime.run(crops, self._top_k, with_embeddings=self._with_embeddings)
             device_ms = (time.perf_counter() - started) * 1e3 / max(1, len(crops))
         except DeviceOutOfMemoryError as error:
             out_of_memory = str(error)
@@ -148,7 +168,9 @@ class Classifier:
                 yield _failed(image, str(error))
             else:
                 ranking = result.predictions(self._model.labels)
-                yield ClassificationResult(image.name, ranking, image.seconds * 1e3, device_ms)
+                yield ClassificationResult(
+                    image.name, ranking, image.seconds * 1e3, device_ms, embedding=result.embedding
+                )
 
 
 def _batches(images: Iterable[DecodedImage], classifier: Classifier) -> Iterator[list[DecodedImage]]:
