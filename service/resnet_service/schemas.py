@@ -131,6 +131,30 @@ class EmbedResponse(ResponseModel):
     timing_ms: StageTimings
 
 
+class ExplainResponse(ResponseModel):
+    """Which places of an image speak for a class: the heat of equal parts of the image that the model saw."""
+
+    model_config = _example(
+        class_id=258,
+        label="Samoyed",
+        probability=0.736,
+        heat=[[0.12, 0.4], [0.71, 1.0]],
+        input_size=224,
+        model="efficientnet_lite0",
+        version="1",
+    )
+
+    class_id: int = Field(ge=0, description="Index of the class that was explained.")
+    label: str
+    probability: float = Field(ge=0, le=1)
+    heat: list[list[float]] = Field(
+        description="Rows from top to bottom, 0 to 1; all 0 if no place speaks for the class."
+    )
+    input_size: int = Field(description="Width and height of the image that the model saw, in pixels.")
+    model: str
+    version: str = Field(description="The version of the model that answered.")
+
+
 class HealthResponse(ResponseModel):
     """The response of a health probe that succeeds."""
 

@@ -211,7 +211,7 @@ class Settings(BaseSettings):
     )
     public_scopes: str = Field(
         "",
-        description="Comma-separated scopes that need no API key: predict, metrics, bench.",
+        description="Comma-separated scopes that need no API key: predict, explain, metrics, bench.",
     )
     api_docs: bool = Field(True, description="Serve /docs and /openapi.json, which need no API key.")
     web_page: bool = Field(True, description="Serve the page at /, which needs no API key.")

@@ -234,6 +234,7 @@ def test_unusable_output_directory_is_reported_before_the_work(arguments: list[s
         ("runtimes.selection", ["classify", "--model", "nonsense", "--runtime", "openvino"], "openvino"),
         ("runtimes.selection", ["compare", "x", "--model", "nonsense", "--runtime", "openvino"], "openvino"),
         ("batch_inference", ["batch", "nowhere", "--model", "nonsense", "-o", "x"], "ray"),
+        ("explanations", ["explain", __file__, "--model", "nonsense", "-o", "x"], "explain"),
         ("training", ["activations", __file__, "--model", "nonsense", "-o", "x"], "train"),
         ("training", ["compare", "nowhere", "--model", "nonsense", "--plot", "x"], "train"),
         ("training", ["train", "--data", "nowhere", "--network", "nonsense", "-o", "x"], "train"),

@@ -14,6 +14,7 @@ from resnet_service.cli.common import CommandGroups
 from resnet_service.cli.compare import compare
 from resnet_service.cli.convert import convert
 from resnet_service.cli.evaluate import activations, evaluate
+from resnet_service.cli.explain import explain
 from resnet_service.cli.export import export
 from resnet_service.cli.quantize import quantize
 from resnet_service.cli.serve import serve, ui
@@ -27,7 +28,7 @@ __all__ = ["main"]
     cls=CommandGroups,
     sections={
         "Serve and measure": (serve, bench, compare, baseline, ui),
-        "Local inference": (classify, batch, evaluate, activations),
+        "Local inference": (classify, batch, explain, evaluate, activations),
         "Training": (train, quantize, convert, export),
         "Tools": (doctor, inspect),
     },

@@ -18,7 +18,7 @@ from resnet_service.server.exception_handlers import add_exception_handlers
 from resnet_service.server.middleware import HeadMiddleware, ObservabilityMiddleware
 from resnet_service.server.model_metrics import CLIENT_CLOSED
 from resnet_service.server.proxy_headers import ProxyMiddleware
-from resnet_service.server.routes import admin, api_page, embed, management, page, predict
+from resnet_service.server.routes import admin, api_page, embed, explain, management, page, predict
 from resnet_service.server.state import AppState
 from resnet_service.server.v2 import model_config, repository, statistics
 from resnet_service.server.v2 import routes as v2
@@ -68,7 +68,8 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.app_state = state
-    routers = (predict.router, embed.router, management.router, admin.router, *_V2_ROUTERS, page.router)
+    classifying = (predict.router, embed.router, explain.router)
+    routers = (*classifying, management.router, admin.router, *_V2_ROUTERS, page.router)
     for router in routers:
         app.include_router(router)
     if state.settings.web_page:
@@ -99,7 +100,7 @@ def _add_middleware(app: FastAPI, state: AppState) -> None:
             allow_origins=origins.split(","),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", *explain.HEADER_NAMES],
         )
     _add_observability(app, state)
 

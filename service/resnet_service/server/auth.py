@@ -23,7 +23,7 @@ from resnet_service.settings import Settings
 if TYPE_CHECKING:
     from resnet_service.server.state import AppState
 
-SCOPES: Final = ("predict", "metrics", "bench", "admin")
+SCOPES: Final = ("predict", "explain", "metrics", "bench", "admin")
 """All scopes. The health probes and the API page need none."""
 
 _DEFAULT_SCOPES: Final = frozenset(SCOPES) - {"admin"}

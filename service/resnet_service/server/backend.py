@@ -9,6 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from resnet_service.batching import Lane
+from resnet_service.explanations import Explanation
+from resnet_service.images import Crop
 from resnet_service.inference.served_model import ImageReservation, ServedModel
 from resnet_service.inference.statistics import ModelStatistics, RequestCounters
 from resnet_service.models import ModelVersion
@@ -84,6 +86,16 @@ class Backend(Protocol):
 
     async def benchmark(self, key: ModelVersion, batch_sizes: list[int], iterations: int) -> BenchResponse:
         """Time batches of random pixels. Raises Conflict if one is running, ServiceUnavailable."""
+        ...
+
+    async def explain(
+        self, key: ModelVersion, crop: Crop, class_id: int | None, deadline: float | None
+    ) -> Explanation:
+        """Explain a class of `crop`, [S, S, 3], by default the most probable one; one image at a time.
+
+        `deadline` is a time of the event loop. Raises ModelNotFound, UnsupportedModelError,
+        MissingDependencyError, DeadlineExceededError and InferenceError.
+        """
         ...
 
     async def render_metrics(self, accept: str) -> tuple[bytes, str]:

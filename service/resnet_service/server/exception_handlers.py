@@ -46,6 +46,8 @@ PROBLEM_TYPES: Final[dict[type[errors.ServiceError], ProblemType]] = {
     errors.TooManyRequests: ProblemType(429, "too-many-requests"),
     errors.DeadlineExceededError: ProblemType(504, "deadline-exceeded"),
     errors.ServiceUnavailable: ProblemType(503, "service-unavailable"),
+    errors.MissingDependencyError: ProblemType(501, "missing-dependency"),
+    errors.UnsupportedModelError: ProblemType(501, "unsupported-model"),
     errors.ReloadError: ProblemType(500, "reload-failed"),
     errors.InferenceError: ProblemType(500, "inference-failed"),
 }

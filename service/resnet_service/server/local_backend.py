@@ -13,7 +13,8 @@ from resnet_service import __version__
 from resnet_service.batching import Lane
 from resnet_service.benchmark.timing import time_batches
 from resnet_service.errors import Conflict, ModelLoadError, ServiceUnavailable
-from resnet_service.images import FORMATS
+from resnet_service.explanations import Explanation
+from resnet_service.images import FORMATS, Crop
 from resnet_service.inference.engine import Engine
 from resnet_service.inference.image_decoder import ImageDecoder
 from resnet_service.inference.statistics import ModelStatistics, RequestCounters, StatisticsTable
@@ -24,6 +25,7 @@ from resnet_service.schemas import BenchResponse, InfoResponse, ModelStatus, Req
 from resnet_service.server.auth import APIKey, APIKeys, RateLimiter
 from resnet_service.server.backend import Admission
 from resnet_service.server.engine_manager import EngineManager
+from resnet_service.server.explainers import Explainers
 from resnet_service.server.heartbeat import Heartbeat
 from resnet_service.server.model_table import ModelTable
 from resnet_service.settings import Settings
@@ -54,6 +56,7 @@ class LocalBackend:
         metrics: Metrics,
         counters: StatisticsTable,
         decoder: ImageDecoder,
+        explainers: Explainers,
         api_keys: APIKeys,
         workers: int,
     ) -> None:
@@ -64,6 +67,7 @@ class LocalBackend:
         self.metrics_registry = metrics.registry
         self.counters = counters
         self.decoder = decoder
+        self._explainers = explainers
         self.api_keys = api_keys
         self.heartbeat = Heartbeat()
         self.on_change: Callable[[], None] = lambda: None
@@ -81,6 +85,7 @@ class LocalBackend:
         metrics, engines = self._metrics, self.engines.engines
         metrics.model_info.clear()
         for engine in removed:
+            self._explainers.remove(engine)
             if engine.key not in engines:
                 metrics.remove_model(*engine.key)
         for engine in engines.values():
@@ -215,6 +220,12 @@ class LocalBackend:
             rows=rows,
         )
 
+    async def explain(
+        self, key: ModelVersion, crop: Crop, class_id: int | None, deadline: float | None
+    ) -> Explanation:
+        """See `Backend`."""
+        return await self._explainers.explain(self.engines.find(key), crop, class_id, deadline)
+
     async def render_metrics(self, accept: str) -> tuple[bytes, str]:
         """See `Backend`."""
         if self.workers:  # reads the files of all workers, which can take a tenth of a second
@@ -270,7 +281,7 @@ class LocalBackend:
     async def close(self, timeout_s: float) -> None:
         """See `Backend`."""
         await self.engines.close(timeout_s)
-        await self.decoder.close(timeout_s)
+        await asyncio.gather(self.decoder.close(timeout_s), self._explainers.close(timeout_s))
 
 
 async def _do_nothing() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Final, cast
 
@@ -29,6 +29,7 @@ from resnet_service.server.auth import APIKeys
 from resnet_service.server.backend import Backend
 from resnet_service.server.configured_models import configured_models
 from resnet_service.server.engine_manager import EngineManager
+from resnet_service.server.explainers import Explainers, ExplanationLimit
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.rpc import require_grpc
 from resnet_service.server.uploads import UploadMemory
@@ -54,6 +55,7 @@ class AppState:
     metrics: the Prometheus metrics of this application.
     upload_memory: the bytes of request bodies that are in memory.
     tracer: exports spans of requests; None if tracing is off.
+    explanation_limit: how many requests for explanations this process may have.
     """
 
     settings: Settings
@@ -61,6 +63,7 @@ class AppState:
     metrics: Metrics
     upload_memory: UploadMemory
     tracer: RequestTracer | None = None
+    explanation_limit: ExplanationLimit = field(default_factory=ExplanationLimit)
 
     async def close(self) -> None:
         """Close the backend once all requests have ended, and export the last spans, in CLOSE_TIMEOUT_S."""
@@ -101,9 +104,16 @@ def build_app_state(
     metrics.report(metrics.upload_bytes, lambda: upload_memory.used)
     counters = StatisticsTable()
     decoder = create_decoder(settings, metrics)
-    load_engine = partial(_create_engine, settings, metrics, counters, decoder, workers, wrap_runtime)
+    explainers = Explainers()
+    create_engine = partial(_create_engine, settings, metrics, counters, decoder, workers, wrap_runtime)
+
+    def load_engine(version: VersionConfig) -> Engine:
+        engine = create_engine(version)
+        explainers.add(engine, version.source)
+        return engine
+
     engines = EngineManager(configured, load_engine, metrics, settings.drain_timeout_s)
-    backend = LocalBackend(settings, engines, metrics, counters, decoder, api_keys, workers)
+    backend = LocalBackend(settings, engines, metrics, counters, decoder, explainers, api_keys, workers)
     return AppState(settings, backend, metrics, upload_memory, tracer)
 
 

@@ -1,10 +1,13 @@
 """The payloads of frames: operations that a worker asks the main process for, updates, and errors."""
 
+import base64
 import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
+
+import numpy as np
 
 from resnet_service.errors import ServiceError
 from resnet_service.inference.prediction_metrics import PredictionSettings
@@ -71,6 +74,10 @@ async def answer_call(backend: LocalBackend, payload: bytes) -> object:
         case "benchmark":
             key, *rest = arguments
             return await backend.benchmark(ModelVersion(*key), *rest)
+        case "explain":
+            key, pixels, side, class_id, deadline = arguments
+            crop = np.frombuffer(base64.b64decode(pixels), np.uint8).reshape(side, side, 3)
+            return await backend.explain(ModelVersion(*key), crop, class_id, deadline)
         case "render_metrics":
             return await backend.render_metrics(*arguments)
         case "reload":

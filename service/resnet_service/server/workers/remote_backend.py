@@ -4,7 +4,7 @@ import asyncio
 import pickle
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import structlog
 
@@ -12,27 +12,25 @@ from resnet_service.batching import Lane
 from resnet_service.errors import ServiceUnavailable
 from resnet_service.inference.image_decoder import ImageDecoder
 from resnet_service.inference.served_model import ImageReservation, ServedModel
-from resnet_service.inference.statistics import ModelStatistics, RequestCounters
+from resnet_service.inference.statistics import RequestCounters
 from resnet_service.metrics import Metrics
 from resnet_service.models import ModelVersion
-from resnet_service.schemas import BenchResponse, InfoResponse, ModelStatus
-from resnet_service.server.auth import APIKey, APIKeys
+from resnet_service.schemas import ModelStatus
+from resnet_service.server.auth import APIKeys
 from resnet_service.server.backend import Admission
 from resnet_service.server.heartbeat import Heartbeat
 from resnet_service.server.model_table import ModelTable
-from resnet_service.server.workers.calls import ModelUpdate, Update, decode_error, encode_call
+from resnet_service.server.workers.calls import ModelUpdate, Update, decode_error
 from resnet_service.server.workers.frames import Frame, FrameChannel, Kind
+from resnet_service.server.workers.remote_calls import RemoteCalls
 from resnet_service.server.workers.remote_model import RemoteModel, RunningImages, SlotPool
 from resnet_service.server.workers.remote_reservation import RemoteReservation
 from resnet_service.server.workers.shared_memory import SharedMemory, Slots
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
-_HEALTH_TIMEOUT_S: Final = 5.0
-"""Time of the main process to answer a probe; its event loop has no step of more than milliseconds."""
 
-
-class RemoteBackend:
+class RemoteBackend(RemoteCalls):
     """Implements `Backend` by asking the main process; see there for the methods."""
 
     def __init__(
@@ -54,7 +52,7 @@ class RemoteBackend:
         self.heartbeat = Heartbeat(memory.beats[index : index + 1])
         self.updated = asyncio.Event()
         """Set once there is a model to serve."""
-        self.channel = FrameChannel(self._receive, on_lost)
+        super().__init__(FrameChannel(self._receive, on_lost))
         self._decoder = decoder
         decoder.bind_metrics()
         self._metrics = metrics
@@ -63,8 +61,6 @@ class RemoteBackend:
         self._stall_timeout_s = stall_timeout_s
         self._on_drain = on_drain
         self._closing = self._is_draining = False
-        self._tokens = 0
-        self._pending: dict[int, asyncio.Future[Frame]] = {}
         self._versions: dict[int, RemoteModel] = {}  # by generation
         self._current: dict[ModelVersion, RemoteModel] = {}
         self._indexes: dict[ModelVersion, int] = {}  # in the shared memory, also of unloaded versions
@@ -129,14 +125,6 @@ class RemoteBackend:
             raise ServiceUnavailable("the service is warming up, draining or has failed")
         await self._check("check_ready")
 
-    async def count_request(self, key: APIKey) -> None:
-        """See `Backend`."""
-        await self._call("count_request", key.digest.hex())
-
-    async def info(self) -> InfoResponse:
-        """See `Backend`."""
-        return cast(InfoResponse, await self._call("info"))
-
     async def model_statuses(self) -> Sequence[ModelStatus]:
         """See `Backend`."""
         statuses = cast(Sequence[ModelStatus], await self._call("model_statuses"))
@@ -145,30 +133,6 @@ class RemoteBackend:
             changes = {"state": "UNAVAILABLE", "reason": reason}
             return [status.model_copy(update=changes) for status in statuses]
         return statuses
-
-    async def statistics(self) -> Sequence[ModelStatistics]:
-        """See `Backend`."""
-        return cast(Sequence[ModelStatistics], await self._call("statistics"))
-
-    async def benchmark(self, key: ModelVersion, batch_sizes: list[int], iterations: int) -> BenchResponse:
-        """See `Backend`."""
-        return cast(BenchResponse, await self._call("benchmark", key, batch_sizes, iterations))
-
-    async def render_metrics(self, accept: str) -> tuple[bytes, str]:
-        """See `Backend`: the metrics of all processes."""
-        return cast(tuple[bytes, str], await self._call("render_metrics", accept))
-
-    async def reload(self) -> None:
-        """See `Backend`."""
-        await self._call("reload")
-
-    async def load(self, name: str) -> None:
-        """See `Backend`."""
-        await self._call("load", name)
-
-    async def unload(self, name: str) -> None:
-        """See `Backend`."""
-        await self._call("unload", name)
 
     def start(self) -> None:
         """Do nothing: the main process has started."""
@@ -200,27 +164,6 @@ class RemoteBackend:
             model.images.fail_all(error)
         await self._decoder.close(timeout_s)
 
-    def new_token(self) -> int:
-        """Return the number of a request to the main process."""
-        self._tokens = self._tokens % 0xFFFF_FFFF + 1
-        return self._tokens
-
-    async def ask(self, frame: Frame) -> Frame:
-        """Send a request, and return the answer. Raises the error of a FAILED answer.
-
-        If the caller is cancelled, so is the request.
-        """
-        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._pending[frame.token] = future
-        self.channel.send(frame)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.channel.send(Frame(Kind.CANCEL, token=frame.token))
-            raise
-        finally:
-            self._pending.pop(frame.token, None)
-
     def images(self, generation: int) -> RunningImages:
         """Return the images of a model that the main process runs."""
         return self._versions[generation].images
@@ -229,18 +172,6 @@ class RemoteBackend:
         """Send a RUN, whose answer `images` gets."""
         self._images[frame.token] = images
         self.channel.send(frame)
-
-    async def _check(self, name: str) -> None:
-        try:
-            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
-                await self._call(name)
-        except TimeoutError as error:
-            raise ServiceUnavailable("the main process does not respond") from error
-
-    async def _call(self, name: str, *arguments: Any) -> object:
-        payload = encode_call(name, *arguments)
-        answer = await self.ask(Frame(Kind.CALL, token=self.new_token(), payload=payload))
-        return cast(object, pickle.loads(answer.payload))  # noqa: S301 - from the main process
 
     def _receive(self, frame: Frame) -> None:
         match frame.kind:
