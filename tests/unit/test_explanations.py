@@ -73,9 +73,9 @@ def test_explaining_does_not_change_what_the_network_returns(crop: Crop) -> None
         network = _random_network(name).eval()
         with torch.no_grad():
             expected = network(images)
-            explainer = Explainer(_model(network), CPU)
-            explainer.explain(crop)
-            assert torch.equal(network(images), expected)
+        Explainer(_model(network), CPU).explain(crop)
+        with torch.no_grad():
+            assert torch.allclose(network(images), expected, atol=1e-5)
 
 
 def test_heat_is_on_the_dog() -> None:
@@ -93,7 +93,7 @@ def test_heat_is_on_the_dog() -> None:
 def test_hottest_places_matter_more_than_the_coldest(real_images: Path) -> None:
     """Without the hottest fifth of its pixels, an image loses more of its class than without the coldest."""
     model = load_model("efficientnet_lite0")
-    explainer = Explainer(model, CPU)
+    explainer = Explainer(model, CPU, threads=1)
     side = model.preprocessing.crop
     changed = list[Crop]()
     explanations = list[Explanation]()
@@ -114,8 +114,7 @@ def test_hottest_places_matter_more_than_the_coldest(real_images: Path) -> None:
     losses = before[:, None] - after.numpy().reshape(-1, 2, 1000)[range(len(classes)), :, classes]
     hottest, coldest = losses.T
     assert len(hottest) == 63
-    print(hottest.mean(), coldest.mean(), (hottest > coldest).mean())  # noqa: T201
-    assert hottest.mean() > 2 * coldest.mean()
+    assert hottest.mean() > 5 * coldest.mean()
     assert (hottest > coldest).mean() > 0.8
 
 
@@ -131,7 +130,7 @@ def test_model_for_small_images_is_explained() -> None:
 def test_another_class_has_another_heat(crop: Crop) -> None:
     """The class can be chosen; its probability is not more than that of the best one."""
     model = load_model("efficientnet_lite0")
-    explainer = Explainer(model, CPU)
+    explainer = Explainer(model, CPU, threads=1)
     best, fence = explainer.explain(crop), explainer.explain(crop, 716)
     assert (fence.class_id, model.labels[fence.class_id]) == (716, "picket fence")
     assert fence.probability < best.probability
@@ -149,7 +148,7 @@ def test_another_class_has_another_heat(crop: Crop) -> None:
 def test_model_without_gradients_says_what_helps(program: ONNXModel | OpenVINOModel, advice: str) -> None:
     model = Model("fruits", program, ("apple", "pear"), PREPROCESSING, "fruits.onnx")
     with pytest.raises(UnsupportedModelError, match=advice):
-        Explainer(model, CPU)
+        Explainer(model, CPU, threads=1)
 
 
 def test_network_without_places_names_the_families() -> None:

@@ -51,7 +51,7 @@ class RemoteCalls:
         self, key: ModelVersion, crop: Crop, class_id: int | None, deadline: float | None
     ) -> Explanation:
         """See `Backend`."""
-        pixels = base64.b64encode(crop).decode()
+        pixels = base64.b64encode(crop.tobytes()).decode()
         return cast(Explanation, await self._call("explain", key, pixels, len(crop), class_id, deadline))
 
     async def render_metrics(self, accept: str) -> tuple[bytes, str]:
