@@ -44,6 +44,8 @@ def test_methods_return_typed_responses(server: Running, jpeg: bytes, tmp_path: 
         assert valid.filename == "image.jpg"
         assert valid.predictions is not None
         assert invalid.error is not None
+        explanation = client.explain(file, label="cat")
+        assert (explanation.class_id, len(explanation.heat), len(explanation.heat[0])) == (3, 4, 4)
         info = client.info()
         assert info.model == "cifar10"
         assert info.limits.max_queue_wait_s > 0
@@ -58,6 +60,7 @@ def test_async_client_sends_requests_concurrently(server: Running, jpeg: bytes) 
         async with AsyncClient(server.url) as client:
             responses = await asyncio.gather(*(client.predict(jpeg, top_k=1) for _ in range(20)))
             assert len((await client.predict_batch([jpeg, jpeg])).results) == 2
+            assert (await client.explain(jpeg, class_id=3)).label == "cat"
             assert (await client.info()).model == "cifar10"
             assert len(await client.bench([1], 2)) == 1
             return {response.predictions[0].label for response in responses}
@@ -216,7 +219,7 @@ def test_openapi_names_for_generated_clients_are_stable(server: Running) -> None
         operation["operationId"] for methods in document["paths"].values() for operation in methods.values()
     }
     assert {name for name in names if not name.startswith("v2_")} == {
-        *("predict", "predict_batch", "bench", "info", "healthz", "readyz", "metrics", "reload")
+        *("predict", "predict_batch", "explain", "bench", "info", "healthz", "readyz", "metrics", "reload")
     }
     for model in (PredictResponse, BatchPredictResponse, Problem):
         model.model_validate(document["components"]["schemas"][model.__name__]["example"])

@@ -22,7 +22,7 @@ MONITORING = (*PROBES, "/v2/models/cifar10/versions/1/ready", "/metrics")
 @pytest.fixture(scope="module")
 def admin_server() -> Iterator[Running]:
     """Yield a server with a key for all scopes, which /reload needs."""
-    settings = Settings(model="cifar10", api_keys=f"{KEY} predict metrics bench admin")
+    settings = Settings(model="cifar10", api_keys=f"{KEY} predict explain metrics bench admin")
     with serving(settings) as running:
         running.client.headers["X-API-Key"] = KEY
         yield running

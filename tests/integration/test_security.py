@@ -133,6 +133,8 @@ def test_api_page_can_be_switched_off() -> None:
         (PREDICT, "GET", "/info", 200),
         (PREDICT, "GET", "/metrics", 403),
         (PREDICT, "GET", "/bench", 403),
+        (PREDICT, "POST", "/explain", 403),
+        (ALL_SCOPES, "POST", "/explain", 415),  # without an image
         (METRICS, "GET", "/metrics", 200),
         (METRICS, "GET", "/info", 403),
         (ADMIN, "POST", "/reload", 200),
@@ -211,7 +213,7 @@ def test_missing_key_file_stops_the_start(tmp_path: Path) -> None:
 
 def test_unknown_public_scope_stops_the_start() -> None:
     """A misspelled scope is reported, instead of being ignored."""
-    with pytest.raises(InvalidAPIKeysError, match="'all' is not one of predict, metrics, bench"):
+    with pytest.raises(InvalidAPIKeysError, match="'all' is not one of predict, explain, metrics, bench"):
         build_app_state(Settings(model="cifar10", public_scopes="all"))
 
 

@@ -54,6 +54,7 @@ SUBSTITUTIONS: Final = {
     rf"--weights {SMALL_NETWORK}\b": f"--network {SMALL_NETWORK} --weights resnet50.pth",
     r"\bW\.pth": "resnet50.pth",
     rf"(quantize|bench|export)( .*)?--model {SMALL_NETWORK}\b": r"\g<0> --weights resnet50.pth",
+    r"\bPomeranian\b": "dog",  # the servers here have cifar10
     "PORT=9000": "PORT=0",
     " +#.*": "",
     "^curl ": "curl --fail-with-body ",

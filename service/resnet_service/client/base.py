@@ -15,6 +15,7 @@ from resnet_service.schemas import (
     BatchPredictResponse,
     BenchmarkRow,
     EmbedResponse,
+    ExplainResponse,
     InfoResponse,
     PredictResponse,
     Problem,
@@ -29,6 +30,7 @@ _INFO_TIMEOUT_S: Final = 5.0
 _PREDICT_BODY: Final = TypeAdapter(PredictResponse)
 _BATCH_BODY: Final = TypeAdapter(BatchPredictResponse)
 _EMBED_BODY: Final = TypeAdapter(EmbedResponse)
+_EXPLAIN_BODY: Final = TypeAdapter(ExplainResponse)
 _INFO_BODY: Final = TypeAdapter(InfoResponse)
 TEXT: Final = TypeAdapter(str)
 _BENCH_ROWS: Final = TypeAdapter(list[BenchmarkRow])
@@ -144,6 +146,14 @@ def embed_request(
     """Return the request for the embedding of one image; reads the file if it is a path."""
     query = _drop_none(**parameters)
     return RequestSpec("POST", "/embed", _EMBED_BODY, parameters=query, files=[_part(image, name)])
+
+
+def explain_request(
+    image: Image, name: str | None, **parameters: str | int | None
+) -> RequestSpec[ExplainResponse]:
+    """Return the request for the explanation of one image, as numbers; reads the file if it is a path."""
+    query = _drop_none(**parameters, format="json")
+    return RequestSpec("POST", "/explain", _EXPLAIN_BODY, parameters=query, files=[_part(image, name)])
 
 
 def info_request() -> RequestSpec[InfoResponse]:

@@ -14,6 +14,7 @@ from resnet_service.schemas import (
     BatchPredictResponse,
     BenchmarkRow,
     EmbedResponse,
+    ExplainResponse,
     InfoResponse,
     PredictResponse,
     Priority,
@@ -89,6 +90,25 @@ class Client(BaseClient):
         """
         parameters = _parameters(None, priority, timeout_ms, model, version)
         return self._send(base.embed_request(image, name, normalize=normalize, **parameters))
+
+    def explain(
+        self,
+        image: Image,
+        *,
+        class_id: int | None = None,
+        label: str | None = None,
+        name: str | None = None,
+        timeout_ms: int | None = None,
+        model: str | None = None,
+        version: str | None = None,
+    ) -> ExplainResponse:
+        """Return which places of an image speak for a class.
+
+        The class is that with the index `class_id` or with `label`, by default the most probable one. The
+        service explains one image at a time. The other parameters are those of `predict`.
+        """
+        parameters = _explain_parameters(class_id, label, timeout_ms, model, version)
+        return self._send(base.explain_request(image, name, **parameters))
 
     def info(self) -> InfoResponse:
         """Return the model, the device, the versions, the machine and the request limits."""
@@ -190,6 +210,21 @@ class AsyncClient(BaseClient):
         spec = await asyncio.to_thread(base.embed_request, image, name, normalize=normalize, **parameters)
         return await self._send(spec)
 
+    async def explain(
+        self,
+        image: Image,
+        *,
+        class_id: int | None = None,
+        label: str | None = None,
+        name: str | None = None,
+        timeout_ms: int | None = None,
+        model: str | None = None,
+        version: str | None = None,
+    ) -> ExplainResponse:
+        """Return which places of an image speak for a class: see `Client.explain`."""
+        parameters = _explain_parameters(class_id, label, timeout_ms, model, version)
+        return await self._send(await asyncio.to_thread(base.explain_request, image, name, **parameters))
+
     async def info(self) -> InfoResponse:
         """Describe the service: see `Client.info`."""
         return await self._send(base.info_request())
@@ -243,6 +278,22 @@ def _parameters(
     return {
         "top_k": top_k,
         "priority": priority,
+        "timeout_ms": timeout_ms,
+        "model": model,
+        "version": version,
+    }
+
+
+def _explain_parameters(
+    class_id: int | None,
+    label: str | None,
+    timeout_ms: int | None,
+    model: str | None,
+    version: str | None,
+) -> dict[str, str | int | None]:
+    return {
+        "class_id": class_id,
+        "label": label,
         "timeout_ms": timeout_ms,
         "model": model,
         "version": version,
