@@ -65,13 +65,14 @@ def test_browsers_get_the_page(server: Running, accept: str) -> None:
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "", "text/htmlx, text/*"])
 def test_other_clients_get_links_as_json(server: Running, accept: str) -> None:
-    """All links are paths of the server that respond with 200."""
+    """All links but that of /explain are paths of the server that respond with 200."""
     response = server.client.get("/", headers={"accept": accept})
     assert response.headers["content-type"] == "application/json"
     assert response.headers["vary"] == "Accept"
     body = response.json()
     assert (body["name"], body["version"]) == ("resnet-service", __version__)
-    assert set(body["links"]) == {"docs", "openapi", "health", "ready", "info", "metrics"}
+    assert set(body["links"]) == {"docs", "openapi", "health", "ready", "info", "metrics", "explain"}
+    assert body["links"].pop("explain") == "/explain"  # for POST
     for path in body["links"].values():
         assert server.client.get(path).status_code == 200, path
 

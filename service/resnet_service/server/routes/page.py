@@ -14,6 +14,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import RedirectResponse, Response
 
 from resnet_service import __version__, images
+from resnet_service.explanations import has_captum
 from resnet_service.schemas import IndexResponse
 from resnet_service.server.state import StateDep
 
@@ -94,6 +95,8 @@ async def index(request: Request, state: StateDep) -> Response:
         links = {"health": "/healthz", "ready": "/readyz", "info": "/info", "metrics": "/metrics"}
         if state.settings.api_docs:
             links = {"docs": "/docs", "openapi": "/openapi.json"} | links
+        if has_captum():
+            links["explain"] = "/explain"  # the page has a button for it
         body = IndexResponse(
             name="resnet-service",
             version=__version__,
