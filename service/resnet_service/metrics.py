@@ -3,6 +3,7 @@
 Dashboards and alerts depend on the names. Units are base units: seconds and bytes.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Final, get_args
@@ -149,6 +150,8 @@ class Metrics:
             "Classified images by their best class; at most `prediction_classes` classes have a series.",
             (*MODEL, "class"),
         )
+        self.predicted_classes: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        """The classes with a series, by model and version: a load of a version does not remove them."""
         self.prediction_probability = histogram(
             "inference_prediction_probability",
             "Probability of the best class of each classified image.",

@@ -199,6 +199,18 @@ def test_reload_replaces_the_network_that_explains(tmp_path: Path, jpeg: bytes) 
         assert probability() != before
 
 
+def test_file_with_other_classes_than_those_served_is_reported(tmp_path: Path, jpeg: bytes) -> None:
+    """The network is loaded again for the first explanation: its classes must be those that are served."""
+    path = tmp_path / "model.safetensors"
+    write_checkpoint(path)
+    with serving(Settings(model=str(path))) as running:
+        write_checkpoint(path, label_prefix="new ")
+        response = running.client.post("/explain", files=files(jpeg))
+        assert "have changed since its load" in assert_problem(response, 503, "service-unavailable")
+        write_checkpoint(path)
+        assert running.client.post("/explain", files=files(jpeg)).status_code == 200
+
+
 def test_onnx_file_has_no_explanation(tmp_path: Path, jpeg: bytes) -> None:
     """The message says which model to use instead, also the second time."""
     pytest.importorskip("onnx", reason="requires the extra onnx")

@@ -170,6 +170,12 @@ def test_unchanged_files_are_304(server: Running, path: str) -> None:
     assert get_page(server.client, path, **{"if-none-match": '"other"'}).status_code == 200
 
 
+def test_long_list_of_etags_is_answered(server: Running) -> None:
+    """A regular expression for the separators took seconds of the event loop for so many spaces."""
+    headers = {"if-none-match": f'"a"{" " * 60_000}"b"'}
+    assert get_page(server.client, "/page/app.js", **headers).status_code == 200
+
+
 def test_head_has_the_headers_of_the_page(server: Running) -> None:
     head = server.client.head("/", headers={"accept": BROWSER})
     assert head.status_code == 200

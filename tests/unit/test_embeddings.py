@@ -173,6 +173,46 @@ def test_embedding_of_an_onnx_file(models: dict[str, Model], name: str, runtime:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
+def test_deep_network_has_an_embedding() -> None:
+    """Deeper than Python's limit on recursion."""
+    layers = [nn.Hardtanh() for _ in range(1500)]
+    model = model_of(nn.Sequential(nn.Flatten(), *layers, nn.Linear(3 * 8 * 8, CLASSES)), side=8)
+    assert create_runtime(model, "openvino", "fp32").embedding_size == 3 * 8 * 8
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_embedding_of_a_graph_in_fp16_is_fp32(tmp_path: Path, runtime: RuntimeName) -> None:
+    """A graph whose input and output are fp32 can have fp16 layers."""
+    pytest.importorskip("onnxruntime", reason="requires the extra onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    from tests.support.onnx import SIZE, small_graph, write
+
+    proto = small_graph()
+    graph = proto.graph
+    size, classes = SIZE, 2
+    weights = np.random.default_rng(0).normal(size=(3 * size * size, classes)).astype(np.float16)
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, size, size])
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", classes])
+    for entries in (graph.node, graph.initializer, graph.input, graph.output):
+        del entries[:]
+    graph.input.append(image)
+    graph.output.append(output)
+    graph.initializer.append(numpy_helper.from_array(weights, "weights"))
+    graph.node.extend(
+        [
+            helper.make_node("Cast", ["image"], ["half"], to=TensorProto.FLOAT16),
+            helper.make_node("Flatten", ["half"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], ["product"]),
+            helper.make_node("Cast", ["product"], ["output"], to=TensorProto.FLOAT),
+        ]
+    )
+    model = load_model(str(write(tmp_path / "half.onnx", proto)))
+    crops = [np.full((size, size, 3), level, np.uint8) for level in (0, 255)]
+    values = embeddings(create_runtime(model, runtime, "fp32"), crops)
+    assert values.shape == (2, 3 * size * size)
+
+
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_graph_without_a_product_before_its_output_has_no_embedding(
     tmp_path: Path, runtime: RuntimeName

@@ -1,6 +1,8 @@
 """Explanations: heat where the class is, for each family of networks, and the errors of those without any."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Final
 
 import numpy as np
@@ -15,6 +17,7 @@ from resnet_service.images import Crop, Preprocessing, decode_image
 from resnet_service.images.heat_map import draw_heat_map, upscale
 from resnet_service.models import Model, load_model
 from resnet_service.models.model import ONNXModel, OpenVINOModel
+from resnet_service.runtimes.batch_norm import fold_batch_norms
 from tests.support import PHOTOGRAPHS
 from tests.support.runtimes import create_runtime, probabilities
 
@@ -164,6 +167,29 @@ def test_threads_of_others_stay_as_they_are(crop: Crop) -> None:
     before = torch.get_num_threads()
     Explainer(_model(_random_network("resnet18")), CPU, threads=1).explain(crop)
     assert torch.get_num_threads() == before
+
+
+def test_explanations_succeed_while_a_network_is_traced(crop: Crop) -> None:
+    """torch.fx replaces a method of all networks while it traces one, as each load of a model does."""
+    explainer = Explainer(_model(_random_network("resnet18")), CPU)
+    network = _random_network("resnet18").eval()
+    is_done = Event()
+
+    def trace() -> int:
+        count = 0
+        while not is_done.is_set():
+            fold_batch_norms(network)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(1) as threads:
+        traced = threads.submit(trace)
+        try:
+            heats = [explainer.explain(crop).heat for _ in range(5)]
+        finally:
+            is_done.set()
+        assert traced.result(60) > 0
+    assert all(np.array_equal(heat, heats[0]) for heat in heats)
 
 
 LABELS: Final = ("tabby", "Samoyed", "crane", "Pomeranian", "crane")

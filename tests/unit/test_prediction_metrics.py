@@ -43,6 +43,15 @@ def test_first_classes_have_series_and_the_others_are_counted_together() -> None
     assert by_class(metrics, "inference_predictions_total") == {"_other": 2, "dog": 2, "ant": 1}
 
 
+def test_loads_of_a_version_do_not_add_series_beyond_the_limit() -> None:
+    metrics = Metrics()
+    for class_ids in ((0, 1), (2, 3), (1, 3)):
+        predictions = PredictionMetrics(metrics, MODEL, PredictionSettings(max_classes=2))
+        for class_id in class_ids:
+            predictions.record(result(class_id))
+    assert by_class(metrics, "inference_predictions_total") == {"_other": 3, "ant": 1, "bee": 2}
+
+
 def test_classes_of_the_baseline_have_series_before_they_are_predicted() -> None:
     metrics = Metrics()
     predictions = PredictionMetrics(metrics, MODEL, PredictionSettings(2, BASELINE))
@@ -113,7 +122,23 @@ def test_baseline_is_not_recorded_across_a_restart_or_without_images() -> None:
         record_baseline(counts, counts, max_classes=20)
 
 
-@pytest.mark.parametrize("metrics", ["", "up 1\n", "inference_predictions_total{model=1} 1\n", "<html>\n"])
+def test_baseline_needs_classes_with_series() -> None:
+    metrics = Metrics()
+    PredictionMetrics(metrics, MODEL, PredictionSettings(max_classes=0)).record(result(0))
+    with pytest.raises(BaselineError, match="--prediction-classes"):
+        record_baseline({}, read_predictions(text(metrics)), max_classes=20)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        "",
+        "up 1\n",
+        'inference_predictions_total{model="m",class="c"} +Inf\n',
+        "inference_predictions_total{model=1} 1\n",
+        "<html>\n",
+    ],
+)
 def test_text_that_is_not_of_a_service_is_an_error(metrics: str) -> None:
     with pytest.raises(BaselineError, match="metrics"):
         read_predictions(metrics)

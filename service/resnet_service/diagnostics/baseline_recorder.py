@@ -37,7 +37,7 @@ def read_predictions(metrics: str) -> dict[str, PredictionCounts]:
                 counts[sample.labels["model"]].images[sample.labels["class"]] += int(sample.value)
             elif sample.name == _PROBABILITY_SUM:
                 counts[sample.labels["model"]].probability += sample.value
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OverflowError) as error:
         raise BaselineError("the service does not return metrics in Prometheus' text format") from error
     if not counts:
         raise BaselineError("the metrics of the service have no predictions: it is older than this program")
@@ -69,5 +69,7 @@ def record_baseline(
                 probability=min(1.0, (counts.probability - previous.probability) / total),
             )
     if not models:
+        if any(counts.images[OTHER_CLASS] for counts in after.values()):
+            raise BaselineError("no class has a series of its own: raise --prediction-classes of the service")
         raise BaselineError("the service has not classified an image; send it some of those that are usual")
     return Baseline(recorded_at=datetime.now(UTC).isoformat(timespec="seconds"), models=models)

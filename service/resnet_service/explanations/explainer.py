@@ -14,19 +14,21 @@ from resnet_service.explanations.layers import attach_grid_view
 from resnet_service.images import Crop
 from resnet_service.images.heat_map import Heat
 from resnet_service.models import Model
+from resnet_service.runtimes.batch_norm import TRACING
 from resnet_service.runtimes.pytorch import translate_device_errors
 from resnet_service.runtimes.runtime import normalization
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The class that was explained, its probability, and which places of the image speak for it.
+    """The class that was explained, its label and probability, and which places of the image speak for it.
 
     heat: [H, W], 0 to 1, for equal parts of the crop. The largest value is 1, unless no place speaks for the
         class: then all are 0. Its size is that of the last layer with places: 7 x 7 for most networks.
     """
 
     class_id: int
+    label: str
     probability: float
     heat: Heat
 
@@ -49,7 +51,8 @@ class Explainer:
         """
         self._device = device
         self._threads = threads
-        with translate_device_errors(), _limited_threads(threads):
+        self._labels = model.labels
+        with TRACING.shared(), translate_device_errors(), _limited_threads(threads):
             self._network = model.network.to(device).requires_grad_(requires_grad=False)
             self._mean, self._std = (values.to(device) for values in normalization(model.preprocessing))
             self._view = attach_grid_view(self._network, model.preprocessing.crop)
@@ -61,7 +64,7 @@ class Explainer:
         """
         from captum.attr import LayerGradCam  # takes a second
 
-        with translate_device_errors(), _limited_threads(self._threads):
+        with TRACING.shared(), translate_device_errors(), _limited_threads(self._threads):
             pixels = torch.tensor(crop, device=self._device).permute(2, 0, 1)[None]
             images = (pixels - self._mean) / self._std
             with torch.no_grad():
@@ -75,7 +78,8 @@ class Explainer:
             largest = heat.max()
             if largest > 0:
                 heat = heat / largest
-            return Explanation(target, float(probabilities[target]), heat.float().cpu().numpy())
+            values = heat.float().cpu().numpy()
+            return Explanation(target, self._labels[target], float(probabilities[target]), values)
 
 
 @contextmanager

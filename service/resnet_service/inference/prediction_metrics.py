@@ -22,7 +22,7 @@ class PredictionMetrics:
     """The predictions of one version of a model, from its load to its unload.
 
     A class has a series of its own if it is in the baseline, or if fewer than the maximum have one when it is
-    first predicted. The others are counted together.
+    first predicted in this process. The others are counted together.
 
         predictions = PredictionMetrics(metrics, model, PredictionSettings())
         predictions.record(result)
@@ -35,11 +35,13 @@ class PredictionMetrics:
         self._names = class_names(model.labels)
         self._probability = metrics.prediction_probability.labels(*model.key)
         self._other = metrics.predictions.labels(*model.key, OTHER_CLASS)
-        expected = () if settings.baseline is None else settings.baseline.shares
+        self._known = metrics.predicted_classes[model.key]
+        if settings.baseline is not None:
+            self._known.update(settings.baseline.shares.keys() & set(self._names))
         self._classes = {
             index: metrics.predictions.labels(*model.key, name)
             for index, name in enumerate(self._names)
-            if name in expected
+            if name in self._known
         }
 
     def bind_metrics(self) -> None:
@@ -57,7 +59,8 @@ class PredictionMetrics:
         counter = self._classes.get(best)
         if counter is None:
             counter = self._other
-            if len(self._classes) < self.settings.max_classes:
+            if len(self._known) < self.settings.max_classes:
+                self._known.add(self._names[best])
                 counter = self._metrics.predictions.labels(*self._key, self._names[best])
                 self._classes[best] = counter
         counter.inc()

@@ -14,8 +14,8 @@ from torch import nn
 from resnet_service.files import app_cache_dir
 from resnet_service.images import Preprocessing
 
-_IR_VERSION: Final = 2
-"""Of the converted networks: since 2, they have the embeddings as an output."""
+_IR_VERSION: Final = 3
+"""Of the converted networks: since 3, they have the embeddings as an output of fp32."""
 
 
 def cached_topology(network: nn.Module, preprocessing: Preprocessing) -> Path:

@@ -1,5 +1,6 @@
 """Find the embedding in an OpenVINO model: the input of the classifier, before it is quantized."""
 
+from collections.abc import Collection
 from typing import Final
 
 import openvino as ov
@@ -20,10 +21,11 @@ def add_embedding_output(model: ov.Model) -> None:
 
     Models that are quantized already get the output as well: their files do not have it.
     """
-    source = _classifier_input(model)
+    variable = _variable_nodes(model)
+    source = _classifier_input(model, variable)
     if source is None:
         return
-    source = _before_quantization(source)
+    source = _before_quantization(source, variable)
     shape = source.get_partial_shape()
     if shape.rank.is_dynamic or any(dimension.is_dynamic for dimension in list(shape)[1:]):
         return
@@ -32,6 +34,8 @@ def add_embedding_output(model: ov.Model) -> None:
         return
     if len(sizes) > 1:
         source = ops.reshape(source, [0, sizes[0]], special_zero=True).output(0)  # 0: the size of the batch
+    if source.get_element_type() != ov.Type.f32:  # a graph can be fp32 outside and fp16 within
+        source = ops.convert(source, "f32").output(0)
     [added] = model.add_outputs(source)
     added.get_tensor().add_names({NAME})
 
@@ -44,36 +48,48 @@ def embedding_size(model: ov.CompiledModel) -> int | None:
     return None
 
 
-def _classifier_input(model: ov.Model) -> ov.Output | None:
+def _classifier_input(model: ov.Model, variable: Collection[str]) -> ov.Output | None:
     """Return the tensor that the last layer multiplies by its weights; None if it is no product."""
     node = model.outputs[0].get_node()
     while node.get_type_name() in _AFTER_CLASSIFIER:
-        variable = [value for value in node.input_values() if not _is_constant(value)]
-        if len(variable) != 1:
+        inputs = [value for value in node.input_values() if not _is_constant(value, variable)]
+        if len(inputs) != 1:
             return None
-        node = variable[0].get_node()
+        node = inputs[0].get_node()
     if node.get_type_name() != "MatMul":
         return None
     values, weights = node.input_values()
-    return None if _is_constant(values) or not _is_constant(weights) else values
+    return None if _is_constant(values, variable) or not _is_constant(weights, variable) else values
 
 
-def _before_quantization(source: ov.Output) -> ov.Output:
+def _before_quantization(source: ov.Output, variable: Collection[str]) -> ov.Output:
     """Return the tensor of which `source` is a quantized copy, possibly of another shape; else `source`."""
     current = source
     while True:
         node = current.get_node()
         kind = node.get_type_name()
-        if kind not in _QUANTIZING | _RESHAPING or not all(map(_is_constant, node.input_values()[1:])):
+        if kind not in _QUANTIZING | _RESHAPING:
+            return source
+        if not all(_is_constant(value, variable) for value in node.input_values()[1:]):
             return source
         current = node.input_value(0)
         if kind == "FakeQuantize":
             return current
 
 
-def _is_constant(value: ov.Output) -> bool:
+def _is_constant(value: ov.Output, variable: Collection[str]) -> bool:
     """Return whether a tensor does not depend on the model's input, as weights that are quantized."""
-    node = value.get_node()
-    if node.get_type_name() == "Parameter":
-        return False
-    return all(map(_is_constant, node.input_values()))
+    return value.get_node().get_name() not in variable
+
+
+def _variable_nodes(model: ov.Model) -> set[str]:
+    """Return the unique names of the nodes that depend on the model's input.
+
+    In one pass from the first to the last: networks are deeper than Python's limit on recursion.
+    """
+    names: set[str] = set()
+    for node in model.get_ordered_ops():
+        inputs = (value.get_node().get_name() for value in node.input_values())
+        if node.get_type_name() == "Parameter" or not names.isdisjoint(inputs):
+            names.add(node.get_name())
+    return names

@@ -27,6 +27,7 @@ _DTYPES: Final = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+_DEFAULT_THREADS: Final = torch.get_num_threads()
 _OUT_OF_MEMORY_TEXTS: Final = ("can't allocate memory", "out of memory")
 
 
@@ -60,7 +61,8 @@ class TorchRuntime:
         self._device = device
         self._dtype = _DTYPES[precision]
         self._channels_last = channels_last
-        self._threads = threads
+        # With a number of its own in any case: while an explanation runs, new threads would have that of its.
+        self._threads = threads or (_DEFAULT_THREADS if device.type == "cpu" else None)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             torch.backends.cudnn.allow_tf32 = precision == "tf32"

@@ -118,7 +118,7 @@ def top_k(
     """
     best = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
     ranked = np.take_along_axis(best, np.argsort(-np.take_along_axis(probabilities, best, 1), axis=1), 1)
-    copied = None if embeddings is None else embeddings.copy()
+    copied = None if embeddings is None else np.array(embeddings, np.float32)
     return TopKResult(ranked, np.take_along_axis(probabilities, ranked, 1), device, copied)
 
 

@@ -16,6 +16,7 @@ from resnet_service.errors import (
     InferenceError,
     ModelLoadError,
     OverloadedError,
+    ServiceUnavailable,
     UnsupportedModelError,
 )
 from resnet_service.explanations import Explainer, Explanation, require_captum
@@ -27,7 +28,8 @@ from resnet_service.models import ModelSource, load_model
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 _MAX_REQUESTS: Final = 8
-"""Requests that run or wait, over all processes: of a ResNet-50, the last one waits for three seconds."""
+"""Requests that run or wait, over all processes, of which each has at least one: of a ResNet-50, the last one
+of eight waits for three seconds."""
 _THREADS: Final = 1
 """Cores of an explanation; serving keeps the others."""
 
@@ -57,6 +59,9 @@ class Explainers:
     ) -> Explanation:
         """Explain a class of `crop`, [S, S, 3], with the model of an engine: see `Backend.explain`."""
         require_captum()
+        size, classes = engine.model.preprocessing.crop, len(engine.model.labels)
+        if crop.shape[0] != size or (class_id or 0) >= classes:  # the request was checked against another one
+            raise ServiceUnavailable("the model was replaced meanwhile; send the request again")
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._thread.run(self._explain, engine, crop, class_id)
@@ -79,12 +84,15 @@ class Explainers:
         started = time.perf_counter()
         try:
             model = replace(load_model(self._sources[engine]), name=engine.key.name)
+            served = engine.model
+            if (model.labels, model.preprocessing) != (served.labels, served.preprocessing):
+                raise ServiceUnavailable("the files of the model have changed since its load: reload it")
             explainer = Explainer(model, torch.device("cpu"), _THREADS)
         except ModelLoadError as error:
             _log.error("explainer_load_failed", model=engine.key.name, reason=str(error))
             raise InferenceError("the model cannot be loaded again for explanations; see the log") from error
         except UnsupportedModelError as error:
-            return error
+            return UnsupportedModelError(*error.args)  # its traceback refers to the weights
         seconds = round(time.perf_counter() - started, 3)
         _log.info("explainer_loaded", model=engine.key.name, version=engine.key.version, seconds=seconds)
         return explainer

@@ -143,7 +143,7 @@ def _preferred_format(request: Request) -> str:
 def _to_response(served: ServedModel, explanation: Explanation) -> ExplainResponse:
     return ExplainResponse(
         class_id=explanation.class_id,
-        label=served.model.labels[explanation.class_id],
+        label=explanation.label,
         probability=explanation.probability,
         heat=[[round(float(value), 4) for value in row] for row in explanation.heat],
         input_size=served.model.preprocessing.crop,
@@ -155,7 +155,7 @@ def _to_response(served: ServedModel, explanation: Explanation) -> ExplainRespon
 def _headers(served: ServedModel, explanation: Explanation) -> dict[str, str]:
     values = (
         str(explanation.class_id),
-        quote(served.model.labels[explanation.class_id], _PLAIN),
+        quote(explanation.label, _PLAIN),
         f"{explanation.probability:.6f}",
         quote(served.model.name, _PLAIN),
         served.model.version,

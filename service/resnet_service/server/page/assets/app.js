@@ -32,7 +32,8 @@ function showReachable(isNow) {
 /** Load what is served. If the API key is missing or wrong, ask for it. */
 async function load() {
   try {
-    await models.load();
+    await Promise.all([showLinks(), models.load()]);
+    if (!models.info) return; // a later load has begun
     classifier.setLimit(models.info.limits.max_upload_bytes);
     byId("again").hidden = !models.hasChoice;
     byId("key-form").hidden = true;
@@ -143,8 +144,3 @@ async function showLinks() {
 
 await load();
 live.start();
-try {
-  await showLinks();
-} catch (problem) {
-  if (!(problem instanceof Problem)) throw problem; // the state of the connection is shown already
-}

@@ -2,7 +2,7 @@
 
 const SAMPLE = /^(\w+)(?:\{(.*)\})? (\S+)$/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
-const INFERENCE_ROUTE = /^\/predict(\/batch)?$|^\/v2\/.*\/infer$/;
+const INFERENCE_ROUTE = /^\/(predict|predict\/batch|embed)$|^\/v2\/.*\/infer$/;
 
 /**
  * Read what the page shows: the histogram of requests that classify images (cumulative counts by upper bound in
