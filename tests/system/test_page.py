@@ -91,12 +91,29 @@ def test_sample_image_is_classified_with_one_click() -> None:
         )
         for duration in dog.locator(".waterfall .duration").all_text_contents():
             assert re.fullmatch(r"\d[\d.]* m?s", duration)
-        assert dog.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 480
+        assert (
+            dog.locator(".picture").evaluate("image => image.decode().then(() => image.naturalWidth)") == 480
+        )
         expect(page.get_by_role("status").filter(has_text="dog.jpg")).to_have_text(
             re.compile(r"^dog\.jpg: Samoyed, [67]\d\.\d %$")
         )
         expect(page.locator("#rate")).to_have_text(re.compile(r"^[\d.]+$"))
         photographed(page, "page")
+
+
+def test_explanation_is_shown_over_the_image(page: Page) -> None:
+    """The button shows the places that speak for the best class, and hides them again."""
+    pytest.importorskip("captum", reason="requires the extra explain")
+    choose(page, PHOTOGRAPHS / "cat.jpg")
+    cat = card(page, "cat.jpg")
+    button = cat.get_by_role("button", name="Explain, cat.jpg")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    button.click()
+    heat = cat.get_by_role("img", name=re.compile("^Places that speak for cat"))
+    expect(heat).to_be_visible()
+    assert heat.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
+    button.click()
+    expect(heat).to_be_hidden()
 
 
 def test_files_of_the_chooser_are_classified_or_have_the_words_of_the_service(page: Page) -> None:
@@ -172,7 +189,7 @@ def test_many_images_are_sent_a_few_at_a_time(server: Running, page: Page, jpeg:
     expect(page.locator(".card[data-state=done]")).to_have_count(200, timeout=240_000)
     expect(page.get_by_text("200 images", exact=True)).to_be_visible()
     expect(page.locator("#announcement")).to_have_text("Classified 200 images")
-    preview = page.locator(".card").first.locator("img")
+    preview = page.locator(".card").first.locator(".picture")
     expect(preview).to_be_visible()
     assert preview.evaluate("image => image.decode().then(() => image.naturalWidth)") == 480  # of 774
     page.get_by_role("button", name="Clear").click()
@@ -452,7 +469,7 @@ def test_page_is_accessible(server: Running, color_scheme: str, width: int) -> N
         assert violations(page) == []
         choose(page, PHOTOGRAPHS / "cat.jpg", file("x" * 200 + ".jpg", b"text", "text/plain"))
         expect(page.get_by_text("2 images, 1 failed")).to_be_visible()
-        expect(card(page, "cat.jpg").locator("img")).to_be_visible()
+        expect(card(page, "cat.jpg").locator(".picture")).to_be_visible()
         assert violations(page) == []
         photographed(page, f"page-{color_scheme}-{width}")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
