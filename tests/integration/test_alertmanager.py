@@ -17,6 +17,9 @@ import yaml
 
 from monitoring.local import CONFIGURATION, free_port
 from tests.support.prometheus import require_program
+from tests.support.server import only_once
+
+pytestmark = only_once
 
 FOLDER: Final = CONFIGURATION.parent / "alertmanager"
 TIMEOUT_S: Final = 30.0

@@ -13,7 +13,9 @@ from resnet_service.server.run import management_server
 from resnet_service.settings import Settings
 from tests.support import PHOTOGRAPHS, REPOSITORY
 from tests.support.http import assert_problem
-from tests.support.server import Running, serving
+from tests.support.server import Running, only_once, serving
+
+pytestmark = only_once
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 ASSETS = REPOSITORY / "service/resnet_service/server/page/assets"
