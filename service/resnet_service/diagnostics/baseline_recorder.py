@@ -49,7 +49,7 @@ def record_baseline(
 ) -> Baseline:
     """Return the baseline of the predictions between two readings, with the most frequent classes.
 
-    Models without a new prediction are left out. Raises BaselineError if there is no other, or if the service
+    Models without a new prediction are left out. Raises BaselineError if no model is left, or if the service
     was restarted in between.
     """
     models: dict[str, ModelBaseline] = {}

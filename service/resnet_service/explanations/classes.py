@@ -12,7 +12,7 @@ _MAX_SHOWN: Final = 50
 def find_class(labels: Sequence[str], class_id: int | None, label: str | None) -> int | None:
     """Return the index of a class; None if neither `class_id` nor `label` is set.
 
-    The case of a label does not count. Raises InvalidRequestError if both are set, if there is no such class,
+    The case of a label does not count. Raises InvalidRequestError if both are set, if the class is unknown,
     with the most similar label, and if several classes have the label, with their indexes. The search for a
     similar label takes 20 us for each label.
     """

@@ -35,7 +35,7 @@ def attach_grid_view(network: nn.Module, size: int) -> GridView:
 
     `network` takes [1, 3, size, size] and its parameters need no gradients. The layer is the last one whose
     places influence the best class; those of a Vision Transformer's last block do not, because only its class
-    token is used. A pass with noise finds it. Raises UnsupportedModelError if there is no such layer.
+    token is used. A pass with noise finds it. Raises UnsupportedModelError without such a layer.
     """
     noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     device = next(network.parameters()).device

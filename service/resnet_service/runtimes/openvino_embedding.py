@@ -49,7 +49,7 @@ def embedding_size(model: ov.CompiledModel) -> int | None:
 
 
 def _classifier_input(model: ov.Model, variable: Collection[str]) -> ov.Output | None:
-    """Return the tensor that the last layer multiplies by its weights; None if it is no product."""
+    """Return the tensor that the last layer multiplies by its weights; None if that layer is another one."""
     node = model.outputs[0].get_node()
     while node.get_type_name() in _AFTER_CLASSIFIER:
         inputs = [value for value in node.input_values() if not _is_constant(value, variable)]

@@ -76,7 +76,7 @@ class Runtime(Protocol):
 
     `create_runtimes` creates it. Not thread-safe: all calls must come from the same thread. `name` is the
     kind of runtime ("torch"), `device` and `precision` are those in use. `embedding_size` is the length of an
-    embedding, which is the input of the classifier, the last linear layer; None if there is no such layer.
+    embedding, which is the input of the classifier, the last linear layer; None without such a layer.
     """
 
     name: str
