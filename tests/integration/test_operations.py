@@ -227,7 +227,7 @@ def test_every_operation_is_described(server: Running) -> None:
     document = server.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
         *("/predict", "/predict/batch", "/bench", "/metrics", "/healthz", "/readyz"),
-        *("/info", "/labels", "/reload"),
+        *("/info", "/labels", "/reload", "/embed", "/explain"),
         *("/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/infer"),
         *(f"{model}/{rest}" for rest in ("config", "stats")),
         *(f"{model}/versions/{{version}}{rest}" for rest in ("", "/ready", "/infer", "/config", "/stats")),
