@@ -128,6 +128,9 @@ def test_failed_load_changes_nothing(
         monkeypatch.setattr(server.engines, "load_engine", load_too_large)
     else:
         file.write_bytes(b"damaged")
+    assert (
+        answered(predict(server, jpeg, model="pets")) == "pets-1"
+    )  # its best class has a series from now on
     before = state(server)
     message = error_message(load(server, name), 500)
     assert "nothing has changed" in message

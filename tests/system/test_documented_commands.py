@@ -35,6 +35,7 @@ PAGES: Final = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.
 TESTED_ELSEWHERE: Final = {
     "make test": ".ci/run",
     "make load-test": "tests/system/test_load_tests.py",
+    "resnet-service baseline": "tests/integration/test_predictions.py",
     "make reliability": "tests/system/test_reliability.py",
     ".venv/bin/python -m load_tests overload": "tests/system/test_reliability.py",
     "make compare-peers": "tests/system/test_load_tests.py",

@@ -15,7 +15,7 @@ from resnet_service.server.rpc.status import GRPC_CODES
 from tests.support import REPOSITORY
 
 PROTOCOL = Path("resnet_service/server/rpc/protocol")
-HTTP_ONLY = {"MalformedRequest", "HeadersTooLarge"}
+HTTP_ONLY = {"MalformedRequest", "HeadersTooLarge", "MissingDependencyError", "UnsupportedModelError"}
 """Errors of connections and routes that gRPC does not have."""
 
 

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from resnet_service.inference.prediction_baseline import ModelBaseline
 from resnet_service.metric_labels import OTHER_CLASS
 from resnet_service.metrics import Metrics
-from resnet_service.models import ModelDescription
+from resnet_service.models import ModelDescription, ModelVersion
 from resnet_service.runtimes import TopKResult
 
 
@@ -33,20 +34,16 @@ class PredictionMetrics:
         self._key = model.key
         self._metrics = metrics
         self._names = class_names(model.labels)
-        self._probability = metrics.prediction_probability.labels(*model.key)
-        self._other = metrics.predictions.labels(*model.key, OTHER_CLASS)
-        self._known = metrics.predicted_classes[model.key]
-        if settings.baseline is not None:
-            self._known.update(settings.baseline.shares.keys() & set(self._names))
-        self._classes = {
-            index: metrics.predictions.labels(*model.key, name)
-            for index, name in enumerate(self._names)
-            if name in self._known
-        }
+
+    @cached_property
+    def _series(self) -> "_Series":
+        """The series; created when the version serves, because a load that fails must leave none."""
+        return _Series(self._metrics, self._key, self._names, self.settings)
 
     def bind_metrics(self) -> None:
         """Make the gauges of the baseline those of this version, and not those of one bound before."""
         metrics, baseline = self._metrics, self.settings.baseline
+        _ = self._series  # rate() needs the 0 before the first prediction
         metrics.remove_baseline(*self._key)
         if baseline is not None:
             for name, share in (*baseline.shares.items(), (OTHER_CLASS, baseline.other_share)):
@@ -55,16 +52,39 @@ class PredictionMetrics:
 
     def record(self, result: TopKResult) -> None:
         """Count the result of one image, best class first."""
-        best = int(result.class_ids[0])
+        self._series.count(int(result.class_ids[0]), float(result.probabilities[0]))
+
+
+class _Series:
+    """The series of one version; those of its classes are created as described in `PredictionMetrics`."""
+
+    def __init__(
+        self, metrics: Metrics, key: ModelVersion, names: Sequence[str], settings: PredictionSettings
+    ) -> None:
+        self._key = key
+        self._names = names
+        self._max_classes = settings.max_classes
+        self._counter = metrics.predictions
+        self._probability = metrics.prediction_probability.labels(*key)
+        self._other = metrics.predictions.labels(*key, OTHER_CLASS)
+        self._known = metrics.predicted_classes[key]
+        if settings.baseline is not None:
+            self._known.update(settings.baseline.shares.keys() & set(names))
+        self._classes = {
+            index: metrics.predictions.labels(*key, name)
+            for index, name in enumerate(names)
+            if name in self._known
+        }
+
+    def count(self, best: int, probability: float) -> None:
         counter = self._classes.get(best)
         if counter is None:
             counter = self._other
-            if len(self._known) < self.settings.max_classes:
+            if len(self._known) < self._max_classes:
                 self._known.add(self._names[best])
-                counter = self._metrics.predictions.labels(*self._key, self._names[best])
-                self._classes[best] = counter
+                counter = self._classes[best] = self._counter.labels(*self._key, self._names[best])
         counter.inc()
-        self._probability.observe(float(result.probabilities[0]))
+        self._probability.observe(probability)
 
 
 def class_names(labels: Sequence[str]) -> list[str]:
