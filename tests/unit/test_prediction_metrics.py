@@ -113,6 +113,7 @@ def test_baseline_includes_classes_without_series_in_the_total() -> None:
 def test_baseline_is_not_recorded_across_a_restart_or_without_images() -> None:
     metrics = Metrics()
     predictions = PredictionMetrics(metrics, MODEL, PredictionSettings())
+    predictions.bind_metrics()
     empty = read_predictions(text(metrics))
     predictions.record(result(0))
     counts = read_predictions(text(metrics))
