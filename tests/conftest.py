@@ -52,6 +52,12 @@ def default_model() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print tables one line per row, however wide the terminal that runs the tests and long their paths."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
+@pytest.fixture(autouse=True)
 def default_torch_threads() -> Iterator[None]:
     """Restore the number of threads, which a runtime sets: the results of training depend on it."""
     yield
