@@ -466,6 +466,22 @@ _PREDICTED: Final = {
             top=1,
         ),
         Panel(
+            "Entropy of the probabilities",
+            "The median and the upper quartile; 100 %: all classes are equally probable. Images unlike those "
+            "that the model was trained with often have a high entropy.",
+            "percentunit",
+            tuple(
+                Series(
+                    _quantile(
+                        part / 100, "inference_prediction_entropy", "model, version, le", SELECTED_MODELS
+                    ),
+                    f"{_VERSION}, p{part}",
+                )
+                for part in (50, 75)
+            ),
+            top=1,
+        ),
+        Panel(
             "Mean probability and baseline",
             "Mean probability of the best class, and that of the baseline.",
             "percentunit",

@@ -4,21 +4,10 @@ Dashboards and alerts depend on the names. Units are base units: seconds and byt
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from functools import partial
 from typing import Final, get_args
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import Counter, Gauge, Histogram
 
 from resnet_service.metric_labels import (
     CONNECTION_REASONS,
@@ -30,6 +19,7 @@ from resnet_service.metric_labels import (
     SHADOW_OUTCOMES,
     STAGES,
 )
+from resnet_service.metric_registry import MetricRegistry, unbind
 from resnet_service.schemas import Priority
 
 # From the decoding of a thumbnail (1 ms) to the default deadline (30 s).
@@ -37,22 +27,15 @@ _DURATION_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25
 _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _PROBABILITY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
 _BEST_PROBABILITY_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+_ENTROPY_BUCKETS: Final = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _IMAGE_BYTES_BUCKETS: Final = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7, 3e7)
 
 
-class Metrics:
-    """The metrics of one application. A process has one instance per application that it serves.
-
-    In an HTTP worker, the values are in files that the main process adds up (prometheus_client's multiprocess
-    mode, which the variable PROMETHEUS_MULTIPROC_DIR selects); `refresh` has to be called there.
-    """
+class Metrics(MetricRegistry):
+    """The metrics of one application. A process has one instance per application that it serves."""
 
     def __init__(self, *, in_worker: bool = False) -> None:
-        self._reported: dict[Gauge, Callable[[], float]] | None = {} if in_worker else None
-        disable_created_metrics()  # a `_created` series per counter, which no dashboard or alert uses
-        self.registry = CollectorRegistry()
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self.registry)
+        super().__init__(in_worker=in_worker)
         counter = partial(Counter, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry, multiprocess_mode="livesum")
         histogram = partial(Histogram, registry=self.registry)
@@ -158,6 +141,13 @@ class Metrics:
             MODEL,
             buckets=_BEST_PROBABILITY_BUCKETS,
         )
+        self.prediction_entropy = histogram(
+            "inference_prediction_entropy",
+            "Entropy of the probabilities of a classified image, relative to its maximum: 0 if one class is "
+            "certain, 1 if all are equally probable.",
+            MODEL,
+            buckets=_ENTROPY_BUCKETS,
+        )
         self.baseline_share = gauge(
             "inference_baseline_share",
             "Share of the images with this best class in the baseline, 0 to 1.",
@@ -235,10 +225,10 @@ class Metrics:
     def remove_model(self, model: str, version: str) -> None:
         """Remove the gauges of a version that was unloaded; its counters and histograms stay."""
         for gauge in (self.largest_batch, self.requests_waiting):
-            _unbind(gauge.labels(model, version))
+            unbind(gauge.labels(model, version))
         for gauge in (self.queue_depth, self.queue_wait):
             for priority in get_args(Priority):
-                _unbind(gauge.labels(model, version, priority))
+                unbind(gauge.labels(model, version, priority))
         for gauge in (
             self.largest_batch,
             self.device_streams,
@@ -260,37 +250,5 @@ class Metrics:
     def remove_device(self, device: str) -> None:
         """Remove the gauges of a device that no model uses any more."""
         for gauge in (self.device_memory, self.device_memory_limit):
-            _unbind(gauge.labels(device))
+            unbind(gauge.labels(device))
             gauge.remove(device)
-
-    def report(self, gauge: Gauge, function: Callable[[], float]) -> None:
-        """Make a gauge have the value of a function: at each scrape, or in a worker at each `refresh`."""
-        if self._reported is None:
-            gauge.set_function(function)
-        else:
-            self._reported[gauge] = function
-
-    def refresh(self) -> None:
-        """Set the gauges of a worker: a scrape of the main process reads their files only."""
-        for gauge, function in (self._reported or {}).items():
-            gauge.set(function())
-
-    def render(self, accept: str, registry: CollectorRegistry | None = None) -> tuple[bytes, str]:
-        """Return all metrics and their content type: Prometheus text, or OpenMetrics if `accept` names it.
-
-        `accept` is the value of a header `Accept`; `registry` replaces that of this process.
-        """
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # an invalid version in Accept
-            encode, content_type = choose_encoder("")
-        return encode(registry or self.registry), content_type
-
-
-def _unbind(gauge: Gauge) -> None:
-    """Release what the function of a gauge refers to.
-
-    A gauge and its function refer to each other: without this, the memory of a model that was unloaded would
-    wait for the garbage collector, which comes late, and never to objects from before the start.
-    """
-    gauge.set_function(float)

@@ -15,7 +15,16 @@ PACKAGE: Final = SOURCE_ROOT / "resnet_service"
 
 LAYERS: Final = [
     {
-        *("errors", "settings", "schemas", "log_config", "metric_labels", "metrics", "tracing"),
+        *(
+            "errors",
+            "settings",
+            "schemas",
+            "log_config",
+            "metric_labels",
+            "metric_registry",
+            "metrics",
+            "tracing",
+        ),
         *("machine", "cgroups", "files", "figures", "malloc", "healthcheck"),
         *("environment", "hints", "option_types", "proxies", "urls"),
     },
@@ -40,7 +49,7 @@ ONLY_IN: Final = {
     "grpc": {"server"},
     "grpc_health": {"server"},
     "grpc_reflection": {"server"},
-    "prometheus_client": {"diagnostics", "metrics", "server"},
+    "prometheus_client": {"diagnostics", "metric_registry", "metrics", "server"},
     "opentelemetry": {"tracing"},
     "PIL": {"images"},
     "simplejpeg": {"images"},

@@ -257,7 +257,7 @@ def test_embedding_of_a_quantized_model_has_the_same_direction(cifar10: Model, r
 def test_embedding_that_is_not_finite_is_an_error() -> None:
     """An embedding that overflows is an error of the inference, as a probability is."""
     result = TopKResult(
-        np.zeros(1, np.int64), np.ones(1, np.float32), "cpu", np.array([1, np.inf], np.float32)
+        np.zeros(1, np.int64), np.ones(1, np.float32), np.float32(0), "cpu", np.array([1, np.inf], np.float32)
     )
     with pytest.raises(InferenceError, match="not finite"):
         result.top(1)

@@ -22,8 +22,8 @@ MODEL = ModelDescription("m", ("ant", "bee", "cat", "dog"), Preprocessing(8, 8, 
 BASELINE = ModelBaseline(images=1000, shares={"dog": 0.6, "bee": 0.1}, probability=0.8)
 
 
-def result(class_id: int, probability: float = 0.5) -> TopKResult:
-    return TopKResult(np.array([class_id]), np.array([probability], np.float32), "cpu")
+def result(class_id: int, probability: float = 0.5, entropy: float = 0.5) -> TopKResult:
+    return TopKResult(np.array([class_id]), np.array([probability], np.float32), np.float32(entropy), "cpu")
 
 
 def text(metrics: Metrics) -> str:
@@ -41,6 +41,20 @@ def test_first_classes_have_series_and_the_others_are_counted_together() -> None
     for class_id in (3, 0, 1, 2, 3):
         predictions.record(result(class_id))
     assert by_class(metrics, "inference_predictions_total") == {"_other": 2, "dog": 2, "ant": 1}
+
+
+def test_probability_and_entropy_are_counted() -> None:
+    metrics = Metrics()
+    predictions = PredictionMetrics(metrics, MODEL, PredictionSettings())
+    for probability, entropy in ((0.25, 0.75), (0.5, 0.25)):
+        predictions.record(result(0, probability, entropy))
+    labels = {"model": "m", "version": "1"}
+    value = metrics.registry.get_sample_value
+    for name, low, high in (("probability", "0.3", "0.6"), ("entropy", "0.3", "0.8")):
+        counts = [
+            value(f"inference_prediction_{name}_bucket", {**labels, "le": bound}) for bound in (low, high)
+        ]
+        assert counts == [1, 2]
 
 
 def test_loads_of_a_version_do_not_add_series_beyond_the_limit() -> None:

@@ -1,5 +1,6 @@
 """Runtimes: conversion, folding, batching and precision do not change the predictions."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from resnet_service.models import Model, load_model
 from resnet_service.runtimes import Runtime
 from resnet_service.runtimes.batch_norm import fold_batch_norms
 from resnet_service.runtimes.pytorch import TorchRuntime
+from resnet_service.runtimes.runtime import top_k
 from resnet_service.runtimes.selection import RuntimeName, create_runtimes
 from tests.support.cgroups import write_cgroups
 from tests.support.runtimes import CPU, create_runtime, probabilities
@@ -159,6 +161,25 @@ def test_top_k_is_ordered_by_probability(crops: list[Crop], runtimes: Runtimes) 
         assert best.dtype == np.float32
         assert (np.diff(best, axis=1) <= 0).all()
         assert np.allclose(best, np.sort(probabilities(runtime, crops).numpy())[:, :-4:-1], atol=1e-3)
+
+
+def test_entropy_is_that_of_all_classes(crops: list[Crop], runtimes: Runtimes) -> None:
+    """Each runtime returns the entropy relative to its maximum, however few classes are requested."""
+    for runtime in runtimes.values():
+        expected = torch.distributions.Categorical(probs=probabilities(runtime, crops)).entropy() / math.log(
+            10
+        )
+        result = runtime.run(crops, 1)
+        assert result.entropy.dtype == np.float32
+        np.testing.assert_allclose(result.entropy, expected, atol=1e-3)
+        assert [image.entropy for image in result.images()] == list(np.atleast_1d(result.entropy))
+
+
+def test_entropy_is_0_if_one_class_is_certain_and_1_if_all_are_equal() -> None:
+    """Probabilities of 0, which have no logarithm, count nothing; so does a model with one class."""
+    rows = np.array([[0, 1, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0, 0]], np.float32)
+    np.testing.assert_allclose(top_k(rows, 1, "cpu").entropy, [0, 1, 0.5], atol=1e-6)
+    assert top_k(np.ones((1, 1), np.float32), 1, "cpu").entropy == 0
 
 
 class SharedConvolution(nn.Module):

@@ -42,12 +42,14 @@ def test_result_replaces_the_crop(k: int, with_embedding: bool) -> None:
     slots = Slots(memory.fd, layout, SIDE)
     slots.crops[1][:] = 7
     embedding = np.linspace(-1, 1, EMBEDDING_SIZE, dtype=np.float32) if with_embedding else None
-    result = TopKResult(np.arange(k)[::-1], np.linspace(1, 0, k, dtype=np.float32), "cuda:1", embedding)
+    probabilities = np.linspace(1, 0, k, dtype=np.float32)
+    result = TopKResult(np.arange(k)[::-1], probabilities, np.float32(0.25), "cuda:1", embedding)
     slots.write_result(0, result)
     copy = slots.read_result(0, k, "cuda:1", EMBEDDING_SIZE if with_embedding else None)
     assert copy.device == "cuda:1"
     np.testing.assert_array_equal(copy.class_ids, result.class_ids)
     np.testing.assert_array_equal(copy.probabilities, result.probabilities)
+    assert copy.entropy == result.entropy
     np.testing.assert_array_equal(copy.embedding, embedding)
     assert (slots.crops[1] == 7).all()
     slots.crops[0][:] = 0

@@ -24,7 +24,12 @@ class NoOpRuntime:
     def run(self, crops: Sequence[Crop], k: int, *, with_embeddings: bool = False) -> TopKResult:  # noqa: ARG002
         """Stack the batch into new memory, as the runtimes on a CPU and the other servers do."""
         count = len(stack_crops(crops))
-        return TopKResult(np.tile(np.arange(k), (count, 1)), np.zeros((count, k), np.float32), self.device)
+        return TopKResult(
+            np.tile(np.arange(k), (count, 1)),
+            np.zeros((count, k), np.float32),
+            np.zeros(count, np.float32),
+            self.device,
+        )
 
     def memory(self) -> DeviceMemory | None:
         """Return None: no device memory is used."""

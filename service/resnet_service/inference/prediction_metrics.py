@@ -1,4 +1,4 @@
-"""Count what one version of a model predicts: the best classes and their probabilities."""
+"""Count what one version of a model predicts: the best classes, their probabilities and the entropy."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class PredictionMetrics:
 
     def record(self, result: TopKResult) -> None:
         """Count the result of one image, best class first."""
-        self._series.count(int(result.class_ids[0]), float(result.probabilities[0]))
+        self._series.count(int(result.class_ids[0]), float(result.probabilities[0]), float(result.entropy))
 
 
 class _Series:
@@ -66,6 +66,7 @@ class _Series:
         self._max_classes = settings.max_classes
         self._counter = metrics.predictions
         self._probability = metrics.prediction_probability.labels(*key)
+        self._entropy = metrics.prediction_entropy.labels(*key)
         self._other = metrics.predictions.labels(*key, OTHER_CLASS)
         self._known = metrics.predicted_classes[key]
         if settings.baseline is not None:
@@ -76,7 +77,7 @@ class _Series:
             if name in self._known
         }
 
-    def count(self, best: int, probability: float) -> None:
+    def count(self, best: int, probability: float, entropy: float) -> None:
         counter = self._classes.get(best)
         if counter is None:
             counter = self._other
@@ -85,6 +86,7 @@ class _Series:
                 counter = self._classes[best] = self._counter.labels(*self._key, self._names[best])
         counter.inc()
         self._probability.observe(probability)
+        self._entropy.observe(entropy)
 
 
 def class_names(labels: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from resnet_service.images import Crop, Preprocessing
 from resnet_service.runtimes.batch_norm import TRACING, fold_batch_norms
 from resnet_service.runtimes.cuda_graphs import CudaGraphs, Outputs
 from resnet_service.runtimes.network_embedding import output_embedding
-from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, normalization, stack_crops
+from resnet_service.runtimes.runtime import DeviceMemory, TopKResult, max_entropy, normalization, stack_crops
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
@@ -97,7 +97,10 @@ class TorchRuntime:
         with TRACING.shared(), translate_device_errors(), torch.cuda.stream(self._stream):
             probabilities, embeddings = self._outputs(crops)
             best = probabilities.topk(k)
-            result = TopKResult(best.indices.cpu().numpy(), best.values.cpu().numpy(), self.device)
+            entropy = torch.special.entr(probabilities).sum(1) / max_entropy(probabilities.shape[1])
+            result = TopKResult(
+                best.indices.cpu().numpy(), best.values.cpu().numpy(), entropy.cpu().numpy(), self.device
+            )
             if with_embeddings and embeddings is not None:
                 return replace(result, embedding=embeddings.cpu().float().numpy())
             return result

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from resnet_service.errors import InferenceError
 from resnet_service.images import Crop, Preprocessing
 from resnet_service.schemas import Prediction
 
+_SMALLEST: Final = np.finfo(np.float32).tiny
+
 
 @dataclass(frozen=True, slots=True)
 class TopKResult:
@@ -23,24 +25,27 @@ class TopKResult:
     Attributes:
         class_ids: int64.
         probabilities: fp32, 0 to 1.
+        entropy: fp32, [N] or a scalar: how evenly the probabilities of all classes are distributed, from 0
+            (one class is certain) to 1 (all are equally probable): the entropy divided by its maximum.
         device: the device that computed them, for example "cuda:0".
         embedding: fp32, [N, D] or [D]; None unless it was requested.
     """
 
     class_ids: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
+    entropy: npt.NDArray[np.float32] | np.float32
     device: str
     embedding: npt.NDArray[np.float32] | None = None
 
     def images(self, with_embedding: Sequence[bool] | None = None) -> "list[TopKResult]":
         """Return the result of each image of a batch; `with_embedding` says which of them keep it."""
-        rows = zip(self.class_ids, self.probabilities, strict=True)
+        rows = zip(self.class_ids, self.probabilities, np.atleast_1d(self.entropy), strict=True)
         if self.embedding is None:
-            return [TopKResult(ids, probabilities, self.device) for ids, probabilities in rows]
+            return [TopKResult(*row, self.device) for row in rows]
         kept = repeat(True) if with_embedding is None else with_embedding
         return [
-            TopKResult(ids, probabilities, self.device, embedding if is_kept else None)
-            for (ids, probabilities), embedding, is_kept in zip(rows, self.embedding, kept, strict=False)
+            TopKResult(*row, self.device, embedding if is_kept else None)
+            for row, embedding, is_kept in zip(rows, self.embedding, kept, strict=False)
         ]
 
     def top(self, k: int) -> "TopKResult":
@@ -52,7 +57,7 @@ class TopKResult:
         is_finite = all(map(math.isfinite, probabilities.tolist()))
         if not is_finite or (embedding is not None and not np.isfinite(embedding).all()):
             raise InferenceError("the network returned a value that is not finite; try --precision fp32")
-        return TopKResult(self.class_ids[:k], probabilities, self.device, embedding)
+        return TopKResult(self.class_ids[:k], probabilities, self.entropy, self.device, embedding)
 
     def predictions(self, labels: Sequence[str]) -> tuple[Prediction, ...]:
         """Return the classes of an image with their labels; `labels` are those of all classes, by index."""
@@ -119,7 +124,20 @@ def top_k(
     best = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
     ranked = np.take_along_axis(best, np.argsort(-np.take_along_axis(probabilities, best, 1), axis=1), 1)
     copied = None if embeddings is None else np.array(embeddings, np.float32)
-    return TopKResult(ranked, np.take_along_axis(probabilities, ranked, 1), device, copied)
+    values = np.take_along_axis(probabilities, ranked, 1)
+    return TopKResult(ranked, values, _entropy(probabilities), device, copied)
+
+
+def _entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """[N, classes] -> [N], as in `TopKResult`."""
+    logarithms = np.log(np.maximum(probabilities, _SMALLEST))  # 0 * log(0) is 0
+    entropy: npt.NDArray[np.float32] = -np.einsum("nc,nc->n", probabilities, logarithms)
+    return entropy / max_entropy(probabilities.shape[1])
+
+
+def max_entropy(classes: int) -> float:
+    """Return the entropy of equal probabilities, in nats; of one class, whose entropy is always 0, 1."""
+    return math.log(classes) or 1.0
 
 
 def normalization(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:

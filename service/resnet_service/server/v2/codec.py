@@ -93,6 +93,7 @@ def output_values(
     top = TopKResult(
         np.stack([result.class_ids for result in results]),
         np.stack([result.probabilities for result in results]),
+        np.stack([result.entropy for result in results]),
         results[0].device,
         np.stack(embeddings) if embeddings else None,
     )

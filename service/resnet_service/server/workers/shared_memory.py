@@ -120,21 +120,23 @@ class Slots:
         k = len(result.class_ids)
         row = self._buffer[slot]
         row[: 8 * k].view(np.int64)[:] = result.class_ids
-        row[8 * k : _RESULT_BYTES * k].view(np.float32)[:] = result.probabilities
+        start = _RESULT_BYTES * k + 4
+        values = row[8 * k : start].view(np.float32)
+        values[:k] = result.probabilities
+        values[k] = result.entropy
         if result.embedding is not None:
-            start = _RESULT_BYTES * k
             row[start : start + result.embedding.nbytes].view(np.float32)[:] = result.embedding
 
     def read_result(self, slot: int, k: int, device: str, embedding_size: int | None = None) -> TopKResult:
         """Return a copy of the result with `k` classes, and with the embedding if its length is set."""
         row = self._buffer[slot]
         ids: npt.NDArray[np.int64] = row[: 8 * k].view(np.int64).copy()
-        probabilities: npt.NDArray[np.float32] = row[8 * k : _RESULT_BYTES * k].view(np.float32).copy()
+        start = _RESULT_BYTES * k + 4
+        values: npt.NDArray[np.float32] = row[8 * k : start].view(np.float32).copy()
         embedding: npt.NDArray[np.float32] | None = None
         if embedding_size is not None:
-            start = _RESULT_BYTES * k
             embedding = row[start : start + 4 * embedding_size].view(np.float32).copy()
-        return TopKResult(ids, probabilities, device, embedding)
+        return TopKResult(ids, values[:k], values[k], device, embedding)
 
 
 def slot_bytes(side: int, classes: int, embedding_size: int | None) -> int:
@@ -142,7 +144,7 @@ def slot_bytes(side: int, classes: int, embedding_size: int | None) -> int:
 
     `embedding_size` is the length of the model's embeddings, if it has any.
     """
-    return -(-max(3 * side**2, _RESULT_BYTES * classes + 4 * (embedding_size or 0)) // 64) * 64
+    return -(-max(3 * side**2, _RESULT_BYTES * classes + 4 * (1 + (embedding_size or 0))) // 64) * 64
 
 
 def _aligned(size: int) -> int:
