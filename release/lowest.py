@@ -18,7 +18,7 @@ from typing import Final
 
 from release.lock import REPOSITORY
 
-EXTRAS: Final = ("client", "grpc", "heif", "onnx", "openvino", "timm", "traces", "train")
+EXTRAS: Final = ("client", "explain", "grpc", "heif", "onnx", "openvino", "timm", "traces", "train")
 TOOLS: Final = ("hypothesis", "psutil", "pytest", "pytest-xdist", "tritonclient")
 """What the tests need, in the versions of requirements-dev.lock."""
 TESTS: Final = (
@@ -26,6 +26,7 @@ TESTS: Final = (
     "tests/unit/test_checkpoints.py",
     "tests/unit/test_decode.py",
     "tests/unit/test_decode_jpeg.py",
+    "tests/unit/test_explanations.py",
     "tests/unit/test_http_connections.py",
     "tests/unit/test_http_protocol.py",
     "tests/unit/test_model_weights.py",
@@ -42,6 +43,7 @@ TESTS: Final = (
     "tests/unit/test_settings.py",
     "tests/unit/test_training_trainer.py",
     "tests/integration/test_client.py",
+    "tests/integration/test_explain.py",
     "tests/integration/test_onnx_serving.py",
     "tests/integration/test_openapi.py",
     "tests/integration/test_predict.py",

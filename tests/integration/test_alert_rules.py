@@ -26,7 +26,7 @@ Inputs = Mapping[str, Value]
 
 INTERVALS_S: Final = (5, 60)
 CHANGE_S: Final = 600
-END_S: Final = 2400
+END_S: Final = 4200
 JOB: Final = 'job="resnet-service"'
 TARGET: Final = f'{JOB}, instance="a"'
 OTHER_TARGET: Final = 'job="resnet-service", instance="b"'
