@@ -172,7 +172,7 @@ _STATS: Final = (
     ),
 )
 
-_OVERVIEW: Final = {
+_OVERVIEW: Final[dict[str, tuple[Panel, ...]]] = {
     TIMELINE_ROW: (
         Panel(
             "Alerts that fire",
@@ -269,7 +269,7 @@ _OVERVIEW: Final = {
 }
 
 
-_DETAIL: Final = {
+_DETAIL: Final[dict[str, tuple[Panel, ...]]] = {
     "Stages": (
         Panel(
             "Stage durations, p99",
@@ -423,7 +423,7 @@ _CLASS_RATE: Final = (
     f"sum by (model, version, class) ({_rate('inference_predictions_total', SELECTED_MODELS)})"
 )
 
-_PREDICTED: Final = {
+_PREDICTED: Final[dict[str, tuple[Panel, ...]]] = {
     "Classes": (
         Panel(
             "Change against the baseline",
@@ -504,9 +504,18 @@ _PREDICTED: Final = {
         ),
         Panel(
             "Size of the images",
-            "Encoded size. Thumbnails have fewer details than the model was trained with.",
+            "Encoded size.",
             "bytes",
             tuple(Series(_quantile(part / 100, "inference_image_bytes"), f"p{part}") for part in (5, 50)),
+        ),
+        Panel(
+            "Shorter side of the images",
+            "In pixels. Thumbnails have fewer details than the images that the model was trained with.",
+            "short",
+            tuple(
+                Series(_quantile(part / 100, "inference_image_short_side_pixels"), f"p{part}")
+                for part in (5, 50)
+            ),
         ),
     ),
 }

@@ -45,12 +45,12 @@ class DecodeTarget:
                 self._warm_mb = now_mb
             sys.stderr.write(f"rss_mb {self._warm_mb:.1f} {now_mb:.1f}\n")
         try:
-            crop = decode_jpeg(data, _PREPROCESSING, _MAX_PIXELS)
-            if crop is None:
-                crop = formats.decode(data, _PREPROCESSING, _MAX_PIXELS)
+            decoded = decode_jpeg(data, _PREPROCESSING, _MAX_PIXELS)
+            if decoded is None:
+                decoded = formats.decode(data, _PREPROCESSING, _MAX_PIXELS)
         except (InvalidImageError, PayloadTooLarge, UnsupportedMediaType):
             return
-        assert crop.shape == (32, 32, 3)
+        assert decoded.crop.shape == (32, 32, 3)
 
 
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:

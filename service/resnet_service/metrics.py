@@ -28,6 +28,7 @@ _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _PROBABILITY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
 _BEST_PROBABILITY_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _ENTROPY_BUCKETS: Final = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_SHORT_SIDE_BUCKETS: Final = (32, 64, 128, 224, 256, 384, 512, 768, 1024, 2048, 4096)
 _IMAGE_BYTES_BUCKETS: Final = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7, 3e7)
 
 
@@ -161,6 +162,12 @@ class Metrics(MetricRegistry):
             "Size of the encoded images, in bytes; `_count` is their number by format.",
             ("format",),
             buckets=_IMAGE_BYTES_BUCKETS,
+        )
+        self.image_short_side = histogram(
+            "inference_image_short_side_pixels",
+            "Shorter side of the decoded images, in pixels. A model sees an image enlarged whose side is "
+            "shorter than its input.",
+            buckets=_SHORT_SIDE_BUCKETS,
         )
         self.shadow_images = counter(
             "inference_shadow_images_total",

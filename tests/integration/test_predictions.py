@@ -76,6 +76,17 @@ def test_sizes_of_images_are_counted_by_format(server: Running, name: str, image
     assert server.metric("inference_image_bytes_sum", format=name) == bytes_before + len(data)
 
 
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_shorter_side_of_decoded_images_is_counted(server: Running, image_format: str) -> None:
+    """Decoded in a thread or in the sandbox; an image that cannot be decoded has none."""
+    parts = ("count", "sum")
+    before = [server.metric(f"inference_image_short_side_pixels_{part}") for part in parts]
+    for data in (encode(make_image(70, 50), image_format), b"nothing"):
+        server.client.post("/predict", files={"file": data})
+    after = [server.metric(f"inference_image_short_side_pixels_{part}") for part in parts]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 50]
+
+
 def test_invalid_baseline_ends_the_start(tmp_path: Path) -> None:
     file = tmp_path / "baseline.json"
     file.write_text("{}")

@@ -78,10 +78,11 @@ def test_each_usual_sampling_is_decoded_in_a_thread(sampling: str) -> None:
     """At full and at reduced scale."""
     pixels = np.array(photograph(385, 270))
     encoded = simplejpeg.encode_jpeg(pixels, 95, colorsubsampling=sampling)
-    crop = decode_jpeg(encoded, SMALL, 10**6)
-    assert crop is not None
+    decoded = decode_jpeg(encoded, SMALL, 10**6)
+    assert decoded is not None
+    assert (decoded.width, decoded.height) == (385, 270)
     resized = functional.resize(Image.fromarray(pixels), 32, antialias=True)
-    assert difference(crop, functional.center_crop(resized, 32)) < 2
+    assert difference(decoded.crop, functional.center_crop(resized, 32)) < 2
 
 
 @pytest.mark.parametrize(("kind", "count"), [(1, 1), (3, 2), (7, 1)], ids=["byte", "twice", "undefined"])
@@ -155,9 +156,9 @@ def test_trailer_does_not_count_as_scans() -> None:
     """The video of a motion photo has bytes that look like scans; the image is decoded in a thread."""
     encoded = encode(photograph(200, 200), progressive=True)
     motion_photo = encoded + 500 * (b"\0\0\0\x18ftypmp42" + b"\xff\xda" + bytes(1000))
-    crop = decode_jpeg(motion_photo, SMALL, 10**6)
-    assert crop is not None
-    assert difference(crop, decode_image(encoded, SMALL)) == 0
+    decoded = decode_jpeg(motion_photo, SMALL, 10**6)
+    assert decoded is not None
+    assert difference(decoded.crop, decode_image(encoded, SMALL)) == 0
 
 
 def test_many_scans_are_not_decoded_in_a_thread() -> None:

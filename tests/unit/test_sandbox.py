@@ -48,7 +48,7 @@ PROGRAM_THAT_REPLIES_SLOWLY = """
 import socket, sys, threading
 from resnet_service.images.sandbox_process import CROP, REPLY_HEADER
 with socket.socket(fileno=sys.stdin.fileno()) as connection:
-    connection.sendall(b"r" + REPLY_HEADER.pack(CROP, 3 * 48 * 48))
+    connection.sendall(b"r" + REPLY_HEADER.pack(CROP, 3 * 48 * 48, 48, 48))
     while True:
         connection.sendall(b"x")
         threading.Event().wait(0.1)
@@ -63,7 +63,7 @@ class RecordingSandbox(Sandbox):
         super().__init__(1, on_restart=self.restarts.append, **limits)
 
     def decoded(self, data: bytes, preprocessing: Preprocessing = IDENTITY) -> Crop:
-        return self.decode(data, preprocessing, DEFAULT_MAX_PIXELS)
+        return self.decode(data, preprocessing, DEFAULT_MAX_PIXELS).crop
 
 
 def executable(folder: Path, program: str) -> str:
@@ -168,11 +168,11 @@ def test_file_that_does_not_fit_the_memory_of_a_process_is_rejected() -> None:
 
 
 REPLIES = {
-    "unknown status": REPLY_HEADER.pack(100, 0),
-    "crop of another size": REPLY_HEADER.pack(CROP, 10) + bytes(10),
-    "long message": REPLY_HEADER.pack(0, 2**40),
-    "half a header": REPLY_HEADER.pack(CROP, 3 * 48 * 48)[:4],
-    "half a crop": REPLY_HEADER.pack(CROP, 3 * 48 * 48) + bytes(10),
+    "unknown status": REPLY_HEADER.pack(100, 0, 0, 0),
+    "crop of another size": REPLY_HEADER.pack(CROP, 10, 48, 48) + bytes(10),
+    "long message": REPLY_HEADER.pack(0, 2**40, 0, 0),
+    "half a header": REPLY_HEADER.pack(CROP, 3 * 48 * 48, 48, 48)[:4],
+    "half a crop": REPLY_HEADER.pack(CROP, 3 * 48 * 48, 48, 48) + bytes(10),
 }
 
 

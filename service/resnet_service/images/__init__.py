@@ -9,7 +9,7 @@ from resnet_service.images.formats import FORMATS, format_name
 from resnet_service.images.jpeg import decode_jpeg
 from resnet_service.images.jpeg_header import JPEG_SIGNATURE
 from resnet_service.images.limits import DEFAULT_MAX_PIXELS
-from resnet_service.images.preprocess import MAX_SIDE, Crop, Preprocessing
+from resnet_service.images.preprocess import MAX_SIDE, Crop, DecodedImage, Preprocessing
 from resnet_service.images.sandbox import Sandbox
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "JPEG_SIGNATURE",
     "MAX_SIDE",
     "Crop",
+    "DecodedImage",
     "Preprocessing",
     "Sandbox",
     "decode_image",

@@ -21,8 +21,8 @@ def decode_image(
     Raises UnsupportedMediaType if `data` is not in one of `FORMATS`; PayloadTooLarge if the image has more
     than `max_pixels` pixels or takes too much memory or time; InvalidImageError if it cannot be decoded.
     """
-    crop = decode_jpeg(data, preprocessing, max_pixels)
-    return crop if crop is not None else _shared_sandbox().decode(data, preprocessing, max_pixels)
+    decoded = decode_jpeg(data, preprocessing, max_pixels)
+    return (decoded or _shared_sandbox().decode(data, preprocessing, max_pixels)).crop
 
 
 @cache

@@ -26,7 +26,7 @@ from resnet_service.images.jpeg_header import END_OF_IMAGE, JPEG_SIGNATURE, unsu
 from resnet_service.images.limits import check_pixels
 from resnet_service.images.orientation import read_orientation, turn_image_upright
 from resnet_service.images.png import PNG_SIGNATURE, composite_transparent_color, strip_png
-from resnet_service.images.preprocess import Crop, Preprocessing
+from resnet_service.images.preprocess import DecodedImage, Preprocessing
 from resnet_service.images.tiff import TIFF_SIGNATURES, check_tiff, scale_tiff
 
 _HAS_HEIF: Final = find_spec("pillow_heif") is not None  # the extra `heif`
@@ -54,8 +54,10 @@ _UNSUPPORTED_BMP: Final = "Unsupported BMP"
 _UNKNOWN_LAYOUT: Final = "unknown raw mode"
 
 
-def decode(data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> Crop:
+def decode(data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> DecodedImage:
     """Decode an image and return its upright center crop, [S, S, 3] uint8 RGB with S = preprocessing.crop.
+
+    The result has the size of the image, too.
 
     See `resnet_service.images.decode_image` for the conversions. Raises UnsupportedMediaType,
     InvalidImageError and PayloadTooLarge (pixels or memory).
@@ -67,7 +69,7 @@ def decode(data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: in
         rgb = _load(image, data)
         if not isinstance(image, TiffImageFile):  # Pillow has turned it
             rgb = turn_image_upright(rgb, read_orientation(image.info.get("exif")))
-        return preprocessing.resize_and_crop_image(rgb)
+        return DecodedImage(preprocessing.resize_and_crop_image(rgb), *image.size)
     except MemoryError as error:
         raise PayloadTooLarge("decoding the image takes too much memory") from error
 

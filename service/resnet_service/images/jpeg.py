@@ -9,7 +9,7 @@ from resnet_service.errors import InvalidImageError
 from resnet_service.images.jpeg_header import Header, read_header
 from resnet_service.images.limits import check_pixels
 from resnet_service.images.orientation import turn_upright
-from resnet_service.images.preprocess import Crop, Pixels, Preprocessing
+from resnet_service.images.preprocess import DecodedImage, Pixels, Preprocessing
 
 _MISSING_DATA: Final = ("premature end of data segment", "instead of RST")
 """Parts of libjpeg-turbo's warnings about missing data, which it replaces by gray."""
@@ -22,8 +22,10 @@ Photographs of phones, 4032 x 3024, are just decoded at a quarter for a resize o
 """
 
 
-def decode_jpeg(data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> Crop | None:
-    """Decode a plain JPEG and return its upright center crop, [S, S, 3] uint8 RGB.
+def decode_jpeg(
+    data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int
+) -> DecodedImage | None:
+    """Decode a plain JPEG and return its upright center crop, [S, S, 3] uint8 RGB, and its size.
 
     Returns None if the file is not a plain JPEG or is damaged; the sandbox then decodes or rejects it.
     Raises PayloadTooLarge if the image has more than `max_pixels` pixels.
@@ -37,7 +39,8 @@ def decode_jpeg(data: bytes | bytearray, preprocessing: Preprocessing, max_pixel
     if pixels is None:
         return None
     size = header.width / factor, header.height / factor
-    return preprocessing.resize_and_crop(pixels, size, partial(turn_upright, orientation=header.orientation))
+    crop = preprocessing.resize_and_crop(pixels, size, partial(turn_upright, orientation=header.orientation))
+    return DecodedImage(crop, header.width, header.height)
 
 
 def check_complete(data: bytes | bytearray) -> None:

@@ -7,7 +7,7 @@ were evaluated with. This module does not depend on files or image formats.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,15 @@ Pixels = npt.NDArray[np.uint8]
 
 Crop = npt.NDArray[np.uint8]
 """[S, S, 3], RGB, 0 to 255. Channels last is the layout that decoders write and that convolutions prefer."""
+
+
+class DecodedImage(NamedTuple):
+    """What a model takes of an image, and the size that the image is stored in, in pixels."""
+
+    crop: Crop
+    width: int
+    height: int
+
 
 MAX_SIDE: Final = 4096
 """Limit on the side of a network's input, in pixels."""

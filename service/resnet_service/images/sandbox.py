@@ -24,7 +24,7 @@ import numpy as np
 from resnet_service.errors import InvalidImageError, OverloadedError, PayloadTooLarge, ServiceUnavailable
 from resnet_service.images import sandbox_process
 from resnet_service.images.limits import DEFAULT_MEMORY_BYTES, DEFAULT_TIMEOUT_S
-from resnet_service.images.preprocess import Crop, Preprocessing
+from resnet_service.images.preprocess import DecodedImage, Preprocessing
 from resnet_service.images.sandbox_process import (
     BUG,
     CROP,
@@ -55,7 +55,7 @@ class Sandbox:
     """Up to `processes` processes that decode images; each starts when it is first needed.
 
         sandbox = Sandbox(2)
-        crop = sandbox.decode(png, model.preprocessing, max_pixels=50_000_000)
+        crop = sandbox.decode(png, model.preprocessing, max_pixels=50_000_000).crop
         sandbox.close()
 
     All methods may be called from any thread.
@@ -87,8 +87,8 @@ class Sandbox:
         for _ in range(self.processes):
             self._idle.put(None)
 
-    def decode(self, data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> Crop:
-        """Decode an image and return its upright center crop, [S, S, 3] uint8 RGB.
+    def decode(self, data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> DecodedImage:
+        """Decode an image and return its upright center crop, [S, S, 3] uint8 RGB, and its size.
 
         Waits until a process is idle. Raises what `resnet_service.images.formats.decode` raises,
         PayloadTooLarge if the image takes longer than the time limit, InvalidImageError if it crashes the
@@ -196,7 +196,7 @@ class _Process:
         with self._in_use:
             receive(self._socket, len(READY), time.monotonic() + _START_TIMEOUT_S)
 
-    def decode(self, data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> Crop:
+    def decode(self, data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> DecodedImage:
         """Raise TimeoutError, and EOFError or OSError if the process has ended or its reply is malformed."""
         arguments = pickle.dumps((preprocessing, max_pixels))
         crop_bytes = 3 * preprocessing.crop**2
@@ -206,14 +206,15 @@ class _Process:
             self._socket.settimeout(self._timeout_s)
             self._socket.sendall(REQUEST_HEADER.pack(len(arguments), len(data)) + arguments)
             self._socket.sendall(data)
-            status, length = REPLY_HEADER.unpack(receive(self._socket, REPLY_HEADER.size, deadline))
+            status, length, *size = REPLY_HEADER.unpack(receive(self._socket, REPLY_HEADER.size, deadline))
             is_valid = length == crop_bytes if status == CROP else length <= MAX_MESSAGE_BYTES
             if not is_valid or status not in (CROP, BUG, *range(len(ERRORS))):
                 raise EOFError
             reply = receive(self._socket, length, deadline)
             self._is_interrupted = False
         if status == CROP:
-            return np.frombuffer(reply, np.uint8).reshape(preprocessing.crop, preprocessing.crop, 3)
+            shape = (preprocessing.crop, preprocessing.crop, 3)
+            return DecodedImage(np.frombuffer(reply, np.uint8).reshape(shape), *size)
         message = reply.decode(errors="replace")
         if status == BUG:
             raise RuntimeError(f"error in a sandbox process:\n{message}")

@@ -3,8 +3,9 @@
 The service does not trust this process: a reply has a limited size and is never unpickled.
 
 A request is a REQUEST_HEADER with the lengths of the two parts that follow: the pickled arguments
-(preprocessing, max_pixels) and the image file. A reply is a REPLY_HEADER with a status and the length of what
-follows: the pixels of the crop if the status is CROP, otherwise a message.
+(preprocessing, max_pixels) and the image file. A reply is a REPLY_HEADER with a status, the length of what
+follows, and width and height of the image. The pixels of the crop follow if the status is CROP, otherwise a
+message; width and height are then 0.
 """
 
 import logging
@@ -25,10 +26,10 @@ from PIL import Image
 from resnet_service.errors import InvalidImageError, PayloadTooLarge, ServiceError, UnsupportedMediaType
 from resnet_service.images import formats
 from resnet_service.images.limits import limit_memory
-from resnet_service.images.preprocess import Crop, Preprocessing
+from resnet_service.images.preprocess import Preprocessing
 
 REQUEST_HEADER: Final = struct.Struct("=QQ")
-REPLY_HEADER: Final = struct.Struct("=BQ")
+REPLY_HEADER: Final = struct.Struct("=BQII")
 
 ERRORS: Final[tuple[type[ServiceError], ...]] = (InvalidImageError, PayloadTooLarge, UnsupportedMediaType)
 """The status of a reply is the position of the error's type, CROP, or BUG for any other exception."""
@@ -56,9 +57,9 @@ def main() -> None:
                 lengths = REQUEST_HEADER.unpack(receive(connection, REQUEST_HEADER.size))
                 arguments, data = (receive(connection, length) for length in lengths)
                 signal.setitimer(signal.ITIMER_REAL, timeout_s)  # SIGALRM ends the process
-                status, reply = _decode(data, *pickle.loads(arguments))  # noqa: S301 - from the service
+                status, reply, size = _decode(data, *pickle.loads(arguments))  # noqa: S301 - from the service
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                connection.sendall(REPLY_HEADER.pack(status, len(reply)))
+                connection.sendall(REPLY_HEADER.pack(status, len(reply), *size))
                 connection.sendall(reply)
         except (EOFError, ConnectionError):
             pass  # the service has ended
@@ -85,15 +86,17 @@ def receive(connection: socket.socket, length: int, deadline: float | None = Non
     return buffer
 
 
-def _decode(data: bytearray, preprocessing: Preprocessing, max_pixels: int) -> tuple[int, memoryview]:
+def _decode(
+    data: bytearray, preprocessing: Preprocessing, max_pixels: int
+) -> tuple[int, memoryview, tuple[int, int]]:
     try:
-        crop: Crop = formats.decode(data, preprocessing, max_pixels)
-        return CROP, crop.data.cast("B")
+        decoded = formats.decode(data, preprocessing, max_pixels)
+        return CROP, decoded.crop.data.cast("B"), (decoded.width, decoded.height)
     except ERRORS as error:
         status, message = ERRORS.index(type(error)), str(error)
     except Exception:  # noqa: BLE001
         status, message = BUG, traceback.format_exc()  # the service raises it
-    return status, memoryview(message.encode(errors="replace")[-MAX_MESSAGE_BYTES:])
+    return status, memoryview(message.encode(errors="replace")[-MAX_MESSAGE_BYTES:]), (0, 0)
 
 
 def _prepare(memory_bytes: int) -> None:

@@ -10,6 +10,7 @@ from resnet_service.errors import DeadlineExceededError
 from resnet_service.images import (
     JPEG_SIGNATURE,
     Crop,
+    DecodedImage,
     Preprocessing,
     Sandbox,
     decode_jpeg,
@@ -76,14 +77,15 @@ class ImageDecoder:
         """
         arguments = (data, preprocessing, self._max_pixels)
         self._metrics.image_bytes.labels(format_name(data)).observe(len(data))
-        crop: Crop | None = None
+        decoded: DecodedImage | None = None
         with _deadline_errors():
             async with asyncio.timeout_at(deadline):
                 if data.startswith(JPEG_SIGNATURE):
-                    crop = await self.threads.run(decode_jpeg, *arguments, lane=lane)
-                if crop is None:
-                    crop = await self._sandbox_threads.run(self._sandbox.decode, *arguments, lane=lane)
-        return crop
+                    decoded = await self.threads.run(decode_jpeg, *arguments, lane=lane)
+                if decoded is None:
+                    decoded = await self._sandbox_threads.run(self._sandbox.decode, *arguments, lane=lane)
+        self._metrics.image_short_side.observe(min(decoded.width, decoded.height))
+        return decoded.crop
 
     async def run(
         self,
