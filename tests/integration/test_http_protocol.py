@@ -94,19 +94,20 @@ def test_full_queue_rejects_with_429_before_body_is_sent(strict_server: Running,
         headers = {"Content-Type": "image/jpeg"}
         return server.client.post("/predict", content=jpeg, headers=headers).status_code
 
-    with ThreadPoolExecutor(3) as pool, server.runtime.held(), connected(server.url) as client:
+    with ThreadPoolExecutor(3) as pool, server.runtime.held():
         accepted = [pool.submit(predict)]
         assert server.runtime.begun.acquire(timeout=30)
         accepted += [pool.submit(predict) for _ in range(2)]
         server.wait_for(lambda: server.metric("inference_queue_depth") == 2)
-        request = post(jpeg)
-        client.send(request[: -len(jpeg)])
-        status, headers, _ = client.answer()
-        assert status == 429
-        assert int(headers["retry-after"]) >= 1
-        client.send(jpeg)  # discarded
-        client.send(post(jpeg, "Expect: 100-continue")[: -len(jpeg)])
-        assert client.answer()[0] == 429
+        with connected(server.url) as client:  # not earlier: it has to send headers within a short time
+            request = post(jpeg)
+            client.send(request[: -len(jpeg)])
+            status, headers, _ = client.answer()
+            assert status == 429
+            assert int(headers["retry-after"]) >= 1
+            client.send(jpeg)  # discarded
+            client.send(post(jpeg, "Expect: 100-continue")[: -len(jpeg)])
+            assert client.answer()[0] == 429
         server.runtime.release()
         assert [future.result() for future in accepted] == [200] * 3
 

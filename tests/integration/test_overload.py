@@ -140,8 +140,11 @@ def test_batch_whose_images_all_miss_the_deadline_is_504(short_deadline_server: 
 
 @pytest.fixture(scope="module")
 def stall_server() -> Iterator[Running]:
-    """Yield a server on which a batch counts as stalled after 0.3 s, and as hung after twice as long."""
-    with serving(Settings(model="cifar10", stall_timeout_s=0.3)) as running:
+    """Yield a server on which a batch counts as stalled after 1.5 s, and as hung after twice as long.
+
+    A hung process ends itself: the time between has to be enough for a probe on a busy machine.
+    """
+    with serving(Settings(model="cifar10", stall_timeout_s=1.5)) as running:
         yield running
 
 
