@@ -18,7 +18,7 @@ import ray.data
 
 from resnet_service import errors
 from resnet_service.batch_inference.results import EMBEDDING_COLUMN, SCHEMA, result_schema
-from resnet_service.batch_inference.storage import Location, read_image
+from resnet_service.batch_inference.storage import read_image
 from resnet_service.devices import Precision, choose_device
 from resnet_service.errors import ClusterError, ServiceError, StorageError
 from resnet_service.images import Preprocessing
@@ -33,6 +33,7 @@ from resnet_service.machine import available_cpus
 from resnet_service.models import Model
 from resnet_service.models.class_folders import class_folder
 from resnet_service.runtimes.selection import RuntimeName, create_runtimes
+from resnet_service.storage import Location
 
 _log: Final = logging.getLogger(__name__)
 

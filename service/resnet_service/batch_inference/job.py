@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from resnet_service.batch_inference.execution import ExecutionConfig, classify_dataset
 from resnet_service.batch_inference.results import SCHEMA, ResultsDirectory
-from resnet_service.batch_inference.storage import list_images, resolve_location
+from resnet_service.batch_inference.storage import list_images
 from resnet_service.images.file_names import describe_skipped
 from resnet_service.models import Model
 from resnet_service.models.class_folders import classes_of_folder
+from resnet_service.storage import resolve_location
 
 
 @dataclass(frozen=True)

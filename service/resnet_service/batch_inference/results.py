@@ -1,18 +1,15 @@
 """The results of a batch run: a folder of Parquet files; a run only adds complete files to it."""
 
-from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.dataset as arrow_dataset
-from pyarrow import parquet
-from pyarrow.fs import FileSelector, FileType
+from pyarrow.fs import FileType
 
-from resnet_service.batch_inference.storage import Location, translate_storage_errors
 from resnet_service.errors import StorageError
-from resnet_service.files import atomic_write
 from resnet_service.models import Model
+from resnet_service.storage import Location, translate_storage_errors, write_parquet
 
 SCHEMA: Final = pa.schema(
     {
@@ -103,26 +100,8 @@ class ResultsDirectory:
         """Write rows as one more file; raises StorageError."""
         rows = rows.replace_schema_metadata({_WEIGHTS_KEY: self._model.source})
         # The number comes first, so that the files in the order of their names have sorted rows.
-        name = f"{self._location.path}/part-{self._parts:05}-{self._run_id}.parquet"
-        with translate_storage_errors(self._location.name_of(name)):
-            if self._location.is_local:
-                Path(name).parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(Path(name)) as temporary:
-                    parquet.write_table(rows, temporary)
-            else:
-                # Encoded before the stream is opened: however its block ends, its content becomes the object.
-                buffer = pa.BufferOutputStream()
-                parquet.write_table(rows, buffer)
-                with self._location.filesystem.open_output_stream(name) as stream:
-                    stream.write(buffer.getvalue())
+        write_parquet(rows, self._location, f"part-{self._parts:05}-{self._run_id}.parquet")
         self._parts += 1
 
     def _files(self) -> list[str]:
-        selector = FileSelector(self._location.path, allow_not_found=True)
-        with translate_storage_errors(str(self._location)):
-            entries = self._location.filesystem.get_file_info(selector)
-        return [
-            entry.path
-            for entry in entries
-            if entry.type == FileType.File and entry.base_name.endswith(".parquet")
-        ]
+        return [entry.path for entry in self._location.files() if entry.base_name.endswith(".parquet")]
