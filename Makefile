@@ -50,7 +50,7 @@ types: $(VENV)/.installed-dev
 
 lock: $(VENV)/.installed-dev  ## Update the lock files from pyproject.toml; locked versions do not change
 	$(LOCK) --extra openvino --extra explain --extra grpc --extra heif --extra train --extra traces pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra ray --extra openvino --extra explain --extra grpc --extra heif --extra client --extra onnx --extra quantize --extra timm --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) --extra parquet --extra ray --extra openvino --extra explain --extra grpc --extra heif --extra client --extra onnx --extra quantize --extra timm --extra train --extra traces --extra ui --extra dev --constraints requirements.lock pyproject.toml --output-file requirements-dev.lock
 	echo hatchling | $(LOCK) --constraints requirements-dev.lock - --output-file requirements-build.lock
 
 lock-cpu: $(VENV)/.installed-dev  ## Update the hashes of PyTorch's CPU wheels; needs access to their index

@@ -12,7 +12,7 @@ from collections.abc import Collection, Container, Mapping
 from typing import Final
 
 from pydantic import ValidationError, ValidationInfo
-from pydantic_core import PydanticUseDefault
+from pydantic_core import InitErrorDetails, PydanticUseDefault
 
 from resnet_service.hints import input_error, most_similar
 
@@ -34,6 +34,17 @@ _ADDRESS: Final = re.compile(r"(?:tcp|udp|sctp)://\[?([^\s\]]+)\]?:\d+")
 def variable(field: str) -> str:
     """Return the name of the variable for a field of the settings."""
     return f"{PREFIX}{field.upper()}"
+
+
+def reject_unknown_variables(title: str, fields: Collection[str], others: Collection[str]) -> None:
+    """Raise the ValidationError of `unknown_variables` if there are any; `title` is the name of the class."""
+    messages = unknown_variables(fields, others)
+    if messages:
+        errors = [
+            InitErrorDetails(type=input_error(message, UNKNOWN_VARIABLE), loc=(name,), input=None)
+            for name, message in messages.items()
+        ]
+        raise ValidationError.from_exception_data(title, errors)
 
 
 def unknown_variables(fields: Collection[str], others: Collection[str]) -> dict[str, str]:

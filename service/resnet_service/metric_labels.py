@@ -16,6 +16,10 @@ OTHER_CLASS: Final = "_other"
 """The value of the label `class` for all classes without a series of their own."""
 DECODE_POOLS: Final = ("threads", "sandbox")
 RESTART_REASONS: Final = ("crashed", "killed", "timeout")
+LogDropReason = Literal["rate", "queue_full", "write_failed"]
+LOG_DROP_REASONS: Final = get_args(LogDropReason)
+LogDeletionReason = Literal["age", "size"]
+LOG_DELETION_REASONS: Final = get_args(LogDeletionReason)
 ConnectionReason = Literal[
     "limit", "header_timeout", "header_too_large", "malformed", "pipelined", "write_timeout"
 ]

@@ -20,6 +20,7 @@ from resnet_service.metric_labels import (
     STAGES,
 )
 from resnet_service.metric_registry import MetricRegistry, unbind
+from resnet_service.prediction_log_metrics import PredictionLogMetrics
 from resnet_service.schemas import Priority
 
 # From the decoding of a thumbnail (1 ms) to the default deadline (30 s).
@@ -157,6 +158,7 @@ class Metrics(MetricRegistry):
         self.baseline_probability = gauge(
             "inference_baseline_probability", "Mean probability of the best class in the baseline.", MODEL
         )
+        self.prediction_log = PredictionLogMetrics(self.registry)
         self.image_bytes = histogram(
             "inference_image_bytes",
             "Size of the encoded images, in bytes; `_count` is their number by format.",

@@ -1,7 +1,7 @@
-"""Types of the options that a model runs with.
+"""Types of settings: of the options that a model runs with, and of the prediction log.
 
-They are settings of the service, and a version in a model repository can have its own; the bounds are the
-same.
+The options of a model are settings of the service, and a version in a model repository can have its own; the
+bounds are the same.
 """
 
 from typing import Annotated, Any, Literal
@@ -31,3 +31,49 @@ MaxQueue = Annotated[int | None, Field(ge=1)]
 MaxQueueWaitS = Annotated[float, Field(gt=0)]
 ModelThreads = Annotated[int | None, Field(ge=1)]
 SHA256Digits = Annotated[str | None, Field(pattern="^[0-9a-fA-F]{8,64}$")]
+
+PredictionLog = Annotated[
+    str,
+    Field(
+        description="Folder or URI, such as s3://bucket/log, of a log of predictions in Parquet files; needs "
+        "the extra 'parquet'. By default there is none."
+    ),
+]
+PredictionLogShare = Annotated[
+    float, Field(ge=0, le=1, description="Share of the classified images that are logged, 0 to 1.")
+]
+PredictionLogBelow = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=1,
+        description="Probability of the best class below which all images are logged, whatever the share.",
+    ),
+]
+PredictionLogImages = Annotated[bool, Field(description="Log the uploaded images, too.")]
+PredictionLogRate = Annotated[
+    float,
+    Field(
+        gt=0,
+        description="Maximum number of images that are logged per second, over all processes; others are "
+        "dropped.",
+    ),
+]
+PredictionLogIntervalS = Annotated[
+    float,
+    Field(
+        ge=1,
+        le=86_400,
+        description="Time after which the predictions are written to a file; earlier if they take 16 MB.",
+    ),
+]
+PredictionLogMaxMB = Annotated[
+    float,
+    Field(
+        ge=10,
+        description="Maximum size of the prediction log, in MB (10^6 bytes); its oldest files are deleted.",
+    ),
+]
+PredictionLogDays = Annotated[
+    float, Field(gt=0, description="Age in days at which files of the prediction log are deleted.")
+]

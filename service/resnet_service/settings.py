@@ -8,16 +8,7 @@ generated from the descriptions. Units are part of the names. An unknown RESNET_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import InitErrorDetails
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from resnet_service import environment, option_types
@@ -25,10 +16,8 @@ from resnet_service.environment import (
     ENVIRONMENT_ONLY,
     PAGE_API_KEY_VARIABLE,
     PAGE_URL_VARIABLE,
-    UNKNOWN_VARIABLE,
     describe_errors,
 )
-from resnet_service.hints import input_error
 from resnet_service.proxies import ROOT_PATH_PATTERN, check_networks
 from resnet_service.urls import check_http_url, normalize_origins
 
@@ -269,6 +258,14 @@ class Settings(BaseSettings):
         None,
         description="File with the usual predictions, written by `resnet-service baseline`, for an alert.",
     )
+    prediction_log: option_types.PredictionLog = ""
+    prediction_log_share: option_types.PredictionLogShare = 1.0
+    prediction_log_below: option_types.PredictionLogBelow = None
+    prediction_log_images: option_types.PredictionLogImages = False
+    prediction_log_rate: option_types.PredictionLogRate = 100.0
+    prediction_log_interval_s: option_types.PredictionLogIntervalS = 60.0
+    prediction_log_max_mb: option_types.PredictionLogMaxMB = 1000.0
+    prediction_log_days: option_types.PredictionLogDays = 30.0
     traces_url: Annotated[str, AfterValidator(check_http_url)] | None = Field(
         None,
         description="OpenTelemetry collector that receives spans (OTLP over HTTP), for example "
@@ -285,13 +282,7 @@ class Settings(BaseSettings):
     def _reject_unknown_variables(cls, values: Any) -> Any:
         """Raise ValidationError for misspelled variables, which pydantic would ignore."""
         others = (PAGE_URL_VARIABLE, PAGE_API_KEY_VARIABLE)
-        messages = environment.unknown_variables(cls.model_fields.keys(), others)
-        if messages:
-            errors = [
-                InitErrorDetails(type=input_error(message, UNKNOWN_VARIABLE), loc=(name,), input=None)
-                for name, message in messages.items()
-            ]
-            raise ValidationError.from_exception_data(cls.__name__, errors)
+        environment.reject_unknown_variables(cls.__name__, cls.model_fields.keys(), others)
         return values
 
     _lower = field_validator("workers", "log_level", "log_format", "public_scopes", mode="before")(

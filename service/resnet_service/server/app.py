@@ -47,7 +47,7 @@ def create_app(state: AppState, *, start_ready: bool = False) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        state.backend.start()
+        state.start()
         if start_ready:
             await state.backend.wait_until_warm()
         yield

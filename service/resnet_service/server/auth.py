@@ -8,9 +8,9 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from fastapi import Request
 from fastapi.openapi.models import HTTPBearer
@@ -27,8 +27,9 @@ SCOPES: Final = ("predict", "explain", "metrics", "bench", "admin")
 """All scopes. The health probes and the API page need none."""
 
 _DEFAULT_SCOPES: Final = frozenset(SCOPES) - {"admin"}
-_FORMAT: Final = "KEY [SCOPE ...] [N/s] [name=NAME] [priority=bulk]"
+_FORMAT: Final = "KEY [SCOPE ...] [N/s] [name=NAME] [priority=bulk] [prediction_log=off]"
 _BULK_ONLY: Final = "priority=bulk"
+_UNLOGGED: Final = "prediction_log=off"
 _MIN_KEY_LENGTH: Final = 16
 _KEY: Final = re.compile(r"[!-~]+")
 _COMMENT: Final = re.compile(r"(?:^|\s)#")
@@ -39,7 +40,8 @@ _RATE: Final = re.compile(r"(\d+(?:\.\d+)?)/s")
 class APIKey:
     """One API key: its name in the access log, its digest, its scopes, and its limits.
 
-    `rate` is in requests per second; with `is_bulk_only`, all its requests have the priority bulk.
+    `rate` is in requests per second; with `is_bulk_only`, all its requests have the priority bulk, and with
+    `is_unlogged`, none of them is in the prediction log.
     """
 
     name: str
@@ -47,6 +49,13 @@ class APIKey:
     scopes: frozenset[str]
     rate: float | None
     is_bulk_only: bool
+    is_unlogged: bool = False
+
+    def describe(self, scope: MutableMapping[str, Any]) -> None:
+        """Store in the scope of a request what later layers need to know of its key."""
+        scope["api_key_name"] = self.name
+        scope["is_bulk_only"] = self.is_bulk_only
+        scope["is_unlogged"] = self.is_unlogged
 
 
 class RateLimiter:
@@ -112,6 +121,10 @@ class APIKeys:
             raise InvalidAPIKeysError("duplicate API key; merge its scopes and its rate into one entry")
         if not keys and (settings.api_keys is not None or settings.api_keys_file is not None):
             raise InvalidAPIKeysError("no API keys found; unset api_keys and api_keys_file to require none")
+        if "predict" in public_scopes and (unlogged := [key.name for key in keys if key.is_unlogged]):
+            raise InvalidAPIKeysError(
+                f"{unlogged[0]} has {_UNLOGGED}, which has no effect: 'predict' is in public_scopes"
+            )
         return cls(keys, public_scopes)
 
     def find(self, digest: bytes) -> APIKey | None:
@@ -162,8 +175,7 @@ class APIKeyAuth(SecurityBase):
             # From the backend for each request, because a reload replaces the keys.
             key = state.backend.api_keys.check(scope, request.headers)
             if key is not None:
-                request.scope["api_key_name"] = key.name
-                request.scope["is_bulk_only"] = key.is_bulk_only
+                key.describe(request.scope)
                 if key.rate is not None:
                     await state.backend.count_request(key)
         return state
@@ -180,8 +192,8 @@ def _key_from_headers(headers: Mapping[str, str]) -> str | None:
 def _parse_entry(number: int, words: list[str], default_rate: float | None) -> APIKey:
     """Parse one entry: see `_FORMAT`. Error messages have the entry's number instead of the key."""
     key, *options = words
-    is_bulk_only = _BULK_ONLY in options
-    options = [option for option in options if option != _BULK_ONLY]
+    is_bulk_only, is_unlogged = _BULK_ONLY in options, _UNLOGGED in options
+    options = [option for option in options if option not in (_BULK_ONLY, _UNLOGGED)]
     names = [option.removeprefix("name=") for option in options if option.startswith("name=")]
     options = [option for option in options if not option.startswith("name=")]
     if len(key) < _MIN_KEY_LENGTH or not _KEY.fullmatch(key):
@@ -198,4 +210,5 @@ def _parse_entry(number: int, words: list[str], default_rate: float | None) -> A
         )
     rate = float(rates[0][1]) if rates else default_rate
     name = names[0] if names else f"key-{number}"
-    return APIKey(name, hashlib.sha256(key.encode()).digest(), scopes or _DEFAULT_SCOPES, rate, is_bulk_only)
+    digest = hashlib.sha256(key.encode()).digest()
+    return APIKey(name, digest, scopes or _DEFAULT_SCOPES, rate, is_bulk_only, is_unlogged)

@@ -2,10 +2,11 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Final, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import structlog
 from fastapi import Depends, Request
@@ -31,15 +32,21 @@ from resnet_service.server.configured_models import configured_models
 from resnet_service.server.engine_manager import EngineManager
 from resnet_service.server.explainers import Explainers, ExplanationLimit
 from resnet_service.server.local_backend import LocalBackend
+from resnet_service.server.prediction_logging import create_prediction_log
 from resnet_service.server.rpc import require_grpc
 from resnet_service.server.uploads import UploadMemory
 from resnet_service.settings import Settings
 from resnet_service.tracing import RequestTracer, check_collector
 
+if TYPE_CHECKING:  # it needs an extra
+    from resnet_service.prediction_log.log import PredictionLog
+
 _log: Final[structlog.stdlib.BoundLogger] = structlog.stdlib.get_logger(__name__)
 
 CLOSE_TIMEOUT_S: Final = 0.8
 """For a batch or a decoder that hangs, and for the last spans: a part of the drain timeout."""
+_CLOSE_MARGIN_S: Final = 1.0
+"""Part of the drain timeout after the last file of the prediction log."""
 _MAX_SMALL_HOST: Final = 4
 """Cores up to which a host without a GPU has one process."""
 _MAX_AUTO_WORKERS: Final = 16
@@ -56,6 +63,7 @@ class AppState:
     upload_memory: the bytes of request bodies that are in memory.
     tracer: exports spans of requests; None if tracing is off.
     explanation_limit: how many requests for explanations this process may have.
+    prediction_log: logs predictions; None without one, or in a process that handles no requests.
     """
 
     settings: Settings
@@ -64,14 +72,34 @@ class AppState:
     upload_memory: UploadMemory
     tracer: RequestTracer | None = None
     explanation_limit: ExplanationLimit = field(default_factory=ExplanationLimit)
+    prediction_log: "PredictionLog | None" = None
+    _drained_at: float | None = None
+
+    def start(self) -> None:
+        """Start to serve, on the running event loop."""
+        self.backend.start()
+        if self.prediction_log is not None:
+            self.prediction_log.start()
+
+    def begin_drain(self) -> None:
+        """Stop being ready, for good; `close` has to end within the drain timeout from now on."""
+        self._drained_at = time.monotonic() + self.settings.drain_timeout_s
+        self.backend.begin_drain()
 
     async def close(self) -> None:
-        """Close the backend once all requests have ended, and export the last spans, in CLOSE_TIMEOUT_S."""
+        """Close the backend once all requests have ended, and export the last spans, in CLOSE_TIMEOUT_S.
+
+        The prediction log is written out, which may take what is left of the drain timeout.
+        """
         closing: list[Awaitable[None]] = [
             self.backend.close(CLOSE_TIMEOUT_S / 3)
         ]  # takes up to three times that
         if self.tracer is not None:
             closing.append(asyncio.to_thread(self.tracer.close, CLOSE_TIMEOUT_S))
+        if self.prediction_log is not None:
+            left_s = 0.0 if self._drained_at is None else self._drained_at - time.monotonic()
+            timeout_s = max(CLOSE_TIMEOUT_S, left_s - _CLOSE_MARGIN_S)
+            closing.append(asyncio.to_thread(self.prediction_log.close, timeout_s))
         await asyncio.gather(*closing)
 
 
@@ -85,8 +113,8 @@ def build_app_state(
 
     `wrap_runtime` is applied to each runtime; tests and load tests use it to delay batches. `workers` is the
     number of HTTP workers that `run_server` will start, for example `count_workers(settings)`. Raises
-    ModelLoadError, DeviceUnavailableError, InvalidAPIKeysError, BaselineError or MissingDependencyError,
-    with a message for the operator.
+    ModelLoadError, DeviceUnavailableError, InvalidAPIKeysError, BaselineError, StorageError or
+    MissingDependencyError, with a message for the operator.
     """
     api_keys = APIKeys.from_settings(settings)
     for device in choose_devices(settings.device):
@@ -99,6 +127,7 @@ def build_app_state(
         tracer = RequestTracer(settings.traces_url)
         check_collector(settings.traces_url)
     metrics = Metrics()
+    prediction_log = create_prediction_log(settings, metrics)  # before the model loads, too
     count_dropped_lines(metrics.log_lines_dropped.inc)
     upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6))
     metrics.report(metrics.upload_bytes, lambda: upload_memory.used)
@@ -114,7 +143,9 @@ def build_app_state(
 
     engines = EngineManager(configured, load_engine, metrics, settings.drain_timeout_s)
     backend = LocalBackend(settings, engines, metrics, counters, decoder, explainers, api_keys, workers)
-    return AppState(settings, backend, metrics, upload_memory, tracer)
+    if workers:
+        prediction_log = None  # they have it; here, its folder was checked
+    return AppState(settings, backend, metrics, upload_memory, tracer, prediction_log=prediction_log)
 
 
 def count_workers(settings: Settings) -> int:

@@ -98,7 +98,7 @@ class InferenceServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Override because uvicorn closes idle connections at once, while a request may be on its way."""
         self.monitor.begin_shutdown(self._state.settings.drain_timeout_s)
-        self._state.backend.begin_drain()
+        self._state.begin_drain()
         _log.info("draining", connections=len(self.server_state.connections))
         for server in self.servers:
             server.close()

@@ -29,8 +29,9 @@ from resnet_service.images import Crop, Preprocessing, decode_image
 from resnet_service.images.file_names import NOT_AN_IMAGE, describe_suffixes, select_images
 from resnet_service.machine import available_cpus, available_memory
 from resnet_service.models.download import DOWNLOAD_ERRORS, download
-from resnet_service.training import image_folder
-from resnet_service.training.image_folder import LabeledFiles
+from resnet_service.prediction_log import is_prediction_log
+from resnet_service.training import image_folder, logged_images
+from resnet_service.training.image_folder import ImageFile, LabeledFiles
 
 _CHUNK_IMAGES: Final = 512
 
@@ -107,9 +108,10 @@ class TrainTestData:
 
 
 def load_dataset(source: str, preprocessing: Preprocessing, *, test_share: float = 0.2) -> TrainTestData:
-    """Load `source`: "cifar10", which is downloaded once, or a folder (see `index_folder`).
+    """Load `source`: "cifar10", which is downloaded once, a folder (`index_folder`), or a prediction log.
 
-    Raises TrainingError if it cannot be downloaded or read, or does not fit training.
+    Raises TrainingError if it cannot be downloaded or read, or does not fit training, and for a log what
+    `index_log` raises.
     """
     if source == "cifar10":
         labels, train = _load_cifar10(preprocessing, train=True)
@@ -117,7 +119,10 @@ def load_dataset(source: str, preprocessing: Preprocessing, *, test_share: float
     folder = Path(source)
     if not image_folder.is_valid_utf8(str(folder.absolute())):
         raise TrainingError(f"the name of the folder {source!r} is not UTF-8")
-    index = image_folder.index_folder(folder, test_share)
+    if is_prediction_log(source):
+        index = logged_images.index_log(source, test_share)
+    else:
+        index = image_folder.index_folder(folder, test_share)
     return TrainTestData(
         folder.resolve().name,
         index.labels,
@@ -132,14 +137,18 @@ def load_test_dataset(
 ) -> Dataset:
     """Load the test images of `source`, as for `load_dataset`, with targets that are indices of `labels`.
 
-    Raises TrainingError, also for a class that is not one of `labels`.
+    Raises TrainingError, also for a class that is not one of `labels`, and for a log what `index_test_log`
+    raises.
     """
     if source == "cifar10":
         cifar10_labels, dataset = _load_cifar10(preprocessing, train=False)
         if cifar10_labels != labels:
             raise TrainingError(f"the model's classes are not those of CIFAR-10: {', '.join(labels[:10])}")
         return dataset
-    files = image_folder.index_test_folder(Path(source), labels, test_share)
+    if is_prediction_log(source):
+        files = logged_images.index_test_log(source, labels, test_share)
+    else:
+        files = image_folder.index_test_folder(Path(source), labels, test_share)
     return read_images(files, labels, preprocessing, "reading the test images")
 
 
@@ -199,10 +208,10 @@ def _decode_files(files: LabeledFiles, preprocessing: Preprocessing, title: str)
     return Dataset(readable, torch.tensor(targets), unreadable)
 
 
-def _decode_file(path: Path, preprocessing: Preprocessing) -> Crop | str:
+def _decode_file(file: ImageFile, preprocessing: Preprocessing) -> Crop | str:
     """Return the crop of an image file, or the reason why it cannot be decoded."""
     try:
-        return decode_image(path.read_bytes(), preprocessing)
+        return decode_image(file.read_bytes(), preprocessing)
     except ServiceError as error:
         return str(error)
     except OSError as error:

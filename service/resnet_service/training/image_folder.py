@@ -1,11 +1,11 @@
 """Find the training and test images in a folder that has one folder for each class."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import torch
 
@@ -13,7 +13,16 @@ from resnet_service.errors import TrainingError
 from resnet_service.images.file_names import describe_suffixes, is_system_name, select_images
 from resnet_service.models.class_folders import classes_of_folder
 
-LabeledImage = tuple[Path, int]
+
+class ImageFile(Protocol):
+    """A file in a folder, or one in a prediction log; `str` returns its name."""
+
+    def read_bytes(self) -> bytes:
+        """Return its content. Raises OSError."""
+        ...
+
+
+LabeledImage = tuple[ImageFile, int]
 """An image file and the index of its class."""
 
 
@@ -56,7 +65,7 @@ def index_folder(folder: Path, test_share: float = 0.2) -> ImageFolder:
         train = _list_images(train_folder, labels)
         if test_folder is not None:
             return ImageFolder(labels, train, _match_labels(test_folder, labels), None)
-        split = _split(train.images, labels, test_share)
+        split = split_images(train.images, labels, test_share)
         return ImageFolder(labels, LabeledFiles(split[0], train.skipped), LabeledFiles(split[1]), test_share)
 
 
@@ -71,7 +80,7 @@ def index_test_folder(folder: Path, labels: tuple[str, ...], test_share: float =
         train_folder, test_folder = _split_dirs(folder)
         files = _match_labels(test_folder or train_folder or folder, labels)
     if test_folder is None and test_share < 1:
-        return files._replace(images=_split(files.images, labels, test_share)[1])
+        return files._replace(images=split_images(files.images, labels, test_share)[1])
     return files
 
 
@@ -119,20 +128,29 @@ def _match_labels(folder: Path, labels: tuple[str, ...]) -> LabeledFiles:
     names = _subfolders(folder)
     if not names:
         raise TrainingError(f"{folder} has no class folders")
+    classes = match_classes(names, labels, str(folder))
+    files = _list_images(folder, names)
+    images = tuple((path, classes[names[folder_index]]) for path, folder_index in files.images)
+    return files._replace(images=images)
+
+
+def match_classes(names: Iterable[str], labels: tuple[str, ...], source: str) -> dict[str, int]:
+    """Return the index in `labels` of each name of a class (see `classes_of_folder`).
+
+    Raises TrainingError, with the name of the `source`, if one of them is not that of exactly one class.
+    """
     classes = {name: classes_of_folder(name, labels) for name in names}
     if unknown := [name for name, indices in classes.items() if not indices]:
         raise TrainingError(
-            f"{folder} has unknown classes: {', '.join(unknown[:5])}; "
+            f"{source} has unknown classes: {', '.join(unknown[:5])}; "
             f"the known ones are {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"
         )
     if ambiguous := [name for name, indices in classes.items() if len(indices) > 1]:
         raise TrainingError(
-            f"{folder / ambiguous[0]} is named after {len(classes[ambiguous[0]])} classes; "
+            f"{source}/{ambiguous[0]} is named after {len(classes[ambiguous[0]])} classes; "
             f"the name must be exactly that of one class"
         )
-    files = _list_images(folder, names)
-    images = tuple((path, min(classes[names[folder_index]])) for path, folder_index in files.images)
-    return files._replace(images=images)
+    return {name: min(indices) for name, indices in classes.items()}
 
 
 def _list_images(folder: Path, labels: tuple[str, ...]) -> LabeledFiles:
@@ -162,10 +180,13 @@ def is_valid_utf8(name: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in name)  # Python's surrogates for other bytes
 
 
-def _split(
+def split_images(
     images: tuple[LabeledImage, ...], labels: tuple[str, ...], test_share: float
 ) -> tuple[tuple[LabeledImage, ...], tuple[LabeledImage, ...]]:
-    """Split `images` into training and test images, class by class, with a fixed seed."""
+    """Split `images` into training and test images, class by class, with a fixed seed.
+
+    Raises TrainingError for a class with one image.
+    """
     train: list[LabeledImage] = []
     test: list[LabeledImage] = []
     generator = torch.Generator().manual_seed(_SPLIT_SEED)

@@ -15,6 +15,7 @@ from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.exception_handlers import AUTH_ERRORS, openapi_responses, to_problem
 from resnet_service.server.forms import UploadedFile
 from resnet_service.server.parameters import InferenceParameters, PredictQuery, predict_query
+from resnet_service.server.prediction_logging import LogPrediction, log_function
 from resnet_service.server.routes.images import (
     CLIENT_ERRORS,
     IMAGE,
@@ -55,6 +56,9 @@ async def predict(request: Request, state: Authorized, query: PredictQuery) -> R
             classes = served.top_k([query.top_k, body.top_k], state.settings.top_k)
             work = served.classify(image.data, classes, reservation, timing)
             result = await cancel_on_disconnect(request, work)
+            log = log_function(state.prediction_log, request.scope, served.model)
+            if log is not None:
+                log(image.data, result)
             return json_response(
                 PredictResponse(
                     predictions=list(result.predictions(served.model.labels)),
@@ -96,7 +100,8 @@ async def predict_batch(request: Request, state: Authorized, query: PredictQuery
         with state.upload_memory.account(reservation.lane) as account:
             images, body = await read_form(request, state, account, reservation, query, InferenceParameters)
             classes = served.top_k([query.top_k, body.top_k], state.settings.top_k)
-            work = _classify_all(served, images, classes, reservation, timing)
+            log = log_function(state.prediction_log, request.scope, served.model)
+            work = _classify_all(served, images, classes, reservation, timing, log)
             results = await cancel_on_disconnect(request, work)
             return json_response(
                 BatchPredictResponse(
@@ -114,8 +119,9 @@ async def _classify_all(
     top_k: int,
     reservation: ImageReservation,
     timing: RequestTiming,
+    log: LogPrediction | None,
 ) -> list[BatchPredictItem]:
-    """Classify all images of a request, which share its deadline.
+    """Classify all images of a request, which share its deadline, and `log` them.
 
     Raises the first error if all images failed and none of the errors is the image's own.
     """
@@ -129,6 +135,8 @@ async def _classify_all(
         except errors.ServiceError as error:
             failures.append(error)
             return BatchPredictItem(filename=image.filename, error=to_problem(error))
+        if log is not None:
+            log(image.data, result)
         return BatchPredictItem(
             filename=image.filename,
             predictions=list(result.predictions(served.model.labels)),

@@ -45,8 +45,8 @@ class Call:
     """One call of a client, from its metadata to its status.
 
     headers: the metadata that is text; of a name that occurs twice, the first value. timing: the record of
-    its stages. scope: what is known of the client: "api_key_name", "is_bulk_only", "model" and "priority", as
-    in the scope of ASGI.
+    its stages. scope: what is known of the client: "request_id", "api_key_name", "is_bulk_only",
+    "is_unlogged", "model" and "priority", as in the scope of ASGI.
     """
 
     def __init__(self, context: Context, state: AppState, small_reads: asyncio.Semaphore) -> None:
@@ -172,6 +172,7 @@ class CallRunner:
     ) -> bytes:
         call = Call(context, self._state, self._small_reads)
         ids = self._recorder.ids(call.headers)
+        call.scope["request_id"] = ids["request_id"]
         trailing: Metadata = (("x-request-id", ids["request_id"]),)
         started_at_ns = time.time_ns()
         code, http_status, message, response, kind = StatusCode.OK, 200, "", b"", None
@@ -206,8 +207,7 @@ class CallRunner:
         backend = self._state.backend
         key = backend.api_keys.check(scope, call.headers)
         if key is not None:
-            call.scope["api_key_name"] = key.name
-            call.scope["is_bulk_only"] = key.is_bulk_only
+            key.describe(call.scope)
             if key.rate is not None:
                 await backend.count_request(key)
 

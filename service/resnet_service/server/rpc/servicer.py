@@ -23,6 +23,7 @@ from resnet_service.inference.statistics import ModelStatistics
 from resnet_service.server.admission import admit, request_lane, update_admission
 from resnet_service.server.model_table import ModelTable
 from resnet_service.server.parameters import InferenceParameters
+from resnet_service.server.prediction_logging import log_function
 from resnet_service.server.rpc.calls import INFERENCE_METHOD, SERVICE, Call, CallRunner
 from resnet_service.server.rpc.codec import (
     encode_response,
@@ -184,6 +185,7 @@ class InferenceServicer:
             encode_response,
             partial(update_admission, call.scope, self._state, reservation, parameters),
             message_bytes=size,
+            log=log_function(self._state.prediction_log, call.scope, served.model),
         )
 
     async def _model_config(self, call: Call) -> bytes:

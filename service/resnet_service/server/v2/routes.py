@@ -11,6 +11,7 @@ from resnet_service.batching import Lane
 from resnet_service.server.admission import admit, update_admission
 from resnet_service.server.exception_handlers import AUTH_ERRORS, V2_PREFIX, openapi_responses
 from resnet_service.server.parameters import NO_PARAMETERS, InferenceQuery, inference_query
+from resnet_service.server.prediction_logging import log_function
 from resnet_service.server.routes import management
 from resnet_service.server.state import StateDep
 from resnet_service.server.uploads import Upload, cancel_on_disconnect, request_timing
@@ -170,6 +171,7 @@ async def infer(request: Request, name: str, state: Authorized, query: Inference
                 partial(update_admission, request.scope, state, reservation, query),
                 message_bytes=len(body) if json_length is None else json_length,
                 top_k=query.top_k,
+                log=log_function(state.prediction_log, request.scope, served.model),
             )
             content, content_json_length = await cancel_on_disconnect(request, work)
     if content_json_length is None:

@@ -14,6 +14,7 @@ from resnet_service.runtimes import TopKResult
 from resnet_service.schemas import Priority
 from resnet_service.server.concurrency import map_concurrently
 from resnet_service.server.parameters import InferenceParameters
+from resnet_service.server.prediction_logging import LogPrediction
 from resnet_service.server.v2 import schemas
 from resnet_service.server.v2.codec import ImageInput, ParsedRequest, required_top_k, requires_embedding
 from resnet_service.server.v2.schemas import ModelMetadata, ServerMetadata
@@ -71,13 +72,15 @@ async def infer(
     *,
     message_bytes: int,
     top_k: int | None = None,
+    log: LogPrediction | None = None,
 ) -> Value:
     """Classify the images of a request, and return its encoded response.
 
     `update` gets the parameters of the message, as `update_admission` does. `parse` gets the model and the
     maximum number of images, `encode` the request, the model, the number of classes and the results.
     `message_bytes` is the size of what `parse` has to parse, without binary data, and `top_k` a number of
-    classes that the client sent beside the message. Raises InvalidRequestError, and what `parse` and
+    classes that the client sent beside the message. `log` gets the images that are files, not tensors, if the
+    request succeeds. Raises InvalidRequestError, and what `parse` and
     `ServedModel.classify` raise.
     """
     limit = settings.max_images_per_request
@@ -104,6 +107,10 @@ async def infer(
 
     numbered = [(index, image, timing.image()) for index, image in enumerate(parsed.images)]
     results = await map_concurrently(classify, numbered, limits.total)
+    if log is not None:
+        for image, result in zip(parsed.images, results, strict=True):
+            if isinstance(image, bytes):
+                log(image, result)
     values = classes + (served.model.embedding_size or 0) * with_embedding
     is_large = len(results) * values > _MAX_INLINE_VALUES
     return await _call(is_large, served, reservation, encode, parsed, served.model, top_k, results)

@@ -67,7 +67,7 @@ class MainProcess:
         try:
             await self._until_exit(supervisor)
             self.monitor.begin_shutdown(state.settings.drain_timeout_s)
-            self._backend.begin_drain()
+            state.begin_drain()
             _log.info("draining", workers=len(self._listeners))
             for listener in {
                 listener for group in (*self._listeners, self._grpc_sockets) for listener in group

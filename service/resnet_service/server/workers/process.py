@@ -59,6 +59,7 @@ def main() -> None:
 async def _serve(config: WorkerConfig) -> None:
     from resnet_service.metrics import Metrics
     from resnet_service.server.explainers import ExplanationLimit
+    from resnet_service.server.prediction_logging import create_prediction_log
     from resnet_service.server.process_monitor import exit_immediately
     from resnet_service.server.run import create_grpc_server, uvicorn_config
     from resnet_service.server.state import AppState, create_decoder
@@ -99,7 +100,8 @@ async def _serve(config: WorkerConfig) -> None:
     await asyncio.get_running_loop().create_unix_connection(lambda: backend.channel, sock=channel)
     await backend.updated.wait()
     tracer = RequestTracer(settings.traces_url) if settings.traces_url else None
-    state = AppState(settings, backend, metrics, upload_memory, tracer, ExplanationLimit(config.workers))
+    limit, log = ExplanationLimit(config.workers), create_prediction_log(settings, metrics, is_checked=True)
+    state = AppState(settings, backend, metrics, upload_memory, tracer, limit, log)
     grpc = create_grpc_server(state, config.grpc_addresses, processes=config.workers)
     server = InferenceServer(
         state, uvicorn_config(state), grpc=grpc, watchdog=True, on_listening=backend.report_ready

@@ -269,6 +269,7 @@ def _share(settings: Settings, workers: int) -> Settings:
             "decode_threads": None if decode_threads is None else ceil(decode_threads / workers),
             "sandbox_processes": ceil(sandbox_processes / workers),
             "max_connections": ceil(settings.max_connections / workers),
+            "prediction_log_rate": settings.prediction_log_rate / workers,
             "drain_timeout_s": settings.drain_timeout_s - _MAIN_PROCESS_CLOSE_S,
         }
     )
