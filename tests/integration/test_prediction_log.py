@@ -10,7 +10,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from resnet_service.errors import InvalidAPIKeysError, StorageError
+from resnet_service.errors import InvalidAPIKeysError, MissingDependencyError, StorageError
 from resnet_service.server.state import build_app_state
 from resnet_service.settings import Settings
 from tests.support import rpc, v2
@@ -143,3 +143,10 @@ def test_opting_out_without_effect_is_an_error() -> None:
     """No key is read for a public scope, so that its option would be ignored."""
     with pytest.raises(InvalidAPIKeysError, match="private has prediction_log=off, which has no effect"):
         build_app_state(Settings(model="cifar10", api_keys=KEYS, public_scopes="predict"))
+
+
+def test_missing_extra_ends_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a model is loaded."""
+    monkeypatch.setattr("resnet_service.prediction_log.find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match="needs PyArrow: make install EXTRAS=parquet"):
+        build_app_state(log_settings(tmp_path))

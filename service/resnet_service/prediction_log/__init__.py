@@ -22,6 +22,8 @@ def is_prediction_log(source: str) -> bool:
     """Return whether a name is a URI, or that of a folder with Parquet files and without subfolders."""
     if "://" in source:
         return True
-    folder = Path(source)
-    has_subfolders = any(path.is_dir() for path in folder.glob("[!.]*"))
-    return not has_subfolders and any(folder.glob("*.parquet"))
+    try:
+        entries = [entry for entry in Path(source).iterdir() if not entry.name.startswith(".")]
+        return any(entry.suffix == ".parquet" for entry in entries) and not any(map(Path.is_dir, entries))
+    except OSError:  # the reader of folders describes it
+        return False
