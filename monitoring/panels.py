@@ -518,6 +518,24 @@ _PREDICTED: Final[dict[str, tuple[Panel, ...]]] = {
             ),
         ),
     ),
+    "Log of predictions": (
+        Panel(
+            "Logged predictions",
+            "Written to the prediction log, and dropped by reason. The alert fires for queue_full and "
+            "write_failed.",
+            "ops",
+            (
+                Series(f"sum({_rate('inference_prediction_log_rows_total')})", "written"),
+                _rate_by("reason", "inference_prediction_log_dropped_total"),
+            ),
+        ),
+        Panel(
+            "Size of the prediction log",
+            "Replicas with the same folder have the same size. At the maximum, the oldest files are deleted.",
+            "bytes",
+            (_by_instance("inference_prediction_log_bytes"),),
+        ),
+    ),
 }
 
 DASHBOARDS: Final = {

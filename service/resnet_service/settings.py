@@ -189,9 +189,9 @@ class Settings(BaseSettings):
     api_keys: SecretStr | None = Field(
         None,
         description="Comma-separated API keys. If set, every endpoint except the health probes and the two "
-        "pages requires one. Format: KEY [scope ...] [N/s] [name=NAME] [priority=bulk]; without scopes a "
-        "key grants everything except admin. The access log has the name. With priority=bulk, all "
-        "requests of the key are bulk.",
+        "pages requires one. Format: KEY [scope ...] [N/s] [name=NAME] [priority=bulk] [prediction_log=off]; "
+        "without scopes a key grants everything except admin. The access log has the name. With "
+        "priority=bulk, all requests of the key are bulk; with prediction_log=off, none are logged there.",
     )
     api_keys_file: Path | None = Field(
         None,

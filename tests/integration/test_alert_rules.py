@@ -183,6 +183,16 @@ FIRING: Final = (
         },
     ),
     Firing(
+        "InferencePredictionLogDropping",  # not for the rate, which is a limit on purpose
+        f'{TARGET}, reason="write_failed", severity="warning"',
+        240,
+        480,
+        {
+            f'inference_prediction_log_dropped_total{{{TARGET}, reason="write_failed"}}': counter(0, 0.1),
+            f'inference_prediction_log_dropped_total{{{TARGET}, reason="rate"}}': counter(5),
+        },
+    ),
+    Firing(
         "InferenceDeviceMemory",  # b is a CPU, which has no memory of its own
         f'{TARGET}, severity="warning"',
         240,

@@ -4,6 +4,7 @@ The working directory has the files that the pages mention, with few images. Lar
 small one, and measurements are shortened. Commands that cannot run here are listed in `TESTED_ELSEWHERE`.
 """
 
+import hashlib
 import os
 import re
 import shlex
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -120,6 +123,7 @@ def documented_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(state, folder / "resnet50.safetensors")
     torch.save(get_model("resnet18", num_classes=2).state_dict(), folder / "fine-tuned.pth")
     (folder / "labels.txt").write_text("cat\ndog\n")
+    _write_prediction_log(folder)
     (folder / "models/cifar10/1").mkdir(parents=True)
     (folder / "models/cifar10/1/model.yaml").write_text("model: cifar10\n")
     return folder
@@ -146,6 +150,17 @@ def _write_images(folder: Path, count: int) -> None:
     folder.mkdir(parents=True)
     for number in range(count):
         (folder / f"{number}.jpg").write_bytes(encode(make_image(32, 32, seed=number)))
+
+
+def _write_prediction_log(folder: Path) -> None:
+    """Write a log with five images of each of two classes, and a file with their classes."""
+    images = [encode(make_image(32, 32, seed=seed)) for seed in range(10)]
+    digests = [hashlib.sha256(image).hexdigest() for image in images]
+    (folder / "predictions").mkdir()
+    table = pa.table({"sha256": digests, "image": pa.array(images, pa.binary())})
+    pq.write_table(table, folder / "predictions/log.parquet")
+    lines = [f"{digest},{'cat' if number % 2 else 'dog'}" for number, digest in enumerate(digests)]
+    (folder / "true-classes.csv").write_text("\n".join(("sha256,true_class", *lines)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

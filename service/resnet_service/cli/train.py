@@ -47,7 +47,8 @@ _NETWORKS: Final = """
 @click.option(
     "--data",
     required=True,
-    help="cifar10, or a directory with train/CLASS and test/CLASS (or val/CLASS), or with CLASS only.",
+    help="cifar10, or a directory with train/CLASS and test/CLASS (or val/CLASS), or with CLASS only; or a "
+    "prediction log, a directory or a URI, with a column true_class.",
 )
 @output_option("Directory of the run.", directory=True)
 @click.option(
