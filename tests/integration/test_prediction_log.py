@@ -58,7 +58,7 @@ def test_all_ways_to_classify_an_image_are_logged(tmp_path: Path, workers: int) 
         assert server.client.post(v2.INFER_PATH, json=message, headers=headers).status_code == 200
         message = {"inputs": [v2.json_input(shape=[1], data=v2.base64_strings(images[4]))]}
         with grpc.insecure_channel(server.grpc_url) as channel:
-            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             metadata = (("x-api-key", LOGGED), ("x-request-id", "grpc"))
             call(rpc.to_protobuf(message).SerializeToString(), metadata=metadata, timeout=30)
         message = {"inputs": [v2.json_input("pixels")]}

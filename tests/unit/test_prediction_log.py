@@ -54,10 +54,10 @@ class Log:
         self.log.add(MODEL, "request", key, data, result(probability))
 
     def dropped(self, reason: str) -> float:
-        return self.metrics.dropped.labels(reason)._value.get()
+        return float(self.metrics.dropped.labels(reason)._value.get())
 
     def written(self) -> float:
-        return self.metrics.rows._value.get()
+        return float(self.metrics.rows._value.get())
 
 
 @contextmanager
