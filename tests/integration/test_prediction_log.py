@@ -1,7 +1,7 @@
 """The prediction log of a running service: what requests leave there, and what they do not notice."""
 
 import shutil
-from collections import Counter
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,20 +114,19 @@ def test_requests_succeed_while_the_log_cannot_be_written(tmp_path: Path, jpeg: 
 
 
 def test_two_workers_share_the_rate_and_write_files_of_their_own(tmp_path: Path, jpeg: bytes) -> None:
-    """All predictions are there once, whichever worker has answered, or are counted as dropped."""
-    with serving(log_settings(tmp_path, workers=2, prediction_log_rate=80)) as server:
-        for number in range(20):  # a connection each: the system chooses the worker
-            response = httpx.post(
-                f"{server.url}/predict", files={"file": jpeg}, headers={"X-Request-ID": f"r{number}"}
-            )
+    """Each prediction is there once, whichever worker has answered, or is counted as dropped."""
+    with serving(log_settings(tmp_path, workers=2, prediction_log_rate=0.1)) as server:
+        started = time.monotonic()
+        for number in range(24):  # a connection each: the system chooses the worker
+            headers = {"X-Request-ID": f"r{number}"}
+            response = httpx.post(f"{server.url}/predict", files={"file": jpeg}, headers=headers, timeout=30)
             assert response.status_code == 200
-        for _ in range(6):
-            assert server.client.post("/predict/batch", files=[("file", jpeg)] * 64).status_code == 200
+        most = 2 + 0.1 * (time.monotonic() - started)
         dropped = server.metric("inference_prediction_log_dropped_total", reason="rate")
-    logged = Counter(row["request_id"] for row in rows(tmp_path))
-    assert {name: logged[name] for name in logged if name.startswith("r")} == {f"r{n}": 1 for n in range(20)}
-    assert logged.total() + dropped == 20 + 6 * 64
-    assert dropped > 100
+    logged = [row["request_id"] for row in rows(tmp_path)]
+    assert len(logged) == len(set(logged))
+    assert 2 <= len(logged) <= most
+    assert len(logged) + dropped == 24
     assert len({file.name.split("-")[2] for file in tmp_path.iterdir()}) == 2
 
 

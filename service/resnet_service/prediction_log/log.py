@@ -120,6 +120,7 @@ class PredictionLog:
             model.version,
             class_ids,
             result.probabilities[:MAX_CLASSES].tolist(),
+            float(result.entropy),
             [model.labels[index] for index in class_ids],
             data,
         )

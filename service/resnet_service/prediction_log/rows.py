@@ -20,6 +20,7 @@ SCHEMA: Final = pa.schema(
         "class_id": pa.int32(),
         "label": pa.string(),
         "probability": pa.float32(),
+        "entropy": pa.float32(),
         "top_k": pa.list_(
             pa.struct({"class_id": pa.int32(), "label": pa.string(), "probability": pa.float32()})
         ),
@@ -33,10 +34,10 @@ SCHEMA: Final = pa.schema(
 )
 """One row per image.
 
-`key` is the name of the API key, null without one. `top_k` has the classes of the response, at most
-`MAX_CLASSES`, of which the first is also in columns of its own. `width` and `height` are those of the stored
-pixels of a plain JPEG, null for other images. `bytes` and `sha256` are those of the upload, which is in
-`image` if the log has images, else null.
+`key` is the name of the API key, null without one. `entropy` is that of `TopKResult`. `top_k` has the classes
+of the response, at most `MAX_CLASSES`, of which the first is also in columns of its own. `width` and `height`
+are those of the stored pixels of a plain JPEG, null for other images. `bytes` and `sha256` are those of the
+upload, which is in `image` if the log has images, else null.
 """
 
 TRUE_CLASS: Final = "true_class"
@@ -51,7 +52,8 @@ _BATCH_BYTES: Final = 1_000_000
 class LoggedPrediction(NamedTuple):
     """One classified image: when, for which request, by which model, its classes, and the upload.
 
-    `classes` are pairs of index and probability, best first, with their `labels`. `seconds` are since 1970.
+    The best classes come first, with their probabilities and labels. `entropy` is that of `TopKResult`, and
+    `seconds` are since 1970.
     """
 
     seconds: float
@@ -61,6 +63,7 @@ class LoggedPrediction(NamedTuple):
     version: str
     class_ids: Sequence[int]
     probabilities: Sequence[float]
+    entropy: float
     labels: Sequence[str]
     data: bytes | bytearray
 
@@ -98,6 +101,7 @@ def _row(prediction: LoggedPrediction, with_image: bool) -> dict[str, object]:
         "model": prediction.model,
         "version": prediction.version,
         **classes[0],
+        "entropy": prediction.entropy,
         "top_k": classes,
         "format": format_name(prediction.data),
         "width": header and header.width,
