@@ -18,7 +18,18 @@ from typing import Final
 
 from release.lock import REPOSITORY
 
-EXTRAS: Final = ("client", "explain", "grpc", "heif", "onnx", "openvino", "timm", "traces", "train")
+EXTRAS: Final = (
+    "client",
+    "explain",
+    "grpc",
+    "heif",
+    "onnx",
+    "openvino",
+    "parquet",
+    "timm",
+    "traces",
+    "train",
+)
 TOOLS: Final = ("hypothesis", "psutil", "pytest", "pytest-xdist", "tritonclient")
 """What the tests need, in the versions of requirements-dev.lock."""
 TESTS: Final = (
@@ -35,6 +46,7 @@ TESTS: Final = (
     "tests/unit/test_onnx_files.py",
     "tests/unit/test_openvino.py",
     "tests/unit/test_plots.py",
+    "tests/unit/test_prediction_log.py",
     "tests/unit/test_preprocess.py",
     "tests/unit/test_rpc_codec.py",
     "tests/unit/test_rpc_health.py",

@@ -25,6 +25,7 @@ from resnet_service.prediction_log_metrics import PredictionLogMetrics
 from resnet_service.runtimes import TopKResult
 from resnet_service.storage import resolve_location
 from tests.support.images import encode, make_image
+from tests.support.sandbox import wait_for
 
 MODEL: Final = ModelDescription("pets", ("cat", "dog"), Preprocessing(8, 8, (0, 0, 0), (1, 1, 1)), "file")
 DAY_S: Final = 86_400
@@ -48,7 +49,8 @@ class Log:
     """A prediction log with metrics of its own."""
 
     def __init__(self, target: LogFolder, sampling: Sampling = ALL, **options: Any) -> None:
-        self.metrics = PredictionLogMetrics(CollectorRegistry())
+        self._registry = CollectorRegistry()
+        self.metrics = PredictionLogMetrics(self._registry)
         options = {"interval_s": 3600, "with_images": False, **options}
         self.log = PredictionLog(target, sampling, self.metrics, **options)
 
@@ -56,10 +58,15 @@ class Log:
         self.log.add(MODEL, "request", key, data, result(probability))
 
     def dropped(self, reason: str) -> float:
-        return float(self.metrics.dropped.labels(reason)._value.get())
+        return self.metric("dropped_total", reason=reason)
 
     def written(self) -> float:
-        return float(self.metrics.rows._value.get())
+        return self.metric("rows_total")
+
+    def metric(self, name: str, **labels: str) -> float:
+        value = self._registry.get_sample_value(f"inference_prediction_log_{name}", labels)
+        assert value is not None
+        return value
 
 
 @contextmanager
@@ -200,17 +207,9 @@ def test_failed_write_is_counted_and_the_next_one_succeeds(
     monkeypatch.setattr(log_module, "_GATHER_S", 0.0)
     blocker = tmp_path / "log"
     blocker.touch()
-    failed = threading.Event()
     with running(folder(blocker / "rows"), interval_s=0) as log:
-        original = log.log._drop
-
-        def drop(*arguments: Any) -> None:
-            original(*arguments)
-            failed.set()
-
-        monkeypatch.setattr(log.log, "_drop", drop)
         log.add()
-        assert failed.wait(10)
+        wait_for(lambda: log.dropped("write_failed") == 1)
         blocker.unlink()
         log.add()
     assert (log.written(), log.dropped("write_failed")) == (1, 1)
@@ -275,7 +274,7 @@ def test_log_never_exceeds_its_maximum_size(tmp_path: Path) -> None:
     sizes = [entry.stat().st_size for entry in tmp_path.iterdir()]
     assert 5_000_000 < sum(sizes) <= 10_000_000
     assert len(sizes) >= 2
-    assert log.metrics.bytes._value.get() == sum(sizes)
+    assert log.metric("bytes") == sum(sizes)
 
 
 def test_file_is_written_after_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
