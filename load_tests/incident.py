@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Formatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, PercentFormatter, StrMethodFormatter
 
 from monitoring.panels import BATCH_SIZES, DASHBOARDS, Panel, Series, fill_in
 from resnet_service import figures
@@ -29,7 +29,7 @@ _COLUMNS: Final = 3
 _UNITS: Final[dict[str, tuple[str, Callable[[], Formatter], float]]] = {
     "percentunit": ("share", lambda: PercentFormatter(1), 1.0),
     "s": ("time", lambda: EngFormatter("s"), 1.0),
-    "bytes": ("memory", lambda: EngFormatter("B"), 1e6),
+    "bytes": ("memory", lambda: FuncFormatter(lambda value, _: f"{value / 2**20:,.4g} MiB"), 2.0**20),
     "reqps": ("requests", lambda: StrMethodFormatter("{x:g}/s"), 1.0),
     "ops": ("rate", lambda: StrMethodFormatter("{x:g}/s"), 1.0),
     "short": ("number", lambda: StrMethodFormatter("{x:,g}"), 1.0),

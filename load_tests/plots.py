@@ -122,13 +122,13 @@ def draw_soak(result: SoakResult, title: str, path: Path) -> Figure:
     minutes = monitor.at_s / 60
     rss_mib = monitor.rss_bytes / _MIB
     _line(memory, minutes, rss_mib, "resident memory")
-    settled_at_s, settled = monitor.at_s[result.settled], rss_mib[result.settled]
-    if len(settled):
-        line = (settled_at_s - np.median(settled_at_s)) * result.slope_mb_per_hour * 1e6 / 3600 / _MIB
-        label = f"median slope: {result.slope_mb_per_hour:+.1f} MB/h"
-        memory.plot(
-            settled_at_s / 60, np.median(settled) + line, color=figures.RED, linestyle="--", label=label
-        )
+    plateau_mib = result.plateau_bytes / _MIB
+    if np.isfinite(plateau_mib):
+        label = f"plateau: {plateau_mib:,.0f} MiB"
+        memory.axhline(plateau_mib, color=figures.RED, linestyle="--", label=label)
+    if np.isfinite(result.plateau_at_s):
+        label = f"within 2 % of it\nafter {result.plateau_at_s / 60:.1f} min"
+        memory.axvline(result.plateau_at_s / 60, color=figures.GRAY, linestyle=":", label=label)
     _set_range_around(memory, rss_mib)
     memory.set(ylabel="memory, MiB")
     for panel, name, values in (

@@ -15,7 +15,7 @@ from load_tests.images import encoded_images
 from load_tests.load_generator import LoadGenerator, arrival_times, measure_capacity, run_async
 from load_tests.process_monitor import MonitorLog, ProcessSample, monitor_process, sample_process
 from load_tests.report import Check
-from load_tests.request_log import DISCONNECTED, BoolArray, FloatArray, RequestLog, percentile
+from load_tests.request_log import DISCONNECTED, BoolArray, RequestLog, percentile
 from resnet_service.client import Client
 
 SHARES: Final = {"typical": 0.71, "mixed": 0.1, "batch": 0.04, "bad": 0.1, "disconnect": 0.05}
@@ -28,7 +28,8 @@ _CAPACITY_REQUESTS: Final = 1000
 _SETTLE_SHARE: Final = 1 / 6
 """Memory and threads are judged after this share of the time: five minutes of thirty."""
 _QUIET_S: Final = 10.0
-_MAX_SLOPE_SAMPLES: Final = 1500
+_PLATEAU_SHARE: Final = 2 / 3
+"""The plateau is the memory after this share of the time."""
 
 _MAX_GROWTH: Final = 0.02
 _MAX_P50_FACTOR: Final = 1.25
@@ -55,20 +56,22 @@ class SoakResult:
         return self.monitor.between(_SETTLE_SHARE * self.load.seconds, self.load.seconds)
 
     @property
-    def slope_mb_per_hour(self) -> float:
-        """The growth of memory in 10^6 bytes/h: the median slope of all pairs of samples (Theil-Sen)."""
-        settled = self.settled
-        return median_slope(self.monitor.at_s[settled], self.monitor.rss_bytes[settled]) * 3600 / 1e6
+    def plateau_bytes(self) -> float:
+        """The median of the memory in the last third of the time; NaN without samples."""
+        last_third = self.monitor.between(_PLATEAU_SHARE * self.load.seconds, self.load.seconds)
+        return percentile(self.monitor.rss_bytes[last_third], 50)
+
+    @property
+    def plateau_at_s(self) -> float:
+        """When memory first came within 2 % of the plateau; NaN if it never did."""
+        is_near = abs(self.monitor.rss_bytes - self.plateau_bytes) <= _MAX_GROWTH * self.plateau_bytes
+        return float(self.monitor.at_s[is_near][0]) if is_near.any() else float("nan")
 
     @property
     def growth(self) -> float:
-        """The growth of memory at that slope over the settled time, as a share of the memory at its start."""
-        settled = np.flatnonzero(self.settled)
-        if len(settled) < 2:
-            return float("nan")
-        hours = (self.monitor.at_s[settled[-1]] - self.monitor.at_s[settled[0]]) / 3600
-        first_fifth = self.monitor.rss_bytes[settled[: max(1, len(settled) // 5)]]
-        return float(self.slope_mb_per_hour * 1e6 * hours / np.median(first_fifth))
+        """The plateau above the memory when it settles, the median of a fifth of that time, as a share."""
+        rss_bytes = self.monitor.rss_bytes[self.settled]
+        return self.plateau_bytes / percentile(rss_bytes[: max(1, len(rss_bytes) // 5)], 50) - 1
 
     def latency_in_fifth(self, number: int) -> tuple[float, float]:
         """Return p50 and p99 of typical images in seconds, in one fifth of the time, 0 to 4."""
@@ -96,7 +99,10 @@ class SoakResult:
             yield path, f"p99 {p99:.1f} ms, slowest {slowest:.1f} ms, by status {counts}"
         rss = (self.before.rss_bytes, *monitor.rss_bytes[settled][:1], self.after.rss_bytes)
         yield "memory: start, settled, end", ", ".join(f"{value / 2**20:,.0f} MiB" for value in rss)
-        yield "slope of memory", f"{self.slope_mb_per_hour:+.1f} MB/h"
+        yield (
+            "plateau of memory",
+            f"{self.plateau_bytes / 2**20:,.0f} MiB, reached {_time(self.plateau_at_s)}",
+        )
         for name, before, during, after in (
             ("threads", self.before.threads, monitor.threads, self.after.threads),
             ("open files", self.before.open_files, monitor.open_files, self.after.open_files),
@@ -110,7 +116,7 @@ class SoakResult:
         yield from self._response_checks()
         yield Check(
             f"memory grows by less than {_MAX_GROWTH:.0%} once settled",
-            f"{self.growth:+.2%}, {self.slope_mb_per_hour:+.1f} MB/h",
+            f"{self.growth:+.2%}, plateau of {self.plateau_bytes / 2**20:,.0f} MiB",
             self.growth < _MAX_GROWTH,
         )
         threads = self.monitor.threads[self.settled]
@@ -202,14 +208,8 @@ def run_soak(
     return SoakResult(capacity_rps, log, monitored, before, _sample_once_quiet(process, before, started_at))
 
 
-def median_slope(x: FloatArray, y: FloatArray) -> float:
-    """Return the median of the slopes between all pairs of points, which is robust against outliers."""
-    if len(x) > _MAX_SLOPE_SAMPLES:
-        chosen = np.unique(np.linspace(0, len(x) - 1, _MAX_SLOPE_SAMPLES).astype(int))
-        x, y = x[chosen], y[chosen]
-    first, second = np.triu_indices(len(x), k=1)
-    slopes = (y[second] - y[first]) / (x[second] - x[first])
-    return float(np.median(slopes)) if len(slopes) else float("nan")
+def _time(seconds: float) -> str:
+    return "never" if np.isnan(seconds) else f"after {seconds / 60:.1f} min"
 
 
 def _prepare_requests(url: str) -> dict[str, list[Request]]:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -57,6 +57,57 @@ def real_cgroup(controller: str, *, v1: Mapping[str, str], v2: Mapping[str, str]
         for name, value in (v1 if is_v1 else v2).items():
             (parent / name).write_text(value)
         yield parent / "below"
+
+
+@contextmanager
+def limited(
+    controller: str, pids: Iterable[int], *, v1: Mapping[str, str], v2: Mapping[str, str]
+) -> Iterator[None]:
+    """Run processes, and those that they start, with the limits of a group until the end of the block.
+
+    See `real_cgroup`.
+    """
+    with real_cgroup(controller, v1=v1, v2=v2) as group:
+        root = group.parent.parent
+        _move(pids, group)
+        try:
+            yield
+        finally:
+            _move((group / "cgroup.procs").read_text(encoding="ascii").split(), root)
+
+
+def _move(pids: Iterable[int | str], group: Path) -> None:
+    for pid in pids:
+        try:
+            (group / "cgroup.procs").write_text(str(pid), encoding="ascii")
+        except ProcessLookupError:
+            continue  # it has ended
+
+
+class MemoryGroup:
+    """A group whose memory can be limited while its processes run.
+
+    procs: the file that takes the processes.
+    """
+
+    def __init__(self, group: Path) -> None:
+        self.procs = group / "cgroup.procs"
+        self._group = group
+        is_v1 = (group / "memory.usage_in_bytes").exists()
+        self._usage, self._limit = (
+            ("memory.usage_in_bytes", "memory.limit_in_bytes") if is_v1 else ("memory.current", "memory.max")
+        )
+        self._unlimited = "-1" if is_v1 else "max"
+
+    @contextmanager
+    def limited_to(self, more_bytes: int) -> Iterator[None]:
+        """Allow the processes this much more memory than they have now, until the end of the block."""
+        limit = int((self._group / self._usage).read_text(encoding="ascii")) + more_bytes
+        (self._group / self._limit).write_text(str(limit), encoding="ascii")
+        try:
+            yield
+        finally:
+            (self._group / self._limit).write_text(self._unlimited, encoding="ascii")
 
 
 def output_in_cgroup(group: Path, program: str) -> str:

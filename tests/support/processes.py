@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,21 @@ def until(log: Log, name: str) -> dict[str, Any]:
 
 @contextmanager
 def started(
-    *flags: str, program: str | None = None, limit: tuple[int, int] | None = None, **variables: str
+    *flags: str,
+    program: str | None = None,
+    limit: tuple[int, int] | None = None,
+    prefix: Sequence[str] = (),
+    **variables: str,
 ) -> Iterator[Started]:
     """Start the service, by default with the model cifar10, and wait until it is ready.
 
     `program` is Python code to run instead of the command; `limit` is a resource (resource.RLIMIT_...) and
-    its limit.
+    its limit; `prefix` is a command that runs the service.
     """
     flags = ("--model", "cifar10", "--port", "0", "--no-access-log", *flags)  # the last of equal flags counts
     command = [*COMMAND, *flags] if program is None else [sys.executable, "-c", program]
     with subprocess.Popen(
-        command,
+        [*prefix, *command],
         stderr=subprocess.PIPE,
         text=True,
         env=environment(**variables),

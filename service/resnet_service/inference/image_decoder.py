@@ -38,7 +38,7 @@ class ImageDecoder:
         threads: int | None = None,
         sandbox: Sandbox | None = None,
     ) -> None:
-        """Create the pools; threads and processes start as they are needed.
+        """Create the pools; threads start with `start`, and processes as they are needed.
 
         `threads` is by default one per CPU core, `sandbox` one with the default limits.
         """
@@ -55,8 +55,13 @@ class ImageDecoder:
             bulk_calls=self._sandbox.processes + 1,  # they take long
         )
 
-    def bind_metrics(self) -> None:
-        """Make the gauges report this decoder."""
+    def start(self) -> None:
+        """Start the threads, and make the gauges report this decoder.
+
+        Raises RuntimeError if the system allows too few threads.
+        """
+        self.threads.start()
+        self._sandbox_threads.start()
         self._metrics.decode_workers.labels("threads").set(self.threads.count)
         self._metrics.decode_workers.labels("sandbox").set(self._sandbox_threads.count)
         self._metrics.report(

@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from threading import get_ident
+from threading import Event, get_ident
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
@@ -39,7 +39,7 @@ class WorkerPool:
         *,
         bulk_calls: int | None = None,
     ) -> None:
-        """Create a pool of `count` threads, which start as they are needed.
+        """Create a pool of `count` threads, which start as they are needed, or with `start`.
 
         `on_busy` is called in the thread after each call, with its duration in seconds. An interactive call
         waits for at most `bulk_calls` bulk calls, those that run included: by default two for each thread.
@@ -55,6 +55,18 @@ class WorkerPool:
         self._bulk_waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._closed = False
         _pools.add(self)
+
+    def start(self) -> None:
+        """Start all threads, before the first call: later, the system could allow no more.
+
+        Raises RuntimeError if it allows too few.
+        """
+        all_run = Event()
+        try:
+            for _ in range(self.count):  # no thread is idle: each call starts one
+                self._executor.submit(all_run.wait)
+        finally:
+            all_run.set()
 
     @property
     def oldest_call_age_s(self) -> float:

@@ -268,7 +268,7 @@ class LocalBackend:
         """See `Backend`."""
         self.engines.start()
         if not self.workers:
-            self.decoder.bind_metrics()
+            self.decoder.start()
 
     async def wait_until_warm(self) -> None:
         """See `Backend`."""

@@ -91,7 +91,10 @@ class ProcessMonitor:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         if arm:
             # If another thread holds the GIL. It can crash, because it reads the stacks while they change.
-            faulthandler.dump_traceback_later(seconds + _NATIVE_WATCHDOG_S, exit=True)
+            try:
+                faulthandler.dump_traceback_later(seconds + _NATIVE_WATCHDOG_S, exit=True)
+            except RuntimeError as error:  # the system allows no more threads: the next second tries again
+                _log.warning("native_watchdog_not_started", reason=str(error))
 
     def _watch(self) -> None:
         """Print the stacks of all threads and end the process once the deadline has passed."""

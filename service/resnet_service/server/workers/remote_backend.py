@@ -54,7 +54,7 @@ class RemoteBackend(RemoteCalls):
         """Set once there is a model to serve."""
         super().__init__(FrameChannel(self._receive, on_lost))
         self._decoder = decoder
-        decoder.bind_metrics()
+        decoder.start()
         self._metrics = metrics
         self._memory = memory
         self._index = index
