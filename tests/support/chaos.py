@@ -85,7 +85,7 @@ class ChaosService:
 @contextmanager
 def chaos_service(*flags: str, prefix: Sequence[str] = (), **variables: str) -> Iterator[ChaosService]:
     """Start a service; see `started`."""
-    with started(*flags, prefix=prefix, **variables) as (process, log, url):
+    with started(*flags, program=None, limit=None, prefix=prefix, **variables) as (process, log, url):
         service = ChaosService(process, url, [])
         reader = threading.Thread(target=lambda: service.log.extend(log))  # a full pipe stops the service
         reader.start()

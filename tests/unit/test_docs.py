@@ -31,6 +31,7 @@ from tests.support.server import Running, serving
 PACKAGE: Final = REPOSITORY / "service/resnet_service"
 README: Final = REPOSITORY / "README.md"
 CONTRIBUTING: Final = REPOSITORY / "CONTRIBUTING.md"
+RELIABILITY: Final = REPOSITORY / "docs/reliability.md"
 SERVING: Final = REPOSITORY / "docs/serving.md"
 TRAINING: Final = REPOSITORY / "docs/training.md"
 PAGES: Final = [
@@ -158,6 +159,15 @@ def test_contributing_lists_every_module() -> None:
     assert {row[1] for row in rows} == parts - {"__init__", "__main__"}
     layers = [int(row[0]) for row in rows]
     assert layers == sorted(layers, reverse=True)
+
+
+def test_each_row_of_the_chaos_table_names_its_test() -> None:
+    """The last column of the table has the names of tests, and nothing else."""
+    modules = (REPOSITORY / "tests").rglob("test_*.py")
+    tests = {name for path in modules for name in re.findall(r"^def (test_\w+)", _read(path), re.MULTILINE)}
+    rows = _table_rows(RELIABILITY, "| fault from outside | what happens | test |")
+    cited = [set(re.split(r"\W+", row[2])) for row in rows]
+    assert all(names and names <= tests for names in cited)
 
 
 def test_contributing_lists_every_broad_exception_handler() -> None:
