@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, Formatter, PercentFormatter, StrMethodFormatter
 
 from monitoring.panels import BATCH_SIZES, DASHBOARDS, Panel, Series, fill_in
 from resnet_service import figures
@@ -29,7 +29,7 @@ _COLUMNS: Final = 3
 _UNITS: Final[dict[str, tuple[str, Callable[[], Formatter], float]]] = {
     "percentunit": ("share", lambda: PercentFormatter(1), 1.0),
     "s": ("time", lambda: EngFormatter("s"), 1.0),
-    "bytes": ("memory", lambda: FuncFormatter(lambda value, _: f"{value / 2**20:,.4g} MiB"), 2.0**20),
+    "bytes": ("memory", lambda: StrMethodFormatter("{x:,g} MiB"), 1.0),
     "reqps": ("requests", lambda: StrMethodFormatter("{x:g}/s"), 1.0),
     "ops": ("rate", lambda: StrMethodFormatter("{x:g}/s"), 1.0),
     "short": ("number", lambda: StrMethodFormatter("{x:,g}"), 1.0),
@@ -102,9 +102,11 @@ def draw_dashboard(name: str, service: str, span: Slowdown, query: QueryFn, path
 
 def _draw_panel(panel: Panel, span: Slowdown, query: QueryFn, axes: Axes) -> None:
     axes.axvspan(span.start - span.shown_from, span.end - span.shown_from, color="0.9")
+    divisor = 2**20 if panel.unit == "bytes" else 1
     highest = panel.limit or 0.0
     for series in panel.series:
-        for legend, seconds, values in query(series):
+        for legend, seconds, raw_values in query(series):
+            values = [value / divisor for value in raw_values]
             is_point = len(values) == 1
             (line,) = axes.plot(seconds, values, label=figures.wrap(legend, 24), clip_on=not is_point)
             line.set_marker("o" if is_point else "")

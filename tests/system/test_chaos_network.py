@@ -12,6 +12,8 @@ from tests.support.http import connected, post
 from tests.support.images import encode, make_image
 from tests.support.lossy_link import SERVER_ADDRESS, LossyLink, lossy_link
 
+pytestmark = pytest.mark.exclusive  # the limits on time are short
+
 _LATENCY_S: Final = 0.05
 _LOSS: Final = 0.05
 _READ_TIMEOUT_S: Final = 2

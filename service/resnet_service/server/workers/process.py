@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -65,6 +66,7 @@ async def _serve(config: WorkerConfig) -> None:
     from resnet_service.server.state import AppState, create_decoder
     from resnet_service.server.uploads import UploadMemory
     from resnet_service.server.uvicorn_server import InferenceServer
+    from resnet_service.server.workers.process_metrics import reserve_files
     from resnet_service.server.workers.remote_backend import RemoteBackend
     from resnet_service.server.workers.shared_memory import SharedMemory
     from resnet_service.tracing import RequestTracer
@@ -83,6 +85,7 @@ async def _serve(config: WorkerConfig) -> None:
         exit_immediately()
 
     settings = config.settings
+    reserve_files(os.getpid(), Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     metrics = Metrics(in_worker=True)
     count_dropped_lines(metrics.log_lines_dropped.inc)
     memory = SharedMemory(config.memory_fd)

@@ -4,6 +4,7 @@ Workers keep theirs in files (prometheus_client's multiprocess mode), so that th
 killed are not lost. Exemplars are not kept, because that mode has none.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,10 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
+
+_FILES: Final = ("counter", "gauge_livesum", "histogram")
+"""The files of a worker, by their prefix in prometheus_client."""
+_FILE_BYTES: Final = 2**20
 
 _SUMMED: Final = frozenset(
     {
@@ -61,6 +66,19 @@ class AllProcesses(Collector):
             for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
                 metric.samples = [sample for sample in metric.samples if sample.name in _SUMMED]
                 yield metric
+
+
+def reserve_files(pid: int, folder: Path) -> None:
+    """Allocate the files of a worker, a megabyte each, before its metrics open them.
+
+    Otherwise they have holes, and a write to a hole while the file system is full ends the process (SIGBUS).
+    Raises OSError if there is too little space.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    for prefix in _FILES:
+        with (folder / f"{prefix}_{pid}.db").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
 
 
 def forget_gauges(pid: int, folder: Path) -> None:
