@@ -133,6 +133,14 @@ def test_requests_wait_for_a_stopped_process(
     assert service.metric("inference_in_flight") == 0
 
 
+def test_service_that_was_stopped_for_long_ends() -> None:
+    """SIGSTOP for more than a second above the stall timeout: at SIGCONT it ends with status 1."""
+    with chaos_service("--stall-timeout-s", "1") as service:
+        with stopped(_main(service)), pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{service.url}/healthz", timeout=4)
+        assert service.process.wait(30) == 1
+
+
 def test_stopped_decoder_costs_its_image(service: ChaosService, jpeg: bytes, png: bytes) -> None:
     """SIGSTOP of all processes of the sandbox: at the time limit their images get 413; JPEG does not wait."""
     service.assert_normal(png)

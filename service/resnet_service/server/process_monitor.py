@@ -86,6 +86,8 @@ class ProcessMonitor:
 
     def _allow(self, seconds: float, *, arm: bool) -> None:
         """End the process unless this is called again within `seconds`; `arm` the native watchdog, too."""
+        if self._ticks and time.monotonic() > self._deadline:  # SIGSTOP: the other thread is late, too
+            self._end_blocked()
         self._deadline = time.monotonic() + seconds
         if not self._ticks:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -100,6 +102,9 @@ class ProcessMonitor:
         """Print the stacks of all threads and end the process once the deadline has passed."""
         while (left_s := self._deadline - time.monotonic()) > 0:
             time.sleep(left_s)
+        self._end_blocked()
+
+    def _end_blocked(self) -> NoReturn:
         _log.critical("event_loop_blocked", seconds=self._watchdog_s)
         faulthandler.dump_traceback()
         exit_immediately()
