@@ -1,5 +1,6 @@
 """Control groups for tests: trees of files like those of the kernel, and real groups."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
+
+from tests.support.sandbox import wait_for
 
 Files = Mapping[str, Mapping[str, str]]
 """The files of groups, by the path of the group from the mount point."""
@@ -53,10 +56,25 @@ def real_cgroup(controller: str, *, v1: Mapping[str, str], v2: Mapping[str, str]
     with ExitStack() as stack:
         for group in (parent, parent / "below"):
             group.mkdir()
-            stack.callback(group.rmdir)
+            stack.callback(_remove, group)
         for name, value in (v1 if is_v1 else v2).items():
             (parent / name).write_text(value)
         yield parent / "below"
+
+
+def _remove(group: Path) -> None:
+    """Remove a group once its last process, which may just have been killed, has ended."""
+
+    def is_removed() -> bool:
+        try:
+            group.rmdir()
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            raise
+        return True
+
+    wait_for(is_removed)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import count, filterfalse, islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -196,8 +197,9 @@ def test_used_up_file_descriptors_close_new_connections_only(
     with httpx.Client(base_url=service.url, timeout=60) as client:
         assert client.get("/readyz").status_code == 200
         for process in service.processes:
-            used = max(int(path.name) for path in Path(f"/proc/{process.pid}/fd").iterdir())
-            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used + 1, hard))
+            used = {int(path.name) for path in Path(f"/proc/{process.pid}/fd").iterdir()}
+            _, second = islice(filterfalse(used.__contains__, count()), 2)
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (second, hard))  # leaves the first one
         results = service.classify_all([jpeg] * 20)
         for image in (jpeg, png):
             assert client.post("/predict", files=files(image)).status_code == 200
@@ -207,6 +209,28 @@ def test_used_up_file_descriptors_close_new_connections_only(
     assert set(results) & {httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError}
     assert {status for status in results if isinstance(status, int)} <= {200}
     service.assert_normal(jpeg, png)
+
+
+def test_worker_that_ends_without_file_descriptors_is_replaced_later(
+    service: ChaosService, jpeg: bytes
+) -> None:
+    """No other can be started meanwhile: new connections to its socket wait for its successor."""
+    workers = service.workers
+    if not workers:
+        pytest.skip("one process has no workers")
+    main = service.process.pid
+    hard = resource.prlimit(main, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(main, resource.RLIMIT_NOFILE, (0, hard))
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            workers[0].kill()
+            wait_for(lambda: any(line["event"] == "worker_not_started" for line in service.log))
+            results = pool.submit(service.classify_all, [jpeg] * 8)
+        finally:
+            resource.prlimit(main, resource.RLIMIT_NOFILE, (hard, hard))
+        assert results.result() == {200: 8}
+    wait_for(lambda: len(service.workers) == len(workers))
+    service.assert_normal(jpeg)
 
 
 def fill(folder: Path) -> None:

@@ -53,7 +53,7 @@ def test_drained_service_leaves_nothing_behind(temporary_files: Path) -> None:
     with started("--workers", "2", TMPDIR=str(temporary_files)) as (process, _, url):
         assert httpx.get(f"{url}/readyz").status_code == 200
         sizes = [path.stat() for path in temporary_files.rglob("*.db")]
-        assert len(sizes) == 2 * 3
+        assert len(sizes) == 2 * 4
         assert all(512 * size.st_blocks >= size.st_size for size in sizes)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

@@ -15,7 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-_FILES: Final = ("counter", "gauge_livesum", "histogram")
+_FILES: Final = ("counter", "gauge_livemax", "gauge_livesum", "histogram")
 """The files of a worker, by their prefix in prometheus_client."""
 _FILE_BYTES: Final = 2**20
 

@@ -163,24 +163,17 @@ class Supervisor:
         delay_s = _FIRST_DELAY_S
         while not self._is_draining.is_set() and not self.failed:
             started_at = time.monotonic()
-            connection = await self._run(index)
-            status = self._processes[index].returncode
-            abandoned = self._memory.requests[index]
-            self._memory.requests[index] = self._memory.upload_bytes[index] = 0
-            self._heartbeats[index].stop()
-            if self._is_draining.is_set():
-                return
-            self._metrics.worker_restarts.inc()
-            self._metrics.abandoned_requests.inc(abandoned)
-            _log.warning("worker_ended", index=index, status=status, abandoned=abandoned)
-            if connection.was_ready:
-                self._failed_starts = 0
+            try:
+                connection = await self._run(index)
+            except OSError as error:
+                if not self._all_are_ready.is_set():
+                    raise
+                # Such as too many open files: the other workers go on, and the next attempt may succeed.
+                _log.error("worker_not_started", index=index, reason=str(error))
             else:
-                self._failed_starts += 1
-                if self._failed_starts >= _MAX_FAILED_STARTS:
-                    self.failed = True
-                    self._all_are_ready.set()
+                if self._is_draining.is_set():
                     return
+                self._record_end(index, connection)
             if time.monotonic() - started_at > _STABLE_S:
                 delay_s = _FIRST_DELAY_S
             with suppress(TimeoutError):
@@ -188,12 +181,32 @@ class Supervisor:
                     await self._is_draining.wait()
             delay_s = min(2 * delay_s, _MAX_DELAY_S)
 
+    def _record_end(self, index: int, connection: WorkerConnection) -> None:
+        """Count a worker that has ended, and fail if too many in a row have ended before they were ready."""
+        abandoned = self._memory.requests[index]
+        self._memory.requests[index] = self._memory.upload_bytes[index] = 0
+        self._metrics.worker_restarts.inc()
+        self._metrics.abandoned_requests.inc(abandoned)
+        status = self._processes[index].returncode
+        _log.warning("worker_ended", index=index, status=status, abandoned=abandoned)
+        self._failed_starts = 0 if connection.was_ready else self._failed_starts + 1
+        if self._failed_starts >= _MAX_FAILED_STARTS:
+            self.failed = True
+            self._all_are_ready.set()
+
     async def _run(self, index: int) -> WorkerConnection:
-        """Run one worker until it has ended, and release everything that it held."""
+        """Run one worker until it has ended, and release everything that it held.
+
+        Raises OSError if the system does not start one.
+        """
         connection = WorkerConnection(self._backend, self._memory)
         own_end, its_end = socket.socketpair()
         with its_end:
-            worker = self._processes[index] = self._spawn(index, its_end)
+            try:
+                worker = self._processes[index] = self._spawn(index, its_end)
+            except OSError:
+                own_end.close()
+                raise
         self._connections[index] = connection
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: connection.channel, sock=own_end)
@@ -213,6 +226,7 @@ class Supervisor:
             if not connection.was_ready:
                 worker.kill()
             await asyncio.to_thread(worker.wait)
+            self._heartbeats[index].stop()
             forget_gauges(worker.pid, self._folder)
         return connection
 
