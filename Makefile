@@ -16,7 +16,7 @@ PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --custom-compile-command "make lock"
 
-.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards protocol lock-cpu lowest dist sbom licenses cifar10-model clean
+.PHONY: help install serve test test-all test-workers check format lint types lock load-test reliability gpu-check audit image compare-peers container-test dashboards protocol lock-cpu lowest dist sbom licenses site cifar10-model clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -101,6 +101,9 @@ sbom: $(VENV)/.installed-dev  ## Write the software bill of materials of the pac
 
 licenses: $(VENV)/.installed-dev  ## Check the licenses of the packages for serving, and write docs/licenses.md
 	$(BIN)/python -m release.licenses
+
+site: $(VENV)/.installed-dev  ## Build the documentation as web pages in site/, and check their links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lowest: $(VENV)/.installed-dev  ## Run tests with the lowest versions that pyproject.toml allows: downloads gigabytes
 	$(BIN)/python -m release.lowest build/lowest

@@ -9,8 +9,9 @@ import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache, partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -19,8 +20,10 @@ from prometheus_client import Metric
 from resnet_service import __version__, cli, errors
 from resnet_service.metric_labels import LABELS
 from resnet_service.metrics import Metrics
+from resnet_service.server.app import create_app
 from resnet_service.server.exception_handlers import PROBLEM_TYPES, to_problem
 from resnet_service.server.rpc.status import GRPC_CODES
+from resnet_service.server.state import build_app_state
 from resnet_service.settings import ENVIRONMENT_ONLY, Settings
 from resnet_service.training.recipes import FINE_TUNING, FROM_SCRATCH, RECIPES
 from resnet_service.training.trainer import TrainingConfig
@@ -33,6 +36,7 @@ README: Final = REPOSITORY / "README.md"
 CONTRIBUTING: Final = REPOSITORY / "CONTRIBUTING.md"
 RELIABILITY: Final = REPOSITORY / "docs/reliability.md"
 SERVING: Final = REPOSITORY / "docs/serving.md"
+HTTP_REFERENCE: Final = REPOSITORY / "docs/http-reference.md"
 TRAINING: Final = REPOSITORY / "docs/training.md"
 PAGES: Final = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
@@ -100,6 +104,53 @@ def recipes_table() -> str:
     return "\n".join(lines)
 
 
+@cache
+def openapi() -> dict[str, Any]:
+    """Return the OpenAPI document of a service."""
+    return create_app(build_app_state(Settings(model="cifar10"))).openapi()
+
+
+def operations() -> dict[str, dict[str, Any]]:
+    """Return the operations of the API by method and path, such as `GET /info`."""
+    paths = openapi()["paths"].items()
+    return {f"{method.upper()} {path}": value for path, item in paths for method, value in item.items()}
+
+
+def parameters_table() -> str:
+    """Return a table of all parameters of queries."""
+    parameters = {
+        parameter["name"]: parameter
+        for operation in operations().values()
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "query"
+    }
+    lines = ["| parameter | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{name}` | {value['description']} |" for name, value in parameters.items())])
+
+
+def operation_facts(name: str) -> str:
+    """Return the scope, parameters and statuses of an operation, and of those with the path of a version."""
+    shown = operations()[name]
+    parameters = [value["name"] for value in shown.get("parameters", []) if value["in"] == "query"]
+    scopes = [scope for security in shown.get("security", []) for scope in security["APIKey"]]
+    statuses = sorted(status for status in shown["responses"] if status.isdigit())
+    facts = {
+        "Also": [other for other in operations() if other != name and _without_version(other) == name],
+        "Scope": scopes or ["none"],
+        "Parameters": parameters,
+        "Status": statuses,
+    }
+    return "\n".join(
+        ["| | |", "|---|---|"]
+        + [f"| {fact} | {', '.join(f'`{value}`' for value in values)} |" for fact, values in facts.items() if values]
+    )
+
+
+def _without_version(operation: str) -> str:
+    """Return the operation on a model that an operation on its version, or on all models, is a variant of."""
+    return operation.replace("/versions/{version}", "").replace("/v2/models/stats", "/v2/models/{name}/stats")
+
+
 TABLES: Final[dict[Path, dict[str, Callable[[], str]]]] = {
     SERVING: {
         "settings": settings_table,
@@ -108,6 +159,13 @@ TABLES: Final[dict[Path, dict[str, Callable[[], str]]]] = {
         "labels": labels_table,
     },
     TRAINING: {"recipes": recipes_table},
+    HTTP_REFERENCE: {
+        "parameters": parameters_table,
+        **{
+            name: partial(operation_facts, name)
+            for name in re.findall(r"^<!-- ([A-Z]+ /.*) -->$", _read(HTTP_REFERENCE), re.MULTILINE)
+        },
+    },
 }
 
 
@@ -274,6 +332,13 @@ def test_the_table_of_endpoints_is_complete(server: Running) -> None:
     """The table contains every endpoint of the service, and only those."""
     paths = set(re.findall(r"(?:^\| |<br>)`(?:GET|POST) (/[^`]*)`", _read(SERVING), re.MULTILINE))
     assert paths - {"/", "/docs"} == set(httpx.get(f"{server.url}/openapi.json").json()["paths"])
+
+
+def test_the_reference_has_every_operation() -> None:
+    """Each operation has a section with its name as heading, or is named as a variant there."""
+    headings = re.findall(r"^## ([A-Z]+ /.*)$", _read(HTTP_REFERENCE), re.MULTILINE)
+    assert {"parameters", *headings} == set(TABLES[HTTP_REFERENCE])
+    assert sorted(headings) == sorted({_without_version(name) for name in operations()})
 
 
 if __name__ == "__main__":
