@@ -1,7 +1,7 @@
 """Run every example of docs/http-reference.md, and compare the responses with those shown.
 
-The examples of one language run in the order of the page against one service, which then has had a request for
-each endpoint of its OpenAPI document.
+The examples of each language run in the order of the page against one service, and together use all endpoints
+of its OpenAPI document.
 """
 
 import json
@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +114,9 @@ def run_python(code: str, service: Service) -> list[Any]:
         exec(compile(program, str(PAGE), "exec"), names)
     for name in ("client", "http", "management"):
         names[name].close()
-    return [value.model_dump(mode="json") if isinstance(value, BaseModel) else parsed(value) for value in printed]
+    return [
+        value.model_dump(mode="json") if isinstance(value, BaseModel) else parsed(value) for value in printed
+    ]
 
 
 def run_javascript(code: str, service: Service) -> list[Any]:

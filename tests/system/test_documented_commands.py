@@ -31,9 +31,19 @@ from resnet_service.settings import Settings
 from tests.support import PHOTOGRAPHS, REPOSITORY
 from tests.support.commands import run_command, started_command
 from tests.support.images import encode, make_image
+from tests.support.pages import blocks
 from tests.support.server import Running, serving
 
-PAGES: Final = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+TESTED_AS_A_WHOLE: Final = {
+    "tutorial.md": "tests/system/test_tutorial.py",
+    "http-reference.md": "tests/integration/test_http_reference.py",
+}
+"""Pages with a test of their own."""
+
+PAGES: Final = [
+    REPOSITORY / "README.md",
+    *(path for path in sorted((REPOSITORY / "docs").glob("*.md")) if path.name not in TESTED_AS_A_WHOLE),
+]
 
 TESTED_ELSEWHERE: Final = {
     "make test": ".ci/run",
@@ -90,10 +100,9 @@ TIMEOUT_S: Final = 300.0
 
 def commands(page: Path) -> list[str]:
     """Return a page's Python programs and the lines of its indented blocks, but no other fenced blocks."""
-    text = page.read_text(encoding="utf-8")
-    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    indented = re.findall(r"^    (\S.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
-    return [f"python -c {shlex.quote(code)}" for code in programs] + indented
+    found = list(blocks(page))
+    programs = [f"python -c {shlex.quote(block.text)}" for block in found if block.language == "python"]
+    return programs + [command for block in found for command in block.commands]
 
 
 @pytest.fixture(scope="session")

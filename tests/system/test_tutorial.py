@@ -1,8 +1,8 @@
 """Run docs/tutorial.md from an empty folder: every command, script and file, in the order of the page.
 
-The environment that the tutorial creates has the packages of this one, so that pip downloads nothing, and builds
-and installs the package of the clone. Ports are free ones instead of those of the page. What is shown as output
-is compared: JSON by its keys and types, text without its numbers.
+The environment that the tutorial creates has the packages of this one: pip installs the package of the clone,
+and downloads nothing. Ports are free ones instead of those of the page. Outputs are compared with those on the
+page: JSON by its keys and types, text without its numbers.
 """
 
 import json
@@ -82,7 +82,11 @@ class Reader:
                 self._start(start, command, marker)
                 return ""
         result = subprocess.run(
-            ["bash", "-c", self.adapt(re.sub(r"\bcurl ", "curl --fail-with-body --no-progress-meter ", command))],
+            [
+                "bash",
+                "-c",
+                self.adapt(re.sub(r"\bcurl ", "curl --fail-with-body --no-progress-meter ", command)),
+            ],
             cwd=self.folder,
             env=self._environment,
             stdout=subprocess.PIPE,

@@ -125,7 +125,9 @@ def parameters_table() -> str:
         if parameter["in"] == "query"
     }
     lines = ["| parameter | |", "|---|---|"]
-    return "\n".join([*lines, *(f"| `{name}` | {value['description']} |" for name, value in parameters.items())])
+    return "\n".join(
+        [*lines, *(f"| `{name}` | {value['description']} |" for name, value in parameters.items())]
+    )
 
 
 def operation_facts(name: str) -> str:
@@ -142,7 +144,11 @@ def operation_facts(name: str) -> str:
     }
     return "\n".join(
         ["| | |", "|---|---|"]
-        + [f"| {fact} | {', '.join(f'`{value}`' for value in values)} |" for fact, values in facts.items() if values]
+        + [
+            f"| {fact} | {', '.join(f'`{value}`' for value in values)} |"
+            for fact, values in facts.items()
+            if values
+        ]
     )
 
 
