@@ -1,8 +1,8 @@
 """Run docs/tutorial.md from an empty folder: every command, script and file, in the order of the page.
 
 The environment that the tutorial creates has the packages of this one: pip installs the package of the clone,
-and downloads nothing. Ports are free ones instead of those of the page. Outputs are compared with those on the
-page: JSON by its keys and types, text without its numbers.
+and downloads nothing. Ports are free ones instead of those of the page. Outputs are compared to those shown:
+JSON by its keys and types, text without its numbers.
 """
 
 import json
