@@ -7,6 +7,7 @@ of its OpenAPI document.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -66,14 +67,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("reference")
     for name in ("dog.jpg", "cat.jpg"):
         shutil.copy(PHOTOGRAPHS / name, folder)
-    [command] = next(block for block in blocks(PAGE) if block.heading == PREAMBLE).commands
-    keys, flags = re.fullmatch(r'RESNET_SERVICE_API_KEYS="(.*)" resnet-service serve (.*)', command).groups()  # type: ignore[union-attr]
+    export, command = next(block for block in blocks(PAGE) if block.heading == PREAMBLE).commands
+    keys = shlex.split(export)[1].partition("=")[2].replace("$ADMIN_KEY", ADMIN_KEY)
+    flags = command.removeprefix("resnet-service serve ").split()
     port = str(free_port())
-    variables = {
-        "RESNET_SERVICE_API_KEYS": keys.replace("$ADMIN_KEY", ADMIN_KEY),
-        "RESNET_SERVICE_MANAGEMENT_PORT": port,
-    }
-    with started(*flags.split(), **variables) as (_, _, url):
+    with started(*flags, RESNET_SERVICE_API_KEYS=keys, RESNET_SERVICE_MANAGEMENT_PORT=port) as (_, _, url):
         yield Service(url, f"http://127.0.0.1:{port}", folder)
 
 
