@@ -135,20 +135,11 @@ def operation_facts(name: str) -> str:
     shown = operations()[name]
     parameters = [value["name"] for value in shown.get("parameters", []) if value["in"] == "query"]
     scopes = [scope for security in shown.get("security", []) for scope in security["APIKey"]]
+    variants = [other for other in operations() if other != name and _without_version(other) == name]
     statuses = sorted(status for status in shown["responses"] if status.isdigit())
-    facts = {
-        "Also": [other for other in operations() if other != name and _without_version(other) == name],
-        "Scope": scopes or ["none"],
-        "Parameters": parameters,
-        "Status": statuses,
-    }
-    return "\n".join(
-        ["| | |", "|---|---|"]
-        + [
-            f"| {fact} | {', '.join(f'`{value}`' for value in values)} |"
-            for fact, values in facts.items()
-            if values
-        ]
+    facts = {"Also": variants, "Scope": scopes or ["none"], "Parameters": parameters, "Status": statuses}
+    return " ".join(
+        f"{fact}: {', '.join(f'`{v}`' for v in values)}." for fact, values in facts.items() if values
     )
 
 
