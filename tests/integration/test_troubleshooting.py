@@ -75,11 +75,11 @@ REQUESTS: Final[dict[str, Callable[[Running], str]]] = {
     "requires an API key with the scope 'admin', and no API keys are configured": send("/reload"),
     "not an image in a supported format (…)": send("/predict", files={"file": b"<html>"}),
     "the image is empty (0 bytes)": send("/predict", files={"file": b""}),
-    "the form has no field 'file'; it has …": send("/predict", files={"image": JPEG}),
+    "unknown form field …; expected 'file' or …": send("/predict", files={"image": JPEG}),
     "send multipart/form-data with the field 'file', or an image with an image/* content type": send(
         "/predict", json={"image": "base64"}
     ),
-    "unknown query parameter …; did you mean …?": send("/predict?topk=3", files={"file": JPEG}),
+    "unknown parameter …; did you mean …?": send("/predict?topk=3", files={"file": JPEG}),
     "expected one image, got …; use /predict/batch": send("/predict", files=[("file", JPEG), ("file", JPEG)]),
     "unknown model …; the server has …": send("/predict?model=other", files={"file": JPEG}),
     "the JPEG is truncated: a part of its pixels is missing": send(

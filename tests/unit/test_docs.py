@@ -191,7 +191,7 @@ def test_tests_named_in_the_docs_exist() -> None:
 
 def test_paths_named_in_the_docs_exist() -> None:
     """Every path of a source or test file that a page names exists."""
-    pattern = r"\b((?:service|tests|load_tests|monitoring|deploy)/[\w./-]*\w\.(?:py|md|ya?ml|jpg))\b"
+    pattern = r"(?<![\w-])((?:service|tests|load_tests|monitoring|deploy)/[\w./-]*\w\.(?:py|md|ya?ml|jpg))\b"
     cited = {path for page in PAGES for path in re.findall(pattern, _read(page))}
     assert {path for path in cited if not (REPOSITORY / path).exists()} == set()
 
