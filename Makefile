@@ -103,7 +103,7 @@ licenses: $(VENV)/.installed-dev  ## Check the licenses of the packages for serv
 	$(BIN)/python -m release.licenses
 
 site: $(VENV)/.installed-dev  ## Build the documentation as web pages in site/, and check their links
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lowest: $(VENV)/.installed-dev  ## Run tests with the lowest versions that pyproject.toml allows: downloads gigabytes
 	$(BIN)/python -m release.lowest build/lowest

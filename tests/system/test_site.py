@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -43,6 +44,24 @@ def build(configuration: Path, folder: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+@pytest.mark.parametrize("link", ["missing.md", "serving.md#no-such-heading", "../deploy/missing.yaml"])
+def test_a_broken_link_fails_the_build(link: str, tmp_path: Path) -> None:
+    """A page or a file that does not exist, and a heading that does not exist, are errors."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for path in REPOSITORY.iterdir():
+        (repository / path.name).symlink_to(path)
+    for name in ("docs", "release"):
+        (repository / name).unlink()
+        shutil.copytree(REPOSITORY / name, repository / name)
+    with (repository / "docs/cpu.md").open("a") as page:
+        page.write(f"\nSee [this]({link}).\n")
+    result = build(repository / "mkdocs.yml", tmp_path / "site")
+    assert result.returncode != 0
+    assert "docs/cpu.md" in result.stderr
+    assert link.partition("#")[0].removeprefix("../") in result.stderr
 
 
 class Elements(HTMLParser):
