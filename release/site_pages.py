@@ -9,7 +9,9 @@ site, which only pages with a diagram load.
 
 import os
 import re
+import subprocess
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -92,8 +94,16 @@ def _targets(page: str) -> Iterator[str]:
 
 
 def _files_below(folder: Path) -> Iterable[Path]:
-    """Return the files below a folder, without those that Python and editors leave there."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    """Return the files below a folder that Git tracks: others can be secret, such as API keys."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and _uri(path) in _tracked())
+
+
+@cache
+def _tracked() -> frozenset[str]:
+    command = ["git", "ls-files", "-z"]
+    return frozenset(
+        subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    )
 
 
 def _page_or_asset(uri: str, config: MkDocsConfig, *, is_in_navigation: bool) -> File:

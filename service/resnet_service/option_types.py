@@ -63,7 +63,7 @@ PredictionLogIntervalS = Annotated[
     float,
     Field(
         ge=1,
-        le=86_400,
+        le=1200,
         description="Time after which the predictions are written to a file; earlier if they take 16 MB.",
     ),
 ]

@@ -191,7 +191,8 @@ class Settings(BaseSettings):
         description="Comma-separated API keys. If set, every endpoint except the health probes and the two "
         "pages requires one. Format: KEY [scope ...] [N/s] [name=NAME] [priority=bulk] [prediction_log=off]; "
         "without scopes a key grants everything except admin. The access log has the name. With "
-        "priority=bulk, all requests of the key are bulk; with prediction_log=off, none are logged there.",
+        "priority=bulk, all requests of the key are bulk; with prediction_log=off, the prediction log has "
+        "none of them.",
     )
     api_keys_file: Path | None = Field(
         None,

@@ -188,7 +188,9 @@ FIRING: Final = (
         240,
         480,
         {
-            f'inference_prediction_log_dropped_total{{{TARGET}, reason="write_failed"}}': counter(0, 0.1),
+            f'inference_prediction_log_dropped_total{{{TARGET}, reason="write_failed"}}': lambda t: (
+                50.0 * max(0, (t - CHANGE_S) // 1200 + 1)  # files of 20 minutes
+            ),
             f'inference_prediction_log_dropped_total{{{TARGET}, reason="rate"}}': counter(5),
         },
     ),

@@ -112,15 +112,19 @@ class MemoryGroup:
         self.procs = group / "cgroup.procs"
         self._group = group
         is_v1 = (group / "memory.usage_in_bytes").exists()
-        self._usage, self._limit = (
-            ("memory.usage_in_bytes", "memory.limit_in_bytes") if is_v1 else ("memory.current", "memory.max")
-        )
+        self._limit = "memory.limit_in_bytes" if is_v1 else "memory.max"
+        self._in_use = ("rss", "mapped_file") if is_v1 else ("anon", "file_mapped", "kernel")
         self._unlimited = "-1" if is_v1 else "max"
 
     @contextmanager
     def limited_to(self, more_bytes: int) -> Iterator[None]:
-        """Allow the processes this much more memory than they have now, until the end of the block."""
-        limit = int((self._group / self._usage).read_text(encoding="ascii")) + more_bytes
+        """Allow the processes this much more memory than they have now, until the end of the block.
+
+        The cache of files does not count: the kernel takes it away for what the processes need.
+        """
+        lines = (self._group / "memory.stat").read_text(encoding="ascii").splitlines()
+        statistics = {name: int(value) for name, value in map(str.split, lines)}
+        limit = sum(statistics[name] for name in self._in_use) + more_bytes
         (self._group / self._limit).write_text(str(limit), encoding="ascii")
         try:
             yield

@@ -2,7 +2,9 @@
 
 import json
 import signal
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -49,7 +51,7 @@ def test_sigterm_writes_the_log_which_can_then_be_trained_on(
     uri = f"s3://logs/{workers}{store}"
     flags = ["--prediction-log", uri, "--prediction-log-images", "--workers", str(workers)]
     images = [encode(make_image(seed=seed)) for seed in range(IMAGES)]
-    with started(*flags, "--prediction-log-interval-s", "3600") as (process, log, url):
+    with started(*flags, "--prediction-log-interval-s", "1200") as (process, log, url):
         for number, image in enumerate(images):
             headers = {"X-Request-ID": f"r{number}"}
             assert httpx.post(f"{url}/predict", files={"file": image}, headers=headers).status_code == 200
@@ -75,8 +77,13 @@ def test_sigterm_writes_the_log_which_can_then_be_trained_on(
         assert result["images"] in (IMAGES, {"train": 20, "test": 4})
 
 
-def test_store_that_ends_costs_rows_and_no_responses() -> None:
-    """The process answers, and ends within its drain timeout, although the store is gone."""
+@pytest.mark.parametrize(
+    ("is_silent", "workers"),
+    [(False, 0), (True, 0), (True, 2)],
+    ids=["gone", "silent", "silent, two workers"],
+)
+def test_store_that_ends_costs_rows_and_no_responses(is_silent: bool, workers: int) -> None:
+    """The process answers, and ends within its drain timeout, although the store is gone or silent."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -84,9 +91,12 @@ def test_store_that_ends_costs_rows_and_no_responses() -> None:
     filesystem, _ = FileSystem.from_uri(f"s3://key:secret@logs{query}")
     filesystem.create_dir("logs")
     uri = f"s3://key:secret@logs/log{query}"
-    flags = ["--drain-timeout-s", "5", "--prediction-log-interval-s", "3600"]
-    with started(*flags, RESNET_SERVICE_PREDICTION_LOG=uri) as (process, log, url):
+    flags = ["--drain-timeout-s", "5", "--prediction-log-interval-s", "1200", "--workers", str(workers)]
+    with ExitStack() as stack:
+        process, log, url = stack.enter_context(started(*flags, RESNET_SERVICE_PREDICTION_LOG=uri))
         server.stop()
+        if is_silent:
+            stack.enter_context(socket.create_server((host, port)))
         image = encode(make_image())
         for _ in range(3):
             assert httpx.post(f"{url}/predict", files={"file": image}).status_code == 200
@@ -96,13 +106,14 @@ def test_store_that_ends_costs_rows_and_no_responses() -> None:
             messages.append(event)
             if event["event"] == "stopped":
                 break
-        assert process.wait(30) == 0
-    [message] = [
+        assert process.wait(15) == 0
+    losses = [
         event
         for event in messages
         if event["event"] in ("predictions_not_logged", "prediction_log_incomplete")
     ]
-    assert message["rows"] == 3
+    assert sum(event["rows"] for event in losses) == 3
+    assert "worker_killed" not in {event["event"] for event in messages}
     assert "secret" not in json.dumps(messages)
 
 

@@ -49,19 +49,35 @@ def build(configuration: Path, folder: Path) -> subprocess.CompletedProcess[str]
 @pytest.mark.parametrize("link", ["missing.md", "serving.md#no-such-heading", "../deploy/missing.yaml"])
 def test_a_broken_link_fails_the_build(link: str, tmp_path: Path) -> None:
     """A page or a file that does not exist, and a heading that does not exist, are errors."""
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    for path in REPOSITORY.iterdir():
-        (repository / path.name).symlink_to(path)
-    for name in ("docs", "release"):
-        (repository / name).unlink()
-        shutil.copytree(REPOSITORY / name, repository / name)
+    repository = copy_repository(tmp_path, "docs", "release")
     with (repository / "docs/cpu.md").open("a") as page:
         page.write(f"\nSee [this]({link}).\n")
     result = build(repository / "mkdocs.yml", tmp_path / "site")
     assert result.returncode != 0
     assert "docs/cpu.md" in result.stderr
     assert link.partition("#")[0].removeprefix("../") in result.stderr
+
+
+def test_files_that_git_does_not_track_are_not_published(tmp_path: Path) -> None:
+    """The folder of the manifests has the API keys of an operator, which Git ignores."""
+    repository = copy_repository(tmp_path, "deploy", "release")
+    (repository / "deploy/kubernetes/keys/api-keys.txt").write_text("5eedf00d-not-public admin")
+    assert build(repository / "mkdocs.yml", tmp_path / "site").returncode == 0
+    pages = [path.read_text() for path in (tmp_path / "site/deploy/kubernetes/keys").rglob("*.html")]
+    assert any("kustomization" in page for page in pages)
+    assert not any("api-keys.txt.md" in page or "5eedf00d-not-public" in page for page in pages)
+
+
+def copy_repository(folder: Path, *names: str) -> Path:
+    """Return a copy of the repository with links to its files, except for copies of these folders."""
+    repository = folder / "repository"
+    repository.mkdir()
+    for path in REPOSITORY.iterdir():
+        (repository / path.name).symlink_to(path)
+    for name in names:
+        (repository / name).unlink()
+        shutil.copytree(REPOSITORY / name, repository / name)
+    return repository
 
 
 class Elements(HTMLParser):

@@ -215,12 +215,14 @@ def test_failed_write_is_counted_and_the_next_one_succeeds(
     assert (log.written(), log.dropped("write_failed")) == (1, 1)
 
 
-def test_label_that_is_not_text_does_not_end_the_thread(tmp_path: Path) -> None:
+def test_label_that_is_not_text_is_logged_with_question_marks(tmp_path: Path) -> None:
     """JSON can have half of a pair of surrogates, which UTF-8 cannot."""
     model = ModelDescription("m", ("\ud800", "dog"), MODEL.preprocessing, "file")
     with running(folder(tmp_path)) as log:
         log.log.add(model, "request", None, b"x", result())
-    assert (log.written(), log.dropped("write_failed")) == (0, 1)
+    assert (log.written(), log.dropped("write_failed")) == (1, 0)
+    [row] = rows(tmp_path)
+    assert [item["label"] for item in row["top_k"]] == ["dog", "?"]
 
 
 def write(path: Path, *times: float, size: int = 100_000) -> None:

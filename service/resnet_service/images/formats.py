@@ -55,10 +55,9 @@ _UNKNOWN_LAYOUT: Final = "unknown raw mode"
 
 
 def decode(data: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int) -> DecodedImage:
-    """Decode an image and return its upright center crop, [S, S, 3] uint8 RGB with S = preprocessing.crop.
+    """Decode an image and return its upright center crop and its stored size.
 
-    The result has the size of the image, too.
-
+    The crop is [S, S, 3] uint8 RGB with S = preprocessing.crop.
     See `resnet_service.images.decode_image` for the conversions. Raises UnsupportedMediaType,
     InvalidImageError and PayloadTooLarge (pixels or memory).
     """

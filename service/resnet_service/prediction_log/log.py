@@ -136,15 +136,20 @@ class PredictionLog:
         if not is_taken:
             self._drop("queue_full", 1)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs; after `close`, because a call of the file system does not return."""
+        return self._thread.is_alive()
+
     def close(self, timeout_s: float) -> None:
         """Write everything that was added, and end the thread; gives up after `timeout_s` seconds."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        if not self._thread.is_alive():
+        if not self.is_running:
             return
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
+        if self.is_running:
             rows = len(self._queue) + sum(batch.num_rows for batch in tuple(self._batches))
             _log.error("prediction_log_incomplete", rows=rows, timeout_s=round(timeout_s, 1))
 
@@ -186,7 +191,8 @@ class PredictionLog:
     def _take(self) -> tuple[Sequence[LoggedPrediction], bool]:
         """Wait until something has to be done; return what is in the queue, and whether it was the end."""
         with self._changed:
-            next_at = self._due_at if self._batches else self._retained_at + _RETENTION_INTERVAL_S
+            retention_at = self._retained_at + _RETENTION_INTERVAL_S
+            next_at = min(self._due_at, retention_at) if self._batches else retention_at
             timeout_s = max(0.0, next_at - time.monotonic())
             if self._changed.wait_for(lambda: self._is_closing or self._queue, timeout_s):
                 self._changed.wait_for(lambda: self._is_closing or self._is_urgent, _GATHER_S)
@@ -205,7 +211,7 @@ class PredictionLog:
                 self._batch_bytes += batch.nbytes
                 if self._batch_bytes >= self._max_file_bytes:
                     self._write()
-        except (pa.ArrowException, UnicodeError, MemoryError) as error:  # UnicodeError: from a label
+        except (pa.ArrowException, MemoryError) as error:
             self._drop("write_failed", len(predictions) - converted, first_line(error))
 
     def _write(self) -> None:

@@ -88,7 +88,8 @@ def _to_batch(predictions: Sequence[LoggedPrediction], with_images: bool) -> pa.
 
 def _row(prediction: LoggedPrediction, with_image: bool) -> dict[str, object]:
     classes = [
-        {"class_id": index, "label": label, "probability": probability}
+        # JSON can have half of a surrogate pair in a label, which UTF-8 cannot.
+        {"class_id": index, "label": label.encode(errors="replace").decode(), "probability": probability}
         for index, label, probability in zip(
             prediction.class_ids, prediction.labels, prediction.probabilities, strict=True
         )

@@ -146,6 +146,8 @@ def run_server(state: AppState, listeners: Listeners | None = None) -> int:
     faulthandler.cancel_dump_traceback_later()
     _log.info("stopped")
     has_failed = has_failed or server.monitor.has_failed or state.backend.fatal_error is not None
+    if state.prediction_log is not None and state.prediction_log.is_running:
+        exit_immediately(int(has_failed))  # a call of its file system would delay the end, for minutes
     if has_running_calls():  # a failure, unless it is the warm-up of a start that a signal interrupts
         assert isinstance(state.backend, LocalBackend)
         exit_immediately(int(has_failed or state.backend.engines.is_warm))

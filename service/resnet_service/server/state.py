@@ -73,7 +73,7 @@ class AppState:
     tracer: RequestTracer | None = None
     explanation_limit: ExplanationLimit = field(default_factory=ExplanationLimit)
     prediction_log: "PredictionLog | None" = None
-    _drained_at: float | None = None
+    _drain_deadline: float | None = None
 
     def start(self) -> None:
         """Start to serve, on the running event loop."""
@@ -83,7 +83,7 @@ class AppState:
 
     def begin_drain(self) -> None:
         """Stop being ready, for good; `close` has to end within the drain timeout from now on."""
-        self._drained_at = time.monotonic() + self.settings.drain_timeout_s
+        self._drain_deadline = time.monotonic() + self.settings.drain_timeout_s
         self.backend.begin_drain()
 
     async def close(self) -> None:
@@ -97,7 +97,7 @@ class AppState:
         if self.tracer is not None:
             closing.append(asyncio.to_thread(self.tracer.close, CLOSE_TIMEOUT_S))
         if self.prediction_log is not None:
-            left_s = 0.0 if self._drained_at is None else self._drained_at - time.monotonic()
+            left_s = 0.0 if self._drain_deadline is None else self._drain_deadline - time.monotonic()
             timeout_s = max(CLOSE_TIMEOUT_S, left_s - _CLOSE_MARGIN_S)
             closing.append(asyncio.to_thread(self.prediction_log.close, timeout_s))
         await asyncio.gather(*closing)

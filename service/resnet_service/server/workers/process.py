@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -66,7 +65,6 @@ async def _serve(config: WorkerConfig) -> None:
     from resnet_service.server.state import AppState, create_decoder
     from resnet_service.server.uploads import UploadMemory
     from resnet_service.server.uvicorn_server import InferenceServer
-    from resnet_service.server.workers.process_metrics import reserve_files
     from resnet_service.server.workers.remote_backend import RemoteBackend
     from resnet_service.server.workers.shared_memory import SharedMemory
     from resnet_service.tracing import RequestTracer
@@ -85,7 +83,6 @@ async def _serve(config: WorkerConfig) -> None:
         exit_immediately()
 
     settings = config.settings
-    reserve_files(os.getpid(), Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     metrics = Metrics(in_worker=True)
     count_dropped_lines(metrics.log_lines_dropped.inc)
     memory = SharedMemory(config.memory_fd)
@@ -110,6 +107,8 @@ async def _serve(config: WorkerConfig) -> None:
         state, uvicorn_config(state), grpc=grpc, watchdog=True, on_listening=backend.report_ready
     )
     await server.serve([socket.socket(fileno=fd) for fd in config.listener_fds])
+    if log is not None and log.is_running:
+        exit_immediately(0)  # a call of its file system would delay the end, for minutes
 
 
 if __name__ == "__main__":

@@ -69,16 +69,19 @@ class AllProcesses(Collector):
 
 
 def reserve_files(pid: int, folder: Path) -> None:
-    """Allocate the files of a worker, a megabyte each, before its metrics open them.
+    """Allocate the files of a worker before its metrics open them.
 
     Otherwise they have holes, and a write to a hole while the file system is full ends the process (SIGBUS).
-    Raises OSError if there is too little space.
+    A file of an earlier process with this id keeps its values. Raises OSError if there is too little space.
     """
     if not hasattr(os, "posix_fallocate"):  # macOS
         return
     for prefix in _FILES:
-        with (folder / f"{prefix}_{pid}.db").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
+        fd = os.open(folder / f"{prefix}_{pid}.db", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, _FILE_BYTES)
+        finally:
+            os.close(fd)
 
 
 def forget_gauges(pid: int, folder: Path) -> None:

@@ -25,7 +25,7 @@ from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.state import CLOSE_TIMEOUT_S
 from resnet_service.server.workers import process
 from resnet_service.server.workers.process import WorkerConfig
-from resnet_service.server.workers.process_metrics import AllProcesses, forget_gauges
+from resnet_service.server.workers.process_metrics import AllProcesses, forget_gauges, reserve_files
 from resnet_service.server.workers.shared_memory import SharedMemory
 from resnet_service.server.workers.worker_connection import WorkerConnection
 from resnet_service.server.workers.worker_models import WorkerModels
@@ -168,7 +168,7 @@ class Supervisor:
             except OSError as error:
                 if not self._all_are_ready.is_set():
                     raise
-                # Such as too many open files: the other workers go on, and the next attempt may succeed.
+                # Such as too many open files or a full disk: the others go on; the next attempt may succeed.
                 _log.error("worker_not_started", index=index, reason=str(error))
             else:
                 if self._is_draining.is_set():
@@ -254,7 +254,14 @@ class Supervisor:
             start_new_session=True,  # Ctrl-C does not reach it: the main process drains it
         )
         assert worker.stdin is not None
-        with worker.stdin as stdin:
+        # A worker that has ended by now is one that `_run` sees end.
+        with suppress(BrokenPipeError), worker.stdin as stdin:
+            try:
+                reserve_files(worker.pid, self._folder)
+            except OSError:
+                worker.kill()
+                worker.wait()
+                raise
             stdin.write(pickle.dumps(config))
         return worker
 
