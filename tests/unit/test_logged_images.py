@@ -104,7 +104,6 @@ def test_image_that_cannot_be_decoded_is_skipped(tmp_path: Path) -> None:
         ({"true_class": ["cat", "dog", "bird"]}, "has unknown classes: bird; the known ones are cat, dog"),
         ({"true_class": [0, 1, 3]}, "has the class 3; the model has 3"),
     ],
-    ids=str,
 )
 def test_log_that_cannot_be_used_is_an_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     folder = write_log(tmp_path / "log", ["cat", "dog", "frog"], **changes)
