@@ -72,7 +72,8 @@ class LogFolder:
 
     def write(self, table: pa.Table) -> int:
         """Add a file with these rows, and return its bytes. Raises StorageError."""
-        self._create()  # it can have been deleted
+        with translate_storage_errors(str(self)):
+            self._create()  # it can have been deleted
         written_at = datetime.fromtimestamp(self._clock(), UTC).strftime(_TIME)
         name = f"predictions-{written_at}Z-{self._process}-{next(self._numbers)}.parquet"
         return write_parquet(table, self._location, name)
@@ -80,8 +81,7 @@ class LogFolder:
     def _create(self) -> None:
         """Create a local folder that only this user can read: it can have the images of clients."""
         if self._location.is_local:
-            with translate_storage_errors(str(self)):
-                Path(self._location.path).mkdir(mode=0o700, parents=True, exist_ok=True)
+            Path(self._location.path).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def delete_old(self, room: int, on_delete: Callable[[LogDeletionReason], None]) -> int:
         """Delete files that are too old, then the oldest until `room` more bytes fit; return the bytes left.
