@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from load_tests.peers.servers.resnet import MAX_BATCH
 from resnet_service.images import Crop
 from resnet_service.log_config import configure_logging
 from resnet_service.runtimes import DeviceMemory, Runtime, TopKResult, stack_crops
@@ -39,6 +40,8 @@ class NoOpRuntime:
 if __name__ == "__main__":
     settings = Settings(
         model="resnet50",
+        # By default the largest batch follows from the operations of the network, which are left out here.
+        max_batch=int(os.environ.get("RESNET_SERVICE_MAX_BATCH", MAX_BATCH)),
         weights=os.environ["WEIGHTS"],
         port=int(os.environ["PORT"]),
         management_port=0,
