@@ -1,4 +1,4 @@
-"""The server's HTTP protocol class and a small ASGI application in memory; see memory_transport."""
+"""The server's HTTP protocol classes and a small ASGI application in memory; see memory_transport."""
 
 import asyncio
 import re
@@ -10,7 +10,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from resnet_service.metrics import Metrics
-from resnet_service.server.http_protocol import ConnectionRegistry, HTTPConnection
+from resnet_service.server.connection_reader import ConnectionReader
+from resnet_service.server.http_protocol import ConnectionRegistry
 from tests.support.memory_transport import ManualClockLoop, MemoryTransport
 
 HEADER_TIMEOUT_S = 10.0
@@ -38,6 +39,8 @@ class App:
     def __init__(self) -> None:
         self.release = asyncio.Event()
         self.disconnects = 0
+        self.part_sizes: list[int] = []
+        """The sizes of the parts of bodies, as they were received."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
@@ -53,6 +56,7 @@ class App:
                 self.disconnects += 1
                 return
             size += len(message["body"])
+            self.part_sizes.append(len(message["body"]))
             more_body = message["more_body"]
         await self._respond(send, 200, bytes(1_000_000) if path == "/large" else str(size).encode())
 
@@ -75,8 +79,14 @@ class MemoryServer:
         self._state = ServerState()
 
     def connect(self) -> MemoryTransport:
-        protocol = HTTPConnection(
-            self.registry, config=self._config, server_state=self._state, app_state={}, _loop=self.loop
+        buffer = memoryview(bytearray(ConnectionReader.BUFFER_BYTES))
+        protocol = ConnectionReader(
+            self.registry,
+            buffer,
+            config=self._config,
+            server_state=self._state,
+            app_state={},
+            _loop=self.loop,
         )
         return MemoryTransport(self.loop, protocol)
 

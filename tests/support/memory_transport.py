@@ -7,7 +7,6 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
-_READ_BYTES = 65_536
 _HIGH_WATER_BYTES = 65_536
 
 
@@ -62,7 +61,7 @@ class MemoryTransport(asyncio.Transport):
     The client reads everything at once; with `client_reads` set to False it reads only by `read`.
     """
 
-    def __init__(self, loop: ManualClockLoop, protocol: asyncio.Protocol) -> None:
+    def __init__(self, loop: ManualClockLoop, protocol: asyncio.BufferedProtocol) -> None:
         super().__init__({"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 8_000)})
         self.client_reads = True
         self.has_eof = False
@@ -82,7 +81,7 @@ class MemoryTransport(asyncio.Transport):
     # The client
 
     def send(self, data: bytes) -> None:
-        """Send data, which arrives in pieces of at most 64 KiB; a closed connection ignores it."""
+        """Send data, which arrives in parts of the protocol's size; a closed connection ignores it."""
         self._incoming += data
         self._deliver()
         self._loop.settle()
@@ -124,9 +123,11 @@ class MemoryTransport(asyncio.Transport):
 
     def _deliver(self) -> None:
         while self._incoming and not (self._is_paused or self._is_closing):
-            data = bytes(self._incoming[:_READ_BYTES])
-            del self._incoming[:_READ_BYTES]
-            self._protocol.data_received(data)
+            buffer = memoryview(self._protocol.get_buffer(-1))
+            size = min(len(buffer), len(self._incoming))
+            buffer[:size] = self._incoming[:size]
+            del self._incoming[:size]
+            self._protocol.buffer_updated(size)
         is_eof = self._has_incoming_eof and not (self._is_paused or self._is_closing)
         if is_eof and not self._protocol.eof_received():
             self.close()

@@ -269,7 +269,7 @@ def test_half_close_after_body_that_was_left_unread_is_a_disconnect(
     server: MemoryServer, client: MemoryTransport
 ) -> None:
     """A client whose body waited in the socket may have given up meanwhile."""
-    client.send(post(bytes(200_000), "/wait"))
+    client.send(post(bytes(100_000), "/wait"))
     server.loop.advance(HALF_CLOSE_S + 0.01)
     client.half_close()
     server.app.release.set()

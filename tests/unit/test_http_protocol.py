@@ -80,6 +80,19 @@ def test_body_in_same_packet_as_headers_does_not_count_as_headers(client: Memory
         assert [response.body for response in client.responses()] == [b"150000"]
 
 
+def test_waiting_request_has_little_of_its_body_in_memory(
+    server: MemoryServer, client: MemoryTransport
+) -> None:
+    """At most 64 KiB are read together with the headers; the rest follows in larger parts, once it may."""
+    client.send(post(bytes(1_000_000), path="/wait"))
+    server.app.release.set()
+    server.loop.settle()
+    assert [response.body for response in client.responses()] == [b"1000000"]
+    first, *others = server.app.part_sizes
+    assert 60_000 < first <= 65_536
+    assert max(others) == 262_144
+
+
 # Malformed requests
 
 

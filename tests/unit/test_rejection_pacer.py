@@ -1,10 +1,43 @@
 """Rejections beyond a rate are delayed, so that they do not take all the time of the event loop."""
 
 import asyncio
+from dataclasses import dataclass
 
 import pytest
 
+from resnet_service.batching import Lane
+from resnet_service.errors import OverloadedError
 from resnet_service.server.rejection_pacer import RejectionPacer
+
+LANE = Lane.INTERACTIVE
+
+
+@dataclass(eq=False)
+class Queue:
+    """An engine with a number of free places, in which a request waits for `wait_s`."""
+
+    free: int = 0
+    wait_s: float = 0.0
+
+    def is_overloaded(self, timeout_s: float, _: Lane) -> bool:
+        """Whether no place is free, or the wait is longer than the request may take."""
+        return not self.free or self.wait_s > timeout_s
+
+    async def request(self, pacer: RejectionPacer, timeout_s: float = 60.0) -> bool:
+        """Send a request, and return whether it got a place."""
+        await pacer.delay(self, asyncio.get_running_loop().time() + timeout_s, LANE)
+        if self.is_overloaded(timeout_s, LANE):
+            return False
+        self.free -= 1
+        return True
+
+
+def busy_pacer(delay_s: float = 20.0) -> RejectionPacer:
+    """Return a pacer that delays the next rejection, at least for `delay_s`."""
+    pacer, now = RejectionPacer(), asyncio.get_running_loop().time()
+    for _ in range(100 + round(100 * delay_s)):
+        pacer.next_delay(now)
+    return pacer
 
 
 def test_rejections_beyond_100_per_second_are_delayed_by_at_most_20_seconds() -> None:
@@ -25,27 +58,61 @@ def test_rejections_are_not_delayed_after_a_pause() -> None:
     assert pacer.next_delay(now=53.0) == 0
 
 
-def test_delay_ends_when_the_service_is_no_longer_overloaded() -> None:
-    """A client that comes at the end of an overload must not wait for the clients that caused it."""
-    checks = iter([True, True, False])
+def test_delayed_requests_get_free_places_in_order_of_arrival() -> None:
+    """Places become free while they wait: the first ones get them, and not a later request."""
 
-    async def wait() -> None:
-        pacer, now = RejectionPacer(), asyncio.get_running_loop().time()
-        for _ in range(3000):
-            pacer.next_delay(now)
-        await asyncio.wait_for(pacer.wait(lambda: next(checks), 20.0), timeout=10)
+    async def run() -> None:
+        pacer, queue = busy_pacer(), Queue()
+        assert not pacer.must_wait(Queue(free=1), 60.0, LANE)
+        requests = [asyncio.create_task(queue.request(pacer)) for _ in range(5)]
+        await asyncio.sleep(0)
+        queue.free = 3
+        assert pacer.must_wait(queue, 60.0, LANE)
+        assert await asyncio.wait_for(asyncio.gather(*requests[:3]), timeout=10) == [True] * 3
+        assert queue.free == 0
+        assert not any(request.done() for request in requests[3:])
+        for request in requests[3:]:
+            request.cancel()
+        await asyncio.gather(*requests[3:], return_exceptions=True)
+        assert not pacer.must_wait(Queue(free=1), 60.0, LANE)
+        queue.free = 1
+        assert not pacer.must_wait(queue, 60.0, LANE)
 
-    asyncio.run(wait())
-    assert next(checks, None) is None
+    asyncio.run(run())
 
 
-def test_delay_is_limited_by_the_caller() -> None:
-    """A request that may take little time is not delayed for longer."""
+def test_request_with_little_time_does_not_keep_places_from_others() -> None:
+    """The first one would get its response too late; the second one takes the place."""
 
-    async def wait() -> None:
-        pacer, now = RejectionPacer(), asyncio.get_running_loop().time()
-        for _ in range(3000):
-            pacer.next_delay(now)
-        await asyncio.wait_for(pacer.wait(lambda: True, 0.01), timeout=10)
+    async def run() -> None:
+        pacer, queue = busy_pacer(), Queue(free=1, wait_s=30.0)
+        short = asyncio.create_task(queue.request(pacer, timeout_s=20.0))
+        long = asyncio.create_task(queue.request(pacer, timeout_s=60.0))
+        assert await asyncio.wait_for(long, timeout=10)
+        assert not short.done()
+        short.cancel()
 
-    asyncio.run(wait())
+    asyncio.run(run())
+
+
+def test_request_is_rejected_at_the_end_of_its_delay() -> None:
+    """The service is still overloaded then."""
+
+    async def run() -> None:
+        pacer = busy_pacer(delay_s=0.05)
+        assert not await asyncio.wait_for(Queue().request(pacer), timeout=10)
+
+    asyncio.run(run())
+
+
+def test_delay_ends_with_the_deadline_but_not_within_a_second() -> None:
+    """A client that allows little time would otherwise come back at once."""
+
+    async def run() -> None:
+        pacer, time = busy_pacer(), asyncio.get_running_loop().time
+        started = time()
+        with pytest.raises(OverloadedError, match="deadline"):
+            await asyncio.wait_for(Queue().request(pacer, timeout_s=0.01), timeout=10)
+        assert time() - started >= 1
+
+    asyncio.run(run())

@@ -99,6 +99,11 @@ class HTTPConnection(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
 
+    @property
+    def is_in_body(self) -> bool:
+        """Whether the next bytes are part of a body that the application reads."""
+        return self.cycle is not None and self.cycle.more_body
+
     def data_received(self, data: bytes) -> None:
         """Override because uvicorn limits neither the size of incomplete headers nor the time for them.
 

@@ -18,7 +18,8 @@ from fastapi import FastAPI
 from resnet_service.inference.worker_pool import has_running_calls
 from resnet_service.machine import schedule_this_thread
 from resnet_service.server.app import create_app, create_management_app
-from resnet_service.server.http_protocol import ConnectionRegistry, HTTPConnection
+from resnet_service.server.connection_reader import ConnectionReader
+from resnet_service.server.http_protocol import ConnectionRegistry
 from resnet_service.server.listener import Listeners, bind_listeners, share_addresses, sockets_for_workers
 from resnet_service.server.local_backend import LocalBackend
 from resnet_service.server.management_server import ManagementServer
@@ -92,9 +93,10 @@ def _registry(state: AppState, limit: int) -> ConnectionRegistry:
 
 
 def _config(app: FastAPI, registry: ConnectionRegistry, **options: Any) -> uvicorn.Config:
+    buffer = memoryview(bytearray(ConnectionReader.BUFFER_BYTES))
     return uvicorn.Config(
         app,
-        http=cast(Any, partial(HTTPConnection, registry)),
+        http=cast(Any, partial(ConnectionReader, registry, buffer)),
         log_config=None,
         access_log=False,
         server_header=False,

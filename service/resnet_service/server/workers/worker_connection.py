@@ -141,7 +141,8 @@ class WorkerConnection:
 
     def _reserve_or_delay(self, request: _Request, frame: Frame) -> Frame | None:
         request.model = self._find(frame)
-        if not request.model.engine.is_overloaded(frame.a, Lane(frame.lane)):
+        engine, lane = request.model.engine, Lane(frame.lane)
+        if not self._backend.engines.rejections.must_wait(engine, frame.a, lane):
             return self._reserve_now(request, frame)
         self._begin(frame.token, self._reserve_after_delay(request, frame))
         return None
