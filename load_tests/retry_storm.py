@@ -1,6 +1,7 @@
 """Many more clients than places, each of which sends its next request at once, also after a rejection."""
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from load_tests.wrk import run_wrk
 PEAK_CONNECTIONS: Final = 64
 """Enough for the highest rate; all of these requests are in progress at the same time."""
 
+_NETSTAT: Final = Path("/proc/net/netstat")
 _PROBES_HZ: Final = 50
 _MIN_GOODPUT: Final = 0.9
 _MIN_GOODPUT_MANY: Final = 0.85
@@ -23,6 +25,7 @@ _MANY_CONNECTIONS: Final = 4000
 _MAX_MANAGEMENT_MS: Final = 100
 _MAX_MAIN_P99_MS: Final = 500
 _MAX_RECOVERY_S: Final = 2.0
+_MAX_GROWTH: Final = 0.05
 _NORMAL_FACTOR: Final = 2.0
 _NORMAL_MARGIN_S: Final = 0.02
 _UNLOADED_REQUESTS: Final = 20
@@ -32,8 +35,9 @@ _UNLOADED_REQUESTS: Final = 20
 class RetryStormResult:
     """What the clients and the probes of the two ports saw.
 
-    `peak_rps` was measured before with 64 connections. Memory is in MB (10^6 bytes), before and at the end.
-    `recovery_s` is the time from the end until the latency of single requests was normal.
+    `peak_rps` was measured before with 64 connections. Memory is in MB (10^6 bytes), before, in the middle and at the end.
+    `recovery_s` is the time from the end until the latency of single requests was normal. `tcp_dropped` is
+    the number of segments that the system dropped for want of memory for TCP: then it is the limit.
     """
 
     image: str
@@ -44,8 +48,9 @@ class RetryStormResult:
     failed: int
     main: HealthProber
     management: HealthProber
-    memory_mb: tuple[float, float]
+    memory_mb: tuple[float, float, float]
     recovery_s: float
+    tcp_dropped: int
 
     def checks(self) -> Iterator[Check]:
         """Yield each guarantee with its measured value."""
@@ -73,11 +78,21 @@ class RetryStormResult:
             f"after {self.recovery_s:.1f} s",
             self.recovery_s <= _MAX_RECOVERY_S,
         )
+        _, middle, end = self.memory_mb
+        yield Check(
+            f"{name}: memory grows by at most {_MAX_GROWTH:.0%} in the second half",
+            f"{end / middle - 1:+.1%}",
+            end <= (1 + _MAX_GROWTH) * middle,
+        )
 
     def measurements(self) -> Iterator[tuple[str, str]]:
         """Yield (name, value) of each measurement."""
-        before, after = self.memory_mb
-        yield f"{self.image}, {self.connections:,} clients: memory", f"{before:,.0f} MB, then {after:,.0f}"
+        before, middle, end = self.memory_mb
+        text = f"{before:,.0f} MB, then {middle:,.0f} and {end:,.0f}"
+        yield f"{self.image}, {self.connections:,} clients: memory", text
+        if self.tcp_dropped:
+            text = f"{self.tcp_dropped:,} segments dropped; raise the system's net.ipv4.tcp_mem"
+            yield f"{self.image}, {self.connections:,} clients: too little memory for TCP", text
 
 
 def measure_peak(url: str, management_url: str, image: Path, seconds: int) -> float:
@@ -94,11 +109,15 @@ def run_retry_storm(
     `pid` is the service's process. Raises what `run_wrk` raises.
     """
     unloaded_s = min(_predict(url, image) for _ in range(_UNLOADED_REQUESTS))
-    before_mb = resident_mb(pid)
+    before_mb, dropped_before = resident_mb(pid), _tcp_dropped()
+    middle_mb: list[float] = []
+    timer = threading.Timer(seconds / 2, lambda: middle_mb.append(resident_mb(pid)))
     with HealthProber(url, _PROBES_HZ) as main, HealthProber(management_url, _PROBES_HZ) as management:
+        timer.start()
         figures = run_wrk(f"{url}/predict", image, "multipart", connections, seconds)
     ended = time.perf_counter()
-    after_mb = resident_mb(pid)
+    end_mb = resident_mb(pid)
+    timer.join()
     normal_s = _NORMAL_FACTOR * unloaded_s + _NORMAL_MARGIN_S
     while _predict(url, image) > normal_s:
         pass
@@ -111,9 +130,18 @@ def run_retry_storm(
         failed=int(figures["failed"]),
         main=main,
         management=management,
-        memory_mb=(before_mb, after_mb),
+        memory_mb=(before_mb, middle_mb[0], end_mb),
         recovery_s=time.perf_counter() - ended,
+        tcp_dropped=_tcp_dropped() - dropped_before,
     )
+
+
+def _tcp_dropped() -> int:
+    """Return how many received segments Linux has dropped for want of memory for TCP; 0 elsewhere."""
+    if not _NETSTAT.exists():
+        return 0
+    names, values = (line.split() for line in _NETSTAT.read_text().splitlines() if line.startswith("TcpExt:"))
+    return int(dict(zip(names, values, strict=True)).get("TCPRcvQDrop", 0))
 
 
 def _predict(url: str, image: Path) -> float:

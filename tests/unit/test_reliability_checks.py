@@ -152,7 +152,7 @@ def test_worst_case_fails_for_a_slow_probe_or_an_unexpected_status() -> None:
 
 
 def test_retry_storm_fails_for_each_of_its_effects() -> None:
-    """Low goodput, failed connections, slow probes and a late recovery fail one check each."""
+    """Low goodput, failed connections, slow probes, a late recovery and growing memory fail one check each."""
 
     def probed(**values: float) -> HealthProber:
         prober = HealthProber("http://127.0.0.1:1")
@@ -160,7 +160,7 @@ def test_retry_storm_fails_for_each_of_its_effects() -> None:
         return prober
 
     good = probed(probes=10, slowest_ms=10.0, p99_ms=10.0)
-    result = RetryStormResult("146 KB", 1000, 100, 91, 5, 0, good, good, (1000, 1100), 1.0)
+    result = RetryStormResult("146 KB", 1000, 100, 91, 5, 0, good, good, (900, 1000, 1050), 1.0, 0)
     assert all(check.passed for check in result.checks())
     assert check_of(replace(result, connections=4000, goodput_rps=86).checks(), "goodput").passed
     bad_results = {
@@ -169,10 +169,13 @@ def test_retry_storm_fails_for_each_of_its_effects() -> None:
         "management port": replace(result, management=probed(slowest_ms=101.0)),
         "main port": replace(result, main=probed(p99_ms=501.0)),
         "normal": replace(result, recovery_s=2.1),
+        "memory": replace(result, memory_mb=(900, 1000, 1051)),
     }
     for words, bad in bad_results.items():
         assert [check.passed for check in bad.checks()].count(False) == 1
         assert not check_of(bad.checks(), words).passed
+    assert len(dict(result.measurements())) == 1
+    assert "tcp_mem" in [*dict(replace(result, tcp_dropped=7).measurements()).values()][1]
 
 
 def test_slow_clients_fail_for_each_of_their_effects() -> None:
