@@ -35,9 +35,10 @@ _UNLOADED_REQUESTS: Final = 20
 class RetryStormResult:
     """What the clients and the probes of the two ports saw.
 
-    `peak_rps` was measured before with 64 connections. Memory is in MB (10^6 bytes), before, in the middle and at the end.
-    `recovery_s` is the time from the end until the latency of single requests was normal. `tcp_dropped` is
-    the number of segments that the system dropped for want of memory for TCP: then it is the limit.
+    `peak_rps` was measured before with 64 connections. Memory is in MB (10^6 bytes), before, in the middle
+    and at the end. `recovery_s` is the time from the end until the latency of single requests was normal.
+    `tcp_dropped` is the number of segments that the system dropped for want of memory for TCP: then it is the
+    limit.
     """
 
     image: str

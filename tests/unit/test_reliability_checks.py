@@ -152,7 +152,7 @@ def test_worst_case_fails_for_a_slow_probe_or_an_unexpected_status() -> None:
 
 
 def test_retry_storm_fails_for_each_of_its_effects() -> None:
-    """Low goodput, failed connections, slow probes, a late recovery and growing memory fail one check each."""
+    """Low goodput, failed connections, slow probes, late recovery and growing memory fail one check each."""
 
     def probed(**values: float) -> HealthProber:
         prober = HealthProber("http://127.0.0.1:1")
