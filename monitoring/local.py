@@ -30,8 +30,9 @@ def free_port() -> int:
 def run_prometheus(*targets: str, log: Path, interval: str = "1s") -> Iterator[str]:
     """Run Prometheus until the block ends, scraping `targets` (host:port), and yield its URL.
 
-    It uses the shipped configuration, except that it scrapes every `interval` and that alerts fire without a
-    delay. Its log is written to the file `log`; its data is deleted at the end. Raises PrometheusError.
+    It uses the shipped configuration, except that it scrapes and evaluates every `interval` and that alerts
+    fire without a delay. Its log is written to the file `log`; its data is deleted at the end.
+    Raises PrometheusError.
     """
     program = shutil.which("prometheus")
     if program is None:
@@ -44,8 +45,10 @@ def run_prometheus(*targets: str, log: Path, interval: str = "1s") -> Iterator[s
     for job in configuration["scrape_configs"]:
         job["static_configs"] = [{"targets": targets_by_job[job["job_name"]]}]
     rules = yaml.safe_load((CONFIGURATION / "rules.yml").read_text())
-    for rule in (rule for group in rules["groups"] for rule in group["rules"] if "for" in rule):
-        del rule["for"]
+    for group in rules["groups"]:
+        group.pop("interval", None)
+        for rule in group["rules"]:
+            rule.pop("for", None)
     with tempfile.TemporaryDirectory(prefix="prometheus-") as name, log.open("w") as log_file:
         folder = Path(name)
         (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))

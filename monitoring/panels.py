@@ -416,8 +416,8 @@ _DETAIL: Final[dict[str, tuple[Panel, ...]]] = {
     ),
 }
 
-_SHARE: Final = "version:inference_prediction_share:increase30m"
-_BASELINE: Final = "version:inference_baseline_share:max"
+_SHARE: Final = f'version:inference_prediction_share:increase{{window="30m", {RECORDED}}}'
+_BASELINE: Final = f"version:inference_baseline_share:max{{{RECORDED}}}"
 _CLASS: Final = "{{model}} {{version}}, {{class}}"
 _CLASS_RATE: Final = (
     f"sum by (model, version, class) ({_rate('inference_predictions_total', SELECTED_MODELS)})"
@@ -427,9 +427,10 @@ _PREDICTED: Final[dict[str, tuple[Panel, ...]]] = {
     "Classes": (
         Panel(
             "Change against the baseline",
-            "Population stability index of the best classes in 30 minutes. The alert fires above 0.25.",
+            "Population stability index of the best classes in 4 and in 30 minutes. The alert fires above "
+            "0.25. A window needs 200 images, and 20 for each class of the baseline.",
             "short",
-            (Series(f"version:inference_prediction_shift:psi30m{{{RECORDED}}}", _VERSION),),
+            (Series(f"version:inference_prediction_shift:psi{{{RECORDED}}}", f"{_VERSION}, {{{{window}}}}"),),
             limit=0.25,
         ),
         Panel(
@@ -437,7 +438,7 @@ _PREDICTED: Final[dict[str, tuple[Panel, ...]]] = {
             "Share of a class in 30 minutes, less its share in the baseline; negative: it became rarer.",
             "percentunit",
             tuple(
-                Series(f"{rank}(5, {_SHARE}{{{RECORDED}}} - {_BASELINE}{{{RECORDED}}})", _CLASS)
+                Series(f"{rank}(5, {_SHARE} - ignoring (window) {_BASELINE})", _CLASS)
                 for rank in ("topk", "bottomk")
             ),
             is_signed=True,

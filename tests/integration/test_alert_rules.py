@@ -4,7 +4,9 @@ A series is a function of the seconds since the start. Each situation begins hea
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final, NamedTuple
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from monitoring import panels
+from resnet_service.inference.prediction_baseline import MAX_CLASSES
 from tests.support.prometheus import RULES, RULES_FILE, assert_promtool
 from tests.support.server import only_once
 
@@ -77,30 +80,56 @@ class Firing(NamedTuple):
     inputs: Inputs
 
 
+Shares = Mapping[str, float]
+"""The shares of the images, by their best class."""
+
 CLASSES: Final = ("cat", "dog", "frog", "ship")
+TEN: Final[Shares] = {f"class {index}": 0.1 for index in range(10)}
+ONLY_ONE: Final[Shares] = {"class 0": 1.0}
 
 
-def predictions(after: Mapping[str, float], *, noise: bool = False, per_second: float = 0.5) -> Inputs:
+def prediction_series(
+    baseline: Shares,
+    shares: Callable[[int], Shares],
+    images_per_second: float,
+    *,
+    random: Random | None = None,
+    version: str = VERSION,
+) -> Inputs:
+    """Return the counters of images with the shares at each second, and the baseline.
+
+    With `random`, each image is a random one.
+    """
+    images = {name: [0.0] for name in shares(0)}
+    for t in range(1, END_S):
+        now = shares(t)
+        drawn: Mapping[str, float] = now
+        if random is not None:
+            drawn = Counter(random.choices(list(now), list(now.values()), k=round(images_per_second)))
+        scale = images_per_second / sum(drawn.values())
+        for name, counts in images.items():
+            counts.append(counts[-1] + scale * drawn.get(name, 0))
+    inputs: dict[str, Value] = {
+        f'inference_predictions_total{{{TARGET}, {version}, class="{name}"}}': counts.__getitem__
+        for name, counts in images.items()
+    }
+    for name, share in baseline.items():
+        labels = f'{TARGET}, {version}, class="{name}"'
+        inputs[f"inference_baseline_share{{{labels}}}"] = partial(lambda share, _: share, share)
+    return inputs
+
+
+def predictions(after: Shares, *, noise: bool = False, per_second: float = 0.5) -> Inputs:
     """Return the counters of classes that are equally frequent before the change, and `after` it.
 
-    With `noise`, each image is a random one. The baseline has equal shares of three classes, and `_other`.
+    The baseline has equal shares of three classes, and `_other`. With `noise`, each image is a random one.
     """
-    random = Random(1)
-    seconds = range(END_S)
-    images = {name: [0.0] * END_S for name in CLASSES}
-    for t in seconds:
-        shares = after if t >= CHANGE_S else dict.fromkeys(CLASSES, 0.25)
-        drawn = random.choices(list(shares), list(shares.values()))[0]
-        for name in CLASSES:
-            share = (name == drawn) if noise else shares.get(name, 0.0)
-            images[name][t] = images[name][t - 1] * (t > 0) + per_second * share
-    inputs: dict[str, Value] = {
-        f'inference_predictions_total{{{TARGET}, {VERSION}, class="{name}"}}': images[name].__getitem__
-        for name in CLASSES
-    }
-    for name in ("cat", "dog", "frog", "_other"):
-        inputs[f'inference_baseline_share{{{TARGET}, {VERSION}, class="{name}"}}'] = lambda _: 0.25
-    return inputs
+    before = dict.fromkeys(CLASSES, 0.25)
+    baseline = dict.fromkeys((*CLASSES[:3], "_other"), 0.25)
+    random = Random(1) if noise else None
+    return prediction_series(
+        baseline, lambda t: after if t >= CHANGE_S else before, per_second, random=random
+    )
 
 
 FIRING: Final = (
@@ -235,6 +264,13 @@ FIRING: Final = (
         1200,
         predictions({"cat": 1.0}),
     ),
+    Firing(
+        "InferencePredictionsShifted",  # a small shift, with enough images in 30 minutes only
+        f'{JOB}, {VERSION}, severity="warning"',
+        900,
+        1800,
+        predictions({"cat": 0.55, "dog": 0.15, "frog": 0.15, "ship": 0.15}),
+    ),
 )
 
 SILENT: Final[dict[str, Inputs]] = {
@@ -294,14 +330,24 @@ def expect(expression: str, at_s: int, *expected: tuple[str, float]) -> dict[str
     return {"expr": expression, "eval_time": f"{at_s}s", "exp_samples": exp_samples}
 
 
-def check(folder: Path, interval_s: int, inputs: Inputs, expectations: list[dict[str, Any]]) -> None:
-    """Run promtool with the shipped rules, on inputs that are scraped every `interval_s`."""
+def check(
+    folder: Path,
+    interval_s: int,
+    inputs: Inputs,
+    expectations: list[dict[str, Any]],
+    *,
+    evaluation_s: int | None = None,
+) -> None:
+    """Run promtool with the shipped rules, on inputs that are scraped every `interval_s`.
+
+    Promtool ignores the interval of a group, and evaluates all groups every `evaluation_s`.
+    """
     series = [{"series": name, "values": samples(value, interval_s)} for name, value in inputs.items()]
     test = {"interval": "1s", "input_series": series, "promql_expr_test": expectations}
     file = folder / "test.yml"
     rules = {
         "rule_files": [str(RULES_FILE)],
-        "evaluation_interval": f"{max(15, interval_s)}s",
+        "evaluation_interval": f"{evaluation_s or max(15, interval_s)}s",
         "tests": [test],
     }
     file.write_text(yaml.safe_dump(rules))
@@ -344,9 +390,10 @@ def test_recorded_series_do_not_depend_on_the_interval(interval_s: int, tmp_path
         f'inference_shadow_images_total{{{TARGET}, {VERSION}, outcome="agree"}}': counter(9.95),
         f'inference_shadow_images_total{{{TARGET}, {VERSION}, outcome="disagree"}}': counter(0.05),
         f'inference_shadow_images_total{{{TARGET}, {VERSION}, outcome="failed"}}': counter(0),
-        **predictions({"cat": 1.0}),
+        **predictions({"cat": 1.0}, per_second=1),
     }
     version = f"{JOB}, {VERSION}"
+    windows = [f'{version}, window="{window}"' for window in ("4m", "30m")]
     classes = [f'{version}, class="{name}"' for name in ("_other", "cat", "dog", "frog")]
     values: dict[str, list[tuple[str, float]]] = {
         "instance:inference_requests:rate5m": [(TARGET, 20)],
@@ -356,14 +403,19 @@ def test_recorded_series_do_not_depend_on_the_interval(interval_s: int, tmp_path
         "instance:inference_queue:ratio": [(TARGET, 0.25)],
         "version:inference_shadow_can_take_over:bool": [(version, 1)],
         "version:inference_baseline_share:max": [(labels, 0.25) for labels in classes],
-        "version:inference_baseline_class_share:increase30m": [(labels, 0.25) for labels in classes[1:]],
-        "version:inference_prediction_share:increase30m": [(labels, 0.25) for labels in classes],
-        "version:inference_prediction_shift:psi30m": [(version, 0)],
+        "version:inference_baseline_class_share:increase": [
+            (f'{window}, class="{name}"', 0.25) for window in windows for name in CLASSES[:3]
+        ],
+        "version:inference_prediction_share:increase": [
+            (f'{window}, class="{name}"', 0.25) for window in windows for name in ("_other", *CLASSES[:3])
+        ],
+        "version:inference_prediction_shift:psi": [(window, 0) for window in windows],
         "job:inference_instances:count": [(JOB, 1)],
     }
     not_exact = {  # extrapolated in the first hour
         "version:inference_shadow_compared:increase1h",
-        "version:inference_predictions:increase30m",
+        "version:inference_class_predictions:increase",
+        "version:inference_predictions:increase",
     }
     assert set(values) | not_exact == {rule["record"] for rule in RULES if "record" in rule}
     expectations = [
@@ -391,6 +443,68 @@ def test_each_panel_has_data_at_each_interval(interval_s: int, tmp_path: Path) -
         assert set(re.findall(r"\[(.*?)\]", query)) <= {"$__rate_interval"}
         expectations.append(expect(f"count({expression}) > bool 0", CHANGE_S, ("{}", 1)))
     check(tmp_path, interval_s, inputs, expectations)
+
+
+def version_labels(version: int) -> str:
+    return f'model="m", version="{version}"'
+
+
+# Scrapes that are 60 s apart show a shift up to 60 s later.
+@pytest.mark.parametrize(("interval_s", "evaluations"), [(5, 2), (60, 3)])
+def test_a_strong_shift_raises_the_alert_within_two_evaluations(
+    interval_s: int, evaluations: int, tmp_path: Path
+) -> None:
+    """Only one of ten equally frequent classes: it fires, whenever this begins between two evaluations."""
+    groups = yaml.safe_load(RULES_FILE.read_text())["groups"]
+    [group] = [group for group in groups if group["name"] == "resnet-service-predictions"]
+    assert group["interval"] == "1m"
+    inputs: dict[str, Value] = {}
+    expectations = []
+    for start in range(CHANGE_S, CHANGE_S + 60, 3):
+        version = version_labels(start)
+        changed = partial(lambda start, t: ONLY_ONE if t > start else TEN, start)
+        inputs |= prediction_series(TEN, changed, 1, version=version)
+        shift = f'alertname="InferencePredictionsShifted", alertstate="firing", {version}'
+        firing = (f'ALERTS{{{shift}, {JOB}, severity="warning"}}', 1)
+        expectations += [
+            expect(f"ALERTS{{{shift}}}", start),
+            expect(f"ALERTS{{{shift}}}", start + 60 * evaluations, firing),
+        ]
+    check(tmp_path, interval_s, inputs, expectations, evaluation_s=60)
+
+
+# Scrapes that are 60 s apart cannot show that the images of a minute were of one class for only a part of it.
+@pytest.mark.parametrize(("interval_s", "burst_s"), [(5, 40), (60, 30)])
+def test_a_short_burst_of_one_class_raises_no_alert(interval_s: int, burst_s: int, tmp_path: Path) -> None:
+    """It takes longer than half a minute of a strong shift."""
+
+    def shares(t: int) -> Shares:
+        return ONLY_ONE if CHANGE_S <= t < CHANGE_S + burst_s else TEN
+
+    shift = 'ALERTS{alertname="InferencePredictionsShifted"}'
+    expectations = [expect(shift, t) for t in range(0, END_S, 15)]
+    check(tmp_path, interval_s, prediction_series(TEN, shares, 1), expectations)
+
+
+@pytest.mark.parametrize("interval_s", INTERVALS_S)
+def test_random_images_of_the_usual_shares_raise_no_alert(interval_s: int, tmp_path: Path) -> None:
+    """In more than an hour, with baselines of ten and of the most classes, and with few and many images."""
+    equal = dict.fromkeys(map(str, range(MAX_CLASSES)), 1 / MAX_CLASSES)
+    weights = [1 / rank for rank in range(1, 1001)]  # Zipf's law, of the classes of ImageNet
+    zipf = {str(rank): weight / sum(weights) for rank, weight in enumerate(weights[:MAX_CLASSES])}
+    zipf["_other"] = 1 - sum(zipf.values())
+    traffic = [(TEN, 1), (TEN, 1), (TEN, 2), (TEN, 20), (equal, 1), (zipf, 9)]
+    inputs: dict[str, Value] = {}
+    for seed, (baseline, images_per_second) in enumerate(traffic):
+        inputs |= prediction_series(
+            baseline,
+            partial(lambda shares, _: shares, baseline),
+            images_per_second,
+            random=Random(seed),
+            version=version_labels(seed),
+        )
+    firing = 'ALERTS{alertname="InferencePredictionsShifted"}'
+    check(tmp_path, interval_s, inputs, [expect(firing, t) for t in range(0, END_S, 60)], evaluation_s=60)
 
 
 def test_every_alert_is_tested() -> None:

@@ -52,6 +52,7 @@ class Group(BaseModel, extra="forbid", strict=True):
     """A group of rules."""
 
     name: str = Field(min_length=1)
+    interval: str | None = Field(None, pattern=r"^\d+[smh]$")
     rules: list[Rule]
 
 
