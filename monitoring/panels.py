@@ -428,7 +428,7 @@ _PREDICTED: Final[dict[str, tuple[Panel, ...]]] = {
         Panel(
             "Change against the baseline",
             "Population stability index of the best classes in 4 and in 30 minutes. The alert fires above "
-            "0.25. A window needs 200 images, and 20 for each class of the baseline.",
+            "0.25. A window needs 400 images, and 20 for each class of the baseline.",
             "short",
             (Series(f"version:inference_prediction_shift:psi{{{RECORDED}}}", f"{_VERSION}, {{{{window}}}}"),),
             limit=0.25,

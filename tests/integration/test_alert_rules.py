@@ -390,7 +390,7 @@ def test_recorded_series_do_not_depend_on_the_interval(interval_s: int, tmp_path
         f'inference_shadow_images_total{{{TARGET}, {VERSION}, outcome="agree"}}': counter(9.95),
         f'inference_shadow_images_total{{{TARGET}, {VERSION}, outcome="disagree"}}': counter(0.05),
         f'inference_shadow_images_total{{{TARGET}, {VERSION}, outcome="failed"}}': counter(0),
-        **predictions({"cat": 1.0}, per_second=1),
+        **predictions({"cat": 1.0}, per_second=2),
     }
     version = f"{JOB}, {VERSION}"
     windows = [f'{version}, window="{window}"' for window in ("4m", "30m")]
@@ -463,7 +463,7 @@ def test_a_strong_shift_raises_the_alert_within_two_evaluations(
     for start in range(CHANGE_S, CHANGE_S + 60, 3):
         version = version_labels(start)
         changed = partial(lambda start, t: ONLY_ONE if t > start else TEN, start)
-        inputs |= prediction_series(TEN, changed, 1, version=version)
+        inputs |= prediction_series(TEN, changed, 2, version=version)
         shift = f'alertname="InferencePredictionsShifted", alertstate="firing", {version}'
         firing = (f'ALERTS{{{shift}, {JOB}, severity="warning"}}', 1)
         expectations += [
@@ -483,7 +483,7 @@ def test_a_short_burst_of_one_class_raises_no_alert(interval_s: int, burst_s: in
 
     shift = 'ALERTS{alertname="InferencePredictionsShifted"}'
     expectations = [expect(shift, t) for t in range(0, END_S, 15)]
-    check(tmp_path, interval_s, prediction_series(TEN, shares, 1), expectations)
+    check(tmp_path, interval_s, prediction_series(TEN, shares, 2), expectations)
 
 
 @pytest.mark.parametrize("interval_s", INTERVALS_S)
@@ -493,7 +493,7 @@ def test_random_images_of_the_usual_shares_raise_no_alert(interval_s: int, tmp_p
     weights = [1 / rank for rank in range(1, 1001)]  # Zipf's law, of the classes of ImageNet
     zipf = {str(rank): weight / sum(weights) for rank, weight in enumerate(weights[:MAX_CLASSES])}
     zipf["_other"] = 1 - sum(zipf.values())
-    traffic = [(TEN, 1), (TEN, 1), (TEN, 2), (TEN, 20), (equal, 1), (zipf, 9)]
+    traffic = [(TEN, 1), (TEN, 2), (TEN, 2), (TEN, 20), (equal, 2), (zipf, 9)]
     inputs: dict[str, Value] = {}
     for seed, (baseline, images_per_second) in enumerate(traffic):
         inputs |= prediction_series(
