@@ -161,6 +161,7 @@ def tune_process() -> None:
     gc.collect()
     gc.set_threshold(_GC_THRESHOLD)
     gc.freeze()  # objects loaded so far live as long as the process; the collector need not scan them again
+    gc.enable()  # disabled at the start
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     schedule_this_thread(for_throughput=True)
 

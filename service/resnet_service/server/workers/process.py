@@ -6,6 +6,7 @@ soon as the main process has ended.
 
 import asyncio
 import faulthandler
+import gc
 import os
 import pickle
 import shutil
@@ -45,6 +46,7 @@ class WorkerConfig:
 def main() -> None:
     """Run a worker until the main process ends it."""
     config: WorkerConfig = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the main process
+    gc.disable()  # until everything is loaded, as in the main process
     limit_malloc_arenas()  # before the imports below start threads
     configure_logging(config.settings.log_level, config.settings.log_format)
     faulthandler.enable()
