@@ -37,8 +37,8 @@ class RetryStormResult:
 
     `peak_rps` was measured before with 64 connections. Memory is in MB (10^6 bytes), before, in the middle
     and at the end. `recovery_s` is the time from the end until the latency of single requests was normal.
-    `tcp_dropped` is the number of segments that the system dropped for want of memory for TCP: then it is the
-    limit.
+    `tcp_dropped` is the number of segments that the system dropped for want of memory: of one socket, or of
+    all for TCP, which is then the limit.
     """
 
     image: str
@@ -92,8 +92,8 @@ class RetryStormResult:
         text = f"{before:,.0f} MB, then {middle:,.0f} and {end:,.0f}"
         yield f"{self.image}, {self.connections:,} clients: memory", text
         if self.tcp_dropped:
-            text = f"{self.tcp_dropped:,} segments dropped; raise the system's net.ipv4.tcp_mem"
-            yield f"{self.image}, {self.connections:,} clients: too little memory for TCP", text
+            text = f"{self.tcp_dropped:,} segments dropped; perhaps net.ipv4.tcp_mem is the limit"
+            yield f"{self.image}, {self.connections:,} clients: too little memory for sockets", text
 
 
 def measure_peak(url: str, management_url: str, image: Path, seconds: int) -> float:
@@ -115,10 +115,12 @@ def run_retry_storm(
     timer = threading.Timer(seconds / 2, lambda: middle_mb.append(resident_mb(pid)))
     with HealthProber(url, _PROBES_HZ) as main, HealthProber(management_url, _PROBES_HZ) as management:
         timer.start()
-        figures = run_wrk(f"{url}/predict", image, "multipart", connections, seconds)
+        try:
+            figures = run_wrk(f"{url}/predict", image, "multipart", connections, seconds)
+        finally:
+            timer.cancel()
     ended = time.perf_counter()
     end_mb = resident_mb(pid)
-    timer.join()
     normal_s = _NORMAL_FACTOR * unloaded_s + _NORMAL_MARGIN_S
     while _predict(url, image) > normal_s:
         pass
@@ -138,7 +140,7 @@ def run_retry_storm(
 
 
 def _tcp_dropped() -> int:
-    """Return how many received segments Linux has dropped for want of memory for TCP; 0 elsewhere."""
+    """Return how many received segments Linux has dropped for want of memory; 0 elsewhere."""
     if not _NETSTAT.exists():
         return 0
     names, values = (line.split() for line in _NETSTAT.read_text().splitlines() if line.startswith("TcpExt:"))

@@ -1,6 +1,7 @@
 """Rejections beyond a rate are delayed, so that they do not take all the time of the event loop."""
 
 import asyncio
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -19,14 +20,15 @@ class Queue:
     free: int = 0
     wait_s: float = 0.0
 
-    def is_overloaded(self, timeout_s: float, _: Lane) -> bool:
-        """Whether no place is free, or the wait is longer than the request may take."""
-        return not self.free or self.wait_s > timeout_s
+    def admission_wait(self, _: Lane) -> float:
+        """Return infinity if no place is free."""
+        return self.wait_s if self.free else math.inf
 
-    async def request(self, pacer: RejectionPacer, timeout_s: float = 60.0) -> bool:
+    async def request(self, pacer: RejectionPacer, timeout_s: float = 60.0, lane: Lane = LANE) -> bool:
         """Send a request, and return whether it got a place."""
-        await pacer.delay(self, asyncio.get_running_loop().time() + timeout_s, LANE)
-        if self.is_overloaded(timeout_s, LANE):
+        if pacer.must_wait(self, timeout_s, lane):
+            await pacer.delay(self, asyncio.get_running_loop().time() + timeout_s, lane)
+        if self.admission_wait(lane) > timeout_s:
             return False
         self.free -= 1
         return True
@@ -91,6 +93,39 @@ def test_request_with_little_time_does_not_keep_places_from_others() -> None:
         assert await asyncio.wait_for(long, timeout=10)
         assert not short.done()
         short.cancel()
+
+    asyncio.run(run())
+
+
+def test_requests_with_enough_time_do_not_wait_for_those_with_too_little() -> None:
+    """They are accepted at once, and do not count as rejections, which would delay later ones."""
+
+    async def run() -> None:
+        pacer, queue = busy_pacer(), Queue(free=1000, wait_s=30.0)
+        short = asyncio.create_task(queue.request(pacer, timeout_s=20.0))
+        await asyncio.sleep(0)
+        delay_s = pacer.next_delay(asyncio.get_running_loop().time())
+        async with asyncio.timeout(10):  # 2 s at two checks for each
+            assert all([await queue.request(pacer) for _ in range(1000)])
+        assert pacer.next_delay(asyncio.get_running_loop().time()) < delay_s + 0.1
+        short.cancel()
+
+    asyncio.run(run())
+
+
+def test_last_place_is_for_an_interactive_request() -> None:
+    """A bulk request that came first waits on."""
+
+    async def run() -> None:
+        pacer, queue = busy_pacer(), Queue()
+        bulk = asyncio.create_task(queue.request(pacer, lane=Lane.BULK))
+        await asyncio.sleep(0)
+        interactive = asyncio.create_task(queue.request(pacer))
+        await asyncio.sleep(0)
+        queue.free = 1
+        assert await asyncio.wait_for(interactive, timeout=10)
+        assert not bulk.done()
+        bulk.cancel()
 
     asyncio.run(run())
 

@@ -173,11 +173,12 @@ class MicroBatcher(Generic[Item, Result]):
         """Whether less than half of the permits are taken, so that no request waits for one."""
         return self._limiter.is_half_free
 
-    def is_overloaded(self, timeout_s: float, lane: Lane = Lane.INTERACTIVE) -> bool:
-        """Whether `reserve`, with a deadline in `timeout_s` seconds, would raise OverloadedError."""
+    def admission_wait(self, lane: Lane) -> float:
+        """Return the seconds that a request must allow, or `reserve` rejects it; infinity if always."""
         if self._queue.is_empty and not self._running:
-            return False
-        return self._is_full(lane) or self.estimate_wait(lane) > min(self._max_queue_wait_s, timeout_s)
+            return 0.0
+        wait_s = self.estimate_wait(lane)
+        return math.inf if self._is_full(lane) or wait_s > self._max_queue_wait_s else wait_s
 
     def _is_full(self, lane: Lane) -> bool:
         counted = Lane if lane is Lane.BULK else (Lane.INTERACTIVE,)
@@ -202,9 +203,7 @@ class MicroBatcher(Generic[Item, Result]):
     def _reservation(self, deadline: float | None, lane: Lane) -> Reservation[Item, Result]:
         return Reservation(self._queue, self._limiter, self._reserve_slot, self.enqueue, deadline, lane)
 
-    def enqueue(
-        self, item: Item, deadline: float | None, lane: Lane = Lane.INTERACTIVE
-    ) -> QueueItem[Item, Result]:
+    def enqueue(self, item: Item, deadline: float | None, lane: Lane) -> QueueItem[Item, Result]:
         """Queue an item that needs no admission, and return its entry with the future of its result.
 
         Raises ServiceUnavailable if the batcher is closed.

@@ -193,9 +193,9 @@ class Engine:
         if self._warmup_task is not None:
             await asyncio.shield(self._warmup_task)
 
-    def is_overloaded(self, timeout_s: float, lane: Lane) -> bool:
-        """Whether `reserve` would reject a request because of the queue."""
-        return self._batcher.is_overloaded(timeout_s, lane)
+    def admission_wait(self, lane: Lane) -> float:
+        """Return the seconds that a request must allow, or `reserve` rejects it; infinity if always."""
+        return self._batcher.admission_wait(lane)
 
     @property
     def has_waiting_images(self) -> bool:

@@ -16,11 +16,11 @@ _CHECK_INTERVAL_S: Final = 0.05
 """Time between two checks whether the request that has been delayed longest can be accepted."""
 
 
-class OverloadableEngine(Protocol):
+class AdmittingEngine(Protocol):
     """The part of `Engine` that is needed here."""
 
-    def is_overloaded(self, timeout_s: float, lane: Lane) -> bool:
-        """Whether the engine would reject a request that may take `timeout_s` seconds."""
+    def admission_wait(self, lane: Lane) -> float:
+        """Return the seconds that a request must allow, or it is rejected; infinity if always."""
         ...
 
 
@@ -40,7 +40,7 @@ class RejectionPacer:
 
     def __init__(self) -> None:
         self._next_at = -math.inf
-        self._delayed: dict[tuple[OverloadableEngine, Lane], _Delayed] = {}
+        self._delayed: dict[tuple[AdmittingEngine, Lane], _Delayed] = {}
         self._check: asyncio.Handle | None = None
 
     def next_delay(self, now: float) -> float:
@@ -52,55 +52,68 @@ class RejectionPacer:
         self._next_at = due_at + 1 / _REJECTIONS_PER_S
         return max(0.0, due_at - now)
 
-    def must_wait(self, engine: OverloadableEngine, timeout_s: float, lane: Lane) -> bool:
+    def must_wait(self, engine: AdmittingEngine, timeout_s: float, lane: Lane) -> bool:
         """Whether a request would be rejected now, or others that are delayed come first."""
-        return (engine, lane) in self._delayed or engine.is_overloaded(timeout_s, lane)
+        return (engine, lane) in self._delayed or engine.admission_wait(lane) > timeout_s
 
-    async def delay(self, engine: OverloadableEngine, deadline: float, lane: Lane) -> None:
+    async def delay(self, engine: AdmittingEngine, deadline: float, lane: Lane) -> None:
         """Wait before a request is rejected, or until `engine` can accept it, which the caller then tries.
 
         `deadline` is that of the request on the event loop's clock. Raises OverloadedError if it passes.
         """
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        delay_s = min(self.next_delay(now), max(deadline - now, _MIN_MAX_DELAY_S))
+        time = asyncio.get_running_loop().time
+        now = time()
+        is_rejected = engine.admission_wait(lane) > deadline - now
+        delay_s = self.next_delay(now) if is_rejected else _MAX_REJECTION_DELAY_S
+        delay_s = min(delay_s, max(deadline - now, _MIN_MAX_DELAY_S))
         if delay_s > 0:
             await self._wait(engine, deadline, lane, delay_s)
-        if loop.time() >= deadline:
+        if time() >= deadline:
             raise OverloadedError("the deadline passed before the request was accepted", "deadline", 1.0)
 
-    async def _wait(self, engine: OverloadableEngine, deadline: float, lane: Lane, delay_s: float) -> None:
-        loop = asyncio.get_running_loop()
+    async def _wait(self, engine: AdmittingEngine, deadline: float, lane: Lane, delay_s: float) -> None:
+        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         delayed = self._delayed.setdefault((engine, lane), OrderedDict())
-        accepted: asyncio.Future[None] = loop.create_future()
         delayed[accepted] = deadline
-        if self._check is None:
-            self._check = loop.call_later(_CHECK_INTERVAL_S, self._accept)
+        self._check_soon()
         try:
             async with asyncio.timeout(delay_s):
                 await accepted
         except TimeoutError:
             pass  # it is rejected now
         finally:
-            delayed.pop(accepted, None)
-            if not delayed and self._delayed.get((engine, lane)) is delayed:
+            del delayed[accepted]
+            if not delayed:
                 del self._delayed[engine, lane]
 
+    def _check_soon(self) -> None:
+        """Look for places after the next steps of tasks: those that were accepted take theirs."""
+        if self._check is not None:
+            self._check.cancel()
+        self._check = asyncio.get_running_loop().call_soon(self._accept)
+
     def _accept(self) -> None:
-        """Accept the first request for each engine that has a place, and look again for more of them."""
+        """Accept one request for each engine that has a place, and look again: at once for more of them."""
         loop = asyncio.get_running_loop()
-        found = False
-        for (engine, lane), delayed in self._delayed.items():
-            if engine.is_overloaded(math.inf, lane):
-                continue
-            for accepted, deadline in delayed.items():
-                if not (accepted.done() or engine.is_overloaded(deadline - loop.time(), lane)):
-                    accepted.set_result(None)
-                    found = True
-                    break
-        if not self._delayed:
-            self._check = None
-        elif found:  # the request takes its place before the next check
-            self._check = loop.call_soon(self._accept)
-        else:
+        engines: set[AdmittingEngine] = set()
+        for engine, lane in sorted(self._delayed, key=lambda key: key[1]):
+            accepted = None if engine in engines else self._first(engine, lane, loop.time())
+            if accepted is not None:
+                accepted.set_result(None)
+                engines.add(engine)
+        if engines:
+            self._check_soon()
+        elif self._delayed:
             self._check = loop.call_later(_CHECK_INTERVAL_S, self._accept)
+        else:
+            self._check = None
+
+    def _first(self, engine: AdmittingEngine, lane: Lane, now: float) -> asyncio.Future[None] | None:
+        """Return the first request that the engine would accept now; None if it has no place for any."""
+        wait_s = engine.admission_wait(lane)
+        if wait_s == math.inf:
+            return None
+        delayed = self._delayed[engine, lane].items()
+        return next(
+            (each for each, deadline in delayed if not each.done() and deadline - now >= wait_s), None
+        )

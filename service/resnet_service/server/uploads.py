@@ -30,7 +30,7 @@ from resnet_service.settings import Settings
 Result = TypeVar("Result")
 
 _WATCH_AFTER_S: Final = 0.05
-"""A disconnect within a shorter time is not noticed: to watch for it costs more than it could save."""
+"""Shorter work is not watched for a disconnect: the task for it costs more than it could save."""
 _MIN_WAIT_S: Final = 0.001
 """A shorter wait is not recorded: without overload, `start` returns at once."""
 _RAW_BODY: Final = frozenset(
@@ -151,8 +151,8 @@ class Upload:
         """Return the complete request body.
 
         Raises UnsupportedMediaType if it is compressed, PayloadTooLarge or RequestTimeout if a limit is
-        exceeded, OverloadedError if the upload memory is full, ClientDisconnect if the client has gone, and
-        what `Reservation.start` raises.
+        exceeded, OverloadedError if the upload memory is full, ClientDisconnect if the client disconnects,
+        and what `Reservation.start` raises.
         """
         return await self._receive(self._body)
 
@@ -163,12 +163,7 @@ class Upload:
         declared = self._request.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large()
-        timing = request_timing(self._request)
-        result = await receive_upload(read, self._reservation, timing, self._timeout_s)
-        # The end of a connection is behind the body: only now is it known that a client has given up.
-        if timing.seconds("wait") > _WATCH_AFTER_S and await self._request.is_disconnected():
-            raise ClientDisconnect
-        return result
+        return await receive_upload(read, self._reservation, request_timing(self._request), self._timeout_s)
 
     async def _body(self) -> bytearray:
         body = bytearray()

@@ -54,7 +54,7 @@ class WorkerConnection:
         self._models: dict[int, WorkerModel] = {}  # by generation
         self._current: dict[int, WorkerModel] = {}  # those that serve, by index of the version
         self._requests: dict[int, _Request] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, asyncio.Task[Frame]] = {}
         self._running: dict[int, tuple[Engine, QueueItem[QueuedCrop, TopKResult]]] = {}
         self._handlers: dict[int, Callable[[Frame], None]] = {
             Kind.READY: self._ready,
@@ -277,21 +277,18 @@ class WorkerConnection:
 
     def _begin(self, token: int, work: Coroutine[Any, Any, Frame]) -> None:
         """Answer a request with the result of a coroutine."""
-        self._tasks[token] = self._loop.create_task(self._answer_later(token, work))
+        task = self._tasks[token] = self._loop.create_task(work)
+        task.add_done_callback(partial(self._answer_ended, token))
 
-    async def _answer_later(self, token: int, work: Coroutine[Any, Any, Frame]) -> None:
-        try:
-            frame = await work
-        except asyncio.CancelledError:
+    def _answer_ended(self, token: int, task: asyncio.Task[Frame]) -> None:
+        """Answer a request whose task has ended, perhaps before it began."""
+        del self._tasks[token]
+        if task.cancelled():
             self._fail(token, ServiceUnavailable("the request was cancelled"))
-            raise
-        except Exception as error:  # noqa: BLE001
-            # Foreign code can run in a call; the worker gets any error.
-            self._fail(token, error)
+        elif (error := task.exception()) is not None:
+            self._fail(token, error)  # any error: foreign code can run in a call
         else:
-            self.channel.send(frame._replace(token=token))
-        finally:
-            del self._tasks[token]
+            self.channel.send(task.result()._replace(token=token))
 
     def _fail(self, token: int, error: BaseException) -> None:
         if not isinstance(error, ServiceError):
