@@ -99,7 +99,7 @@ def test_retry_storm_is_measured_on_both_ports(jpeg: bytes, tmp_path: Path) -> N
     for prober in (result.main, result.management):
         assert prober.probes > 0
         assert prober.failures == 0
-    assert len(list(result.checks())) == 5
+    assert len(list(result.checks())) == 6
     assert all(value for _, value in result.measurements())
 
 
