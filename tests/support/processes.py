@@ -78,7 +78,9 @@ def started(
         try:
             log = events(process)
             url = until(log, "serving")["url"]
-            until(log, "ready")
+            models = flags[-flags[::-1].index("--model")]  # after the last --model
+            for _ in models.split(","):  # each of them becomes ready
+                until(log, "ready")
             yield process, log, url
         finally:
             killer.cancel()
