@@ -26,7 +26,7 @@ class Queue:
 
     async def request(self, pacer: RejectionPacer, timeout_s: float = 60.0, lane: Lane = LANE) -> bool:
         """Send a request, and return whether it got a place."""
-        if pacer.must_wait(self, timeout_s, lane):
+        if self.admission_wait(lane) > timeout_s:
             await pacer.delay(self, asyncio.get_running_loop().time() + timeout_s, lane)
         if self.admission_wait(lane) > timeout_s:
             return False
@@ -60,54 +60,35 @@ def test_rejections_are_not_delayed_after_a_pause() -> None:
     assert pacer.next_delay(now=53.0) == 0
 
 
-def test_delayed_requests_get_free_places_in_order_of_arrival() -> None:
-    """Places become free while they wait: the first ones get them, and not a later request."""
+def test_newest_of_the_delayed_requests_get_free_places() -> None:
+    """The older ones have less time left, and a place that was given to them could be wasted."""
 
     async def run() -> None:
         pacer, queue = busy_pacer(), Queue()
-        assert not pacer.must_wait(Queue(free=1), 60.0, LANE)
         requests = [asyncio.create_task(queue.request(pacer)) for _ in range(5)]
         await asyncio.sleep(0)
         queue.free = 3
-        assert pacer.must_wait(queue, 60.0, LANE)
-        assert await asyncio.wait_for(asyncio.gather(*requests[:3]), timeout=10) == [True] * 3
+        assert await asyncio.wait_for(asyncio.gather(*requests[2:]), timeout=10) == [True] * 3
         assert queue.free == 0
-        assert not any(request.done() for request in requests[3:])
-        for request in requests[3:]:
+        assert not any(request.done() for request in requests[:2])
+        for request in requests[:2]:
             request.cancel()
-        await asyncio.gather(*requests[3:], return_exceptions=True)
-        assert not pacer.must_wait(Queue(free=1), 60.0, LANE)
-        queue.free = 1
-        assert not pacer.must_wait(queue, 60.0, LANE)
 
     asyncio.run(run())
 
 
 def test_request_with_little_time_does_not_keep_places_from_others() -> None:
-    """The first one would get its response too late; the second one takes the place."""
+    """The newest one would get its response too late; the one before it takes the place."""
 
     async def run() -> None:
-        pacer, queue = busy_pacer(), Queue(free=1, wait_s=30.0)
-        short = asyncio.create_task(queue.request(pacer, timeout_s=20.0))
+        pacer, queue = busy_pacer(), Queue(wait_s=30.0)
         long = asyncio.create_task(queue.request(pacer, timeout_s=60.0))
-        assert await asyncio.wait_for(long, timeout=10)
-        assert not short.done()
-        short.cancel()
-
-    asyncio.run(run())
-
-
-def test_requests_with_enough_time_do_not_wait_for_those_with_too_little() -> None:
-    """They are accepted at once, and do not count as rejections, which would delay later ones."""
-
-    async def run() -> None:
-        pacer, queue = busy_pacer(), Queue(free=1000, wait_s=30.0)
+        await asyncio.sleep(0)
         short = asyncio.create_task(queue.request(pacer, timeout_s=20.0))
         await asyncio.sleep(0)
-        delay_s = pacer.next_delay(asyncio.get_running_loop().time())
-        async with asyncio.timeout(10):  # 2 s at two checks for each
-            assert all([await queue.request(pacer) for _ in range(1000)])
-        assert pacer.next_delay(asyncio.get_running_loop().time()) < delay_s + 0.1
+        queue.free = 1
+        assert await asyncio.wait_for(long, timeout=10)
+        assert not short.done()
         short.cancel()
 
     asyncio.run(run())

@@ -153,7 +153,7 @@ class EngineManager:
         ModelNotFound if the version was unloaded, and what `Engine.reserve` raises.
         """
         with self.acquire(self.find(key)) as engine:
-            if self.rejections.must_wait(engine, timeout_s, lane):
+            if engine.admission_wait(lane) > timeout_s:
                 deadline = asyncio.get_running_loop().time() + timeout_s
                 await self.rejections.delay(engine, deadline, lane)
                 timeout_s = deadline - asyncio.get_running_loop().time()

@@ -141,8 +141,7 @@ class WorkerConnection:
 
     def _reserve_or_delay(self, request: _Request, frame: Frame) -> Frame | None:
         request.model = self._find(frame)
-        engine, lane = request.model.engine, Lane(frame.lane)
-        if not self._backend.engines.rejections.must_wait(engine, frame.a, lane):
+        if request.model.engine.admission_wait(Lane(frame.lane)) <= frame.a:
             return self._reserve_now(request, frame)
         self._begin(frame.token, self._reserve_after_delay(request, frame))
         return None
