@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections import OrderedDict
 from typing import Final, Protocol
 
 from resnet_service.batching import Lane
@@ -13,7 +12,7 @@ _MAX_REJECTION_DELAY_S: Final = 20.0
 _MIN_MAX_DELAY_S: Final = 1.0
 """A rejection is delayed for so long even if its request may take less time."""
 _CHECK_INTERVAL_S: Final = 0.05
-"""Time between two checks whether the request that has been delayed longest can be accepted."""
+"""Time between two checks whether a delayed request can be accepted."""
 
 
 class AdmittingEngine(Protocol):
@@ -24,7 +23,7 @@ class AdmittingEngine(Protocol):
         ...
 
 
-_Delayed = OrderedDict[asyncio.Future[None], float]
+_Delayed = dict[asyncio.Future[None], float]
 """Requests that are delayed and their deadlines, in order of arrival."""
 
 
@@ -68,7 +67,7 @@ class RejectionPacer:
 
     async def _wait(self, engine: AdmittingEngine, deadline: float, lane: Lane, delay_s: float) -> None:
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        delayed = self._delayed.setdefault((engine, lane), OrderedDict())
+        delayed = self._delayed.setdefault((engine, lane), {})
         delayed[accepted] = deadline
         if self._check is None:
             self._check = asyncio.get_running_loop().call_later(_CHECK_INTERVAL_S, self._accept)
